@@ -1,0 +1,5 @@
+//! Pure: values in, values out. Nothing here knows of aya, tokio, files, sockets or the clock.
+
+pub mod config;
+pub mod health;
+pub mod ring;

@@ -1,0 +1,1 @@
+//! Backends and weights → a Maglev ring.

@@ -1,0 +1,4 @@
+//! Effects: everything that touches the kernel, the network or files.
+
+pub mod neighbours;
+pub mod probes;

@@ -1,0 +1,4 @@
+//! The Sluice agent and the `sluice` command.
+
+pub mod core;
+pub mod io;
