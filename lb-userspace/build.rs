@@ -34,10 +34,9 @@ fn build(root: &Path, target: &Path) -> PathBuf {
     let mut command = toolchain.build_command(&root.join("lb-ebpf"), &ebpf_target);
     match command.output() {
         Ok(output) if output.status.success() => toolchain::Toolchain::object(&ebpf_target),
-        Ok(output) => fail(&format!(
-            "the eBPF object does not build:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        )),
+        Ok(output) => {
+            fail(&format!("the eBPF object does not build:\n{}", String::from_utf8_lossy(&output.stderr)))
+        }
         Err(error) => fail(&format!("cannot run {command:?}: {error}")),
     }
 }

@@ -89,7 +89,9 @@ impl Toolchain {
                 command
             }
         };
-        for inherited in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "RUSTUP_TOOLCHAIN", "CARGO"] {
+        for inherited in
+            ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "RUSTUP_TOOLCHAIN", "CARGO"]
+        {
             command.env_remove(inherited);
         }
         if self.compiler.source == Source::Nightly {
@@ -133,7 +135,8 @@ impl Compiler {
     }
 
     fn nightly() -> Option<Self> {
-        let rustc = |args: &[&str]| output(Command::new("rustup").args(["run", "nightly", "rustc"]).args(args));
+        let rustc =
+            |args: &[&str]| output(Command::new("rustup").args(["run", "nightly", "rustc"]).args(args));
         let sysroot = rustc(&["--print", "sysroot"])?;
         let source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
         let llvm = llvm_major(&rustc(&["-vV"])?)?;
