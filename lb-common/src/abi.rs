@@ -4,7 +4,9 @@
 //! one aligned word and an atomic; everything else is written before it is published, and not touched again until no
 //! packet can see it.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::AtomicU64;
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::hash::Key;
 use crate::net::{Address, Be16, Protocol};
@@ -75,26 +77,67 @@ pub const MIN_FLOWS: u32 = 1 << 12;
 /// Flows in the flow table at most (512 MiB).
 pub const MAX_FLOWS: u32 = 1 << 26;
 
+/// A 64-bit word that the agent and the program read and write while the other does: it cannot tear.
+///
+/// BPF's word loads and stores are single instructions, but LLVM knows them as atomics only from `cpu=v4` on; so there
+/// they are volatile accesses.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Word(AtomicU64);
+
+impl Word {
+    /// A word of this value.
+    pub const fn new(value: u64) -> Self {
+        Self(AtomicU64::new(value))
+    }
+
+    /// The value as it is now.
+    #[inline(always)]
+    pub fn load(&self) -> u64 {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: the pointer is that of a live, aligned word.
+        return unsafe { self.0.as_ptr().read_volatile() };
+        #[cfg(not(target_arch = "bpf"))]
+        self.0.load(Relaxed)
+    }
+
+    /// Replaces the value.
+    #[inline(always)]
+    pub fn store(&self, value: u64) {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: as above; all who share the word use this type.
+        return unsafe { self.0.as_ptr().write_volatile(value) };
+        #[cfg(not(target_arch = "bpf"))]
+        self.0.store(value, Relaxed)
+    }
+
+    /// Replaces the value if it still is `current`; says whether it was.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn replace(&self, current: u64, new: u64) -> bool {
+        self.0.compare_exchange(current, new, Relaxed, Relaxed).is_ok()
+    }
+}
+
 /// Settings for the whole datapath.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Control {
     /// [`ABI_VERSION`]; written last when the maps are new, so 0 means unfinished.
-    pub abi_version: AtomicU32,
+    pub abi_version: Word,
+    /// Which half of the VIP table is in force: see [`VipTable`].
+    pub vip_table: Word,
     /// Buckets of the flow table.
     pub flow_buckets: u32,
     /// Buckets in one half of the VIP table.
     pub vip_buckets: u32,
     /// A tick is `jiffies >> tick_shift`, about a second: see [`crate::flow::Tick`].
     pub tick_shift: u32,
-    /// Which half of the VIP table is in force: see [`VipTable`].
-    pub vip_table: AtomicU32,
     /// Key of the flow table's hash: random, drawn with the table, so that nobody outside can aim at a bucket.
     pub flow_key: Key,
     /// Key of the ring's hash, expanded from the configuration's `ring_seed`: the same on all nodes.
     pub ring_key: Key,
     /// To the end of the cache line.
-    pub padding: [u8; 28],
+    pub padding: [u8; 20],
     /// Where the program is attached; the first entry with index 0 ends the list.
     pub interfaces: [Interface; MAX_INTERFACES],
 }
@@ -111,13 +154,13 @@ pub struct VipTable {
 impl VipTable {
     /// From the word in the map.
     #[inline(always)]
-    pub const fn from_word(word: u32) -> Self {
+    pub const fn from_word(word: u64) -> Self {
         Self { second_half: word & 1 != 0, any_port: word & 2 != 0 }
     }
 
     /// The word for the map.
-    pub const fn to_word(self) -> u32 {
-        self.second_half as u32 | (self.any_port as u32) << 1
+    pub const fn to_word(self) -> u64 {
+        self.second_half as u64 | (self.any_port as u64) << 1
     }
 }
 
@@ -126,11 +169,9 @@ impl VipTable {
 #[repr(C)]
 pub struct Interface {
     /// The interface's own MAC address in the low 48 bits, as the first eight bytes of a frame to it would be loaded.
-    pub mac: AtomicU64,
+    pub mac: Word,
     /// The kernel's index of the interface; 0 for none.
-    pub index: AtomicU32,
-    /// To a multiple of the alignment.
-    pub padding: u32,
+    pub index: Word,
 }
 
 /// Masks the MAC address out of the first eight bytes of a frame, loaded little-endian.
@@ -181,7 +222,7 @@ pub struct VipBucket {
 #[repr(C)]
 pub struct Service {
     /// See [`ServiceWord`].
-    pub word: AtomicU64,
+    pub word: Word,
 }
 
 /// The word [`Service::word`].
@@ -233,7 +274,7 @@ impl Service {
     /// The word as it is now.
     #[inline(always)]
     pub fn load(&self) -> ServiceWord {
-        ServiceWord::from_word(self.word.load(Relaxed))
+        ServiceWord::from_word(self.word.load())
     }
 }
 
@@ -242,7 +283,7 @@ impl Service {
 #[repr(C, align(64))]
 pub struct Backend {
     /// See [`BackendWord`].
-    pub word: AtomicU64,
+    pub word: Word,
     /// Two next hops of which the word names the one in force: the other may be rewritten.
     pub hops: [NextHop; 2],
     /// To the end of the cache line.
@@ -302,7 +343,7 @@ impl Backend {
     /// The word as it is now.
     #[inline(always)]
     pub fn load(&self) -> BackendWord {
-        BackendWord::from_word(self.word.load(Relaxed))
+        BackendWord::from_word(self.word.load())
     }
 }
 
@@ -329,7 +370,7 @@ pub struct Ring {
 #[repr(C, align(64))]
 pub struct FlowBucket {
     /// Words of [`crate::flow::Entry`]; 0 is empty.
-    pub ways: [AtomicU64; FLOW_WAYS],
+    pub ways: [Word; FLOW_WAYS],
 }
 
 /// What went to a service or a backend.
@@ -389,7 +430,7 @@ macro_rules! assert_layout {
 }
 
 assert_layout! {
-    Control: 384 { abi_version: 0, vip_table: 16, flow_key: 20, ring_key: 60, interfaces: 128 }
+    Control: 384 { abi_version: 0, vip_table: 8, flow_buckets: 16, flow_key: 28, ring_key: 68, interfaces: 128 }
     Interface: 16 { mac: 0, index: 8 }
     VipSlot: 32 { address: 0, service: 16, port: 20, protocol: 22, used: 23 }
     VipBucket: 64 { slots: 0 }

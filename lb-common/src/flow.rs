@@ -3,8 +3,6 @@
 //! One 64-bit word per flow, eight to a cache line. One load decides, one store replaces: entries cannot tear and need
 //! no lock. A lost or doubled entry is harmless: the ring answers, and the flow's next packets agree with it.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use crate::abi::{FLOW_WAYS, FlowBucket};
 
 /// Ticks an entry keeps its time in; ages are modulo 2¹⁴ ticks, about four and a half hours.
@@ -123,7 +121,7 @@ impl FlowBucket {
     pub fn find(&self, signature: u32) -> Option<Found> {
         let mut way = 0;
         while way < FLOW_WAYS {
-            let word = self.ways[way].load(Relaxed);
+            let word = self.ways[way].load();
             if (word >> 32) as u32 == signature
                 && let Some(entry) = Entry::from_word(word)
             {
@@ -140,7 +138,7 @@ impl FlowBucket {
         let (mut best, mut best_rank) = (0, 0);
         let mut way = 0;
         while way < FLOW_WAYS {
-            let rank = match Entry::from_word(self.ways[way].load(Relaxed)) {
+            let rank = match Entry::from_word(self.ways[way].load()) {
                 None => u32::MAX,
                 Some(entry) => entry.rank(now),
             };
@@ -156,7 +154,7 @@ impl FlowBucket {
     #[inline(always)]
     pub fn store(&self, way: usize, entry: Entry) {
         if let Some(place) = self.ways.get(way) {
-            place.store(entry.word(), Relaxed);
+            place.store(entry.word());
         }
     }
 }

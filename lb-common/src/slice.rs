@@ -126,10 +126,7 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
         let bucket = self.tables.flows.get(index as usize)?;
         let Some(scratch) = self.scratch else { return Some(bucket) };
         for (copy, way) in scratch.ways.iter().zip(&bucket.ways) {
-            copy.store(
-                way.load(core::sync::atomic::Ordering::Relaxed),
-                core::sync::atomic::Ordering::Relaxed,
-            );
+            copy.store(way.load());
         }
         Some(scratch)
     }

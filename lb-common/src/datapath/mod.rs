@@ -24,7 +24,6 @@ use crate::flow::{State, Tick};
 use crate::hash;
 use crate::net::{Be16, Protocol, Tuple};
 use crate::verdict::Verdict;
-use core::sync::atomic::Ordering::Relaxed;
 
 /// A header as it lies in a frame.
 ///
@@ -232,7 +231,7 @@ fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Ve
 #[inline(always)]
 fn classify<T: Tables>(tables: &T, control: &Control, parsed: &Parsed) -> Result<u32, Verdict> {
     let tuple = &parsed.tuple;
-    let table = VipTable::from_word(control.vip_table.load(Relaxed));
+    let table = VipTable::from_word(control.vip_table.load());
     if !parsed.is_fragment()
         && let Some(service) = find_vip(tables, control, table, tuple.destination_port, tuple)
     {
@@ -254,7 +253,7 @@ fn classify<T: Tables>(tables: &T, control: &Control, parsed: &Parsed) -> Result
 /// Whether the destination is a VIP of any service.
 #[inline(always)]
 fn is_vip<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> bool {
-    let table = VipTable::from_word(control.vip_table.load(Relaxed));
+    let table = VipTable::from_word(control.vip_table.load());
     let any = Tuple { protocol: Protocol::ICMP, ..*tuple };
     find_vip(tables, control, table, Be16::new(0), &any).is_some()
 }
@@ -297,12 +296,12 @@ fn admit<P: Packet>(packet: &P, control: &Control, parsed: &Parsed) -> Result<()
     let mut at = 0;
     while at < MAX_INTERFACES {
         let interface = &control.interfaces[at];
-        let index = interface.index.load(Relaxed);
+        let index = interface.index.load();
         if index == 0 {
             break;
         }
-        if index == packet.interface() {
-            if interface.mac.load(Relaxed) != own {
+        if index == u64::from(packet.interface()) {
+            if interface.mac.load() != own {
                 return Err(Verdict::PassOtherHost);
             }
             break;
