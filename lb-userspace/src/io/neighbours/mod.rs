@@ -10,7 +10,7 @@ mod message;
 mod requests;
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
@@ -125,6 +125,10 @@ impl Resolver {
     }
 
     async fn outgoing_interface(&self, address: IpAddr) -> Result<u32, HopError> {
+        // Without a default route the kernel has no route for these either, and says no more than that.
+        if address.is_multicast() || address.is_unspecified() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            return Err(HopError::NotUnicast { address });
+        }
         match self.requests.route(address).await? {
             Route::Direct { ifindex } => Ok(ifindex),
             Route::Gateway(gateway) => Err(HopError::NotOnLink { address, gateway }),
