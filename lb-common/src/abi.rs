@@ -76,6 +76,8 @@ pub const MAX_INTERFACES: usize = 16;
 pub const MAX_SERVICES: u32 = 4_096;
 /// Backends of all services at most; ids are `1..=MAX_BACKENDS`, 0 is none.
 pub const MAX_BACKENDS: u32 = 65_534;
+/// Bytes by which a frame may grow on its way, at most.
+pub const HEADROOM: usize = 256;
 /// Flows in the flow table at least.
 pub const MIN_FLOWS: u32 = 1 << 12;
 /// Flows in the flow table at most (512 MiB).

@@ -2,4 +2,7 @@
 
 pub mod config;
 pub mod health;
+pub mod image;
+pub mod plan;
 pub mod ring;
+pub mod vips;

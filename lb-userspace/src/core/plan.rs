@@ -111,8 +111,11 @@ impl Ids {
         }
         let last = u16::try_from(backend_room).unwrap_or(u16::MAX);
         let mut free = (1..=last).filter(|id| !loaded.backends.contains_key(id));
-        let held: BTreeMap<(u32, &str), u16> =
-            loaded.backends.iter().map(|(&id, backend)| ((backend.service, backend.name.as_str()), id)).collect();
+        let held: BTreeMap<(u32, &str), u16> = loaded
+            .backends
+            .iter()
+            .map(|(&id, backend)| ((backend.service, backend.name.as_str()), id))
+            .collect();
         let mut backends = BTreeMap::new();
         for service in &wanted.services {
             let Some(&service_id) = services.get(&service.name) else { continue };
@@ -147,7 +150,7 @@ impl Ids {
                 Some(ring::Member { name: &backend.name, id, weight: backend.ring_weight })
             })
             .collect();
-        ring::build(seed, &members).map(Arc::from)
+        ring::build(seed, &members).map(|ring| Arc::new(Ring { slots: *ring.slots() }))
     }
 }
 
@@ -166,13 +169,8 @@ fn make_backends(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<A
         let before = loaded.backends.get(&id);
         let hop = backend.hop.or(before.and_then(|before| before.hop));
         let enabled = backend.enabled || before.is_some_and(|before| before.enabled);
-        let after = LoadedBackend {
-            name: backend.name.clone(),
-            service,
-            enabled,
-            healthy: backend.healthy,
-            hop,
-        };
+        let after =
+            LoadedBackend { name: backend.name.clone(), service, enabled, healthy: backend.healthy, hop };
         if before != Some(&after) {
             actions.push(Action::WriteBackend { id, backend: after, new: before.is_none() });
         }
@@ -184,9 +182,10 @@ fn backends<'a>(
     ids: &'a Ids,
 ) -> impl Iterator<Item = (u32, &'a super::image::WantedBackend, u16)> {
     ids.of(wanted).flat_map(move |(service_id, service)| {
-        service.backends.iter().filter_map(move |backend| {
-            Some((service_id, backend, ids.backend(service_id, &backend.name)?))
-        })
+        service
+            .backends
+            .iter()
+            .filter_map(move |backend| Some((service_id, backend, ids.backend(service_id, &backend.name)?)))
     })
 }
 

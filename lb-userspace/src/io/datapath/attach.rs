@@ -23,10 +23,14 @@ pub enum AttachError {
     #[error("agent.interfaces: there is no interface {0:?} here; `ip link` lists those there are")]
     NoInterface(String),
     /// Another XDP program is on the interface.
-    #[error("{0}: another XDP program is attached; `ip link set dev {0} xdp off` removes it, if it is not needed")]
+    #[error(
+        "{0}: another XDP program is attached; `ip link set dev {0} xdp off` removes it, if it is not needed"
+    )]
     Busy(String),
     /// The driver does not take it.
-    #[error("{interface}: the driver does not take the program: {cause}; xdp_mode = \"auto\" falls back to the slower generic mode")]
+    #[error(
+        "{interface}: the driver does not take the program: {cause}; xdp_mode = \"auto\" falls back to the slower generic mode"
+    )]
     Driver {
         /// The interface.
         interface: String,
@@ -95,9 +99,8 @@ impl Kernel {
 
 /// Puts the program onto the link that is pinned; the pin keeps the link.
 fn replace(program: &mut Xdp, pins: &PinDir, interface: &str) -> Result<(), ProgramError> {
-    let pinned = PinnedLink::from_pin(pins.link(interface)).map_err(|error| {
-        ProgramError::IOError(io::Error::other(chain(&error)))
-    })?;
+    let pinned = PinnedLink::from_pin(pins.link(interface))
+        .map_err(|error| ProgramError::IOError(io::Error::other(chain(&error))))?;
     let link = XdpLink::try_from(FdLink::from(pinned))
         .map_err(|error| ProgramError::IOError(io::Error::other(chain(&error))))?;
     let id = program.attach_to_link(link)?;
@@ -109,7 +112,9 @@ fn replace(program: &mut Xdp, pins: &PinDir, interface: &str) -> Result<(), Prog
 fn create(program: &mut Xdp, pins: &PinDir, interface: &str, mode: AyaMode) -> Result<(), AttachError> {
     let id = program.attach(interface, mode).map_err(|error| match &error {
         ProgramError::UnknownInterface { .. } => AttachError::NoInterface(interface.to_owned()),
-        ProgramError::SyscallError(call) if is_busy(&call.io_error) => AttachError::Busy(interface.to_owned()),
+        ProgramError::SyscallError(call) if is_busy(&call.io_error) => {
+            AttachError::Busy(interface.to_owned())
+        }
         _ if mode == AyaMode::Driver => {
             AttachError::Driver { interface: interface.to_owned(), cause: chain(&error) }
         }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp, XdpAttachType};
+use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
@@ -32,10 +32,10 @@ pub enum LoadError {
     #[error(transparent)]
     Pin(#[from] PinError),
     /// The kernel refused the object.
-    #[error("the kernel does not load the program: {0} (needs root, Linux 6.1 or later with BTF)", chain(.0))]
+    #[error("the kernel does not load the program: {cause} (needs root, Linux 6.1 or later with BTF)", cause = chain(.0))]
     Object(#[from] EbpfError),
     /// The verifier refused the program.
-    #[error("the kernel does not load the program: {0}", chain(.0))]
+    #[error("the kernel does not load the program: {cause}", cause = chain(.0))]
     Program(#[from] ProgramError),
     /// A map or program is missing or cannot be used.
     #[error("{name}: {cause}")]
@@ -49,7 +49,9 @@ pub enum LoadError {
     #[error("{path}: nothing is loaded there; start `sluice agent`, or name its --pin-dir", path = .0.display())]
     NothingPinned(PathBuf),
     /// The flow table has another size than the configuration.
-    #[error("agent.flow_table_size: the loaded flow table holds {loaded} flows, the configuration says {configured}; set it back, or run `sluice detach` and start the agent again (this ends the forwarding in between)")]
+    #[error(
+        "agent.flow_table_size: the loaded flow table holds {loaded} flows, the configuration says {configured}; set it back, or run `sluice detach` and start the agent again (this ends the forwarding in between)"
+    )]
     FlowTableSize {
         /// Flows the loaded table holds.
         loaded: u64,
@@ -80,13 +82,24 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What the program did with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameRun {
+    /// The XDP action it returned.
+    pub action: u32,
+    /// The frame as it left it.
+    pub frame: Vec<u8>,
+    /// Time one run took, on average.
+    pub duration: Duration,
+}
+
 /// The datapath in the kernel.
 pub struct Kernel {
     tables: TableSet,
     verdicts: PerCpuArray<MapData, Verdicts>,
     service_traffic: PerCpuArray<MapData, Traffic>,
     backend_traffic: PerCpuArray<MapData, Traffic>,
-    clock: Xdp,
+    clock: SchedClassifier,
     program: Option<Ebpf>,
 }
 
@@ -99,13 +112,13 @@ impl Kernel {
             pins.remove_maps()?;
         }
         let mut bpf = load_object(pins, adopted.unwrap_or(wanted), log_packets)?;
+        load_program::<Xdp>(&mut bpf, abi::PROGRAM, Xdp::load)?;
+        load_program::<SchedClassifier>(&mut bpf, abi::CLOCK_PROGRAM, SchedClassifier::load)?;
         for name in [abi::PROGRAM, abi::CLOCK_PROGRAM] {
-            let program = xdp(&mut bpf, name)?;
-            program.load()?;
+            let part = |cause: String| LoadError::Part { name, cause };
             pins.remove(&pins.program(name))?;
-            program
-                .pin(pins.program(name))
-                .map_err(|error| LoadError::Part { name, cause: chain(&error) })?;
+            let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
+            program.pin(pins.program(name)).map_err(|error| part(chain(&error)))?;
         }
         let mut kernel = Self::open(pins, Access::Write)?;
         kernel.program = Some(bpf);
@@ -122,7 +135,7 @@ impl Kernel {
             None if access == Access::Write => pins,
             None => return Err(LoadError::NothingPinned(pins.path().to_owned())),
         };
-        let clock = Xdp::from_pin(pinned.program(abi::CLOCK_PROGRAM), XdpAttachType::Interface)?;
+        let clock = SchedClassifier::from_pin(pinned.program(abi::CLOCK_PROGRAM))?;
         Ok(Self {
             tables: TableSet {
                 control: region(pinned, map::CONTROL, access)?,
@@ -145,13 +158,33 @@ impl Kernel {
 
     /// The program, to attach it.
     pub(super) fn program(&mut self) -> Result<&mut Xdp, LoadError> {
-        let bpf = self.program.as_mut().ok_or(LoadError::Part { name: abi::PROGRAM, cause: "not loaded".into() })?;
-        xdp(bpf, abi::PROGRAM)
+        let bpf = self
+            .program
+            .as_mut()
+            .ok_or(LoadError::Part { name: abi::PROGRAM, cause: "not loaded".into() })?;
+        program(bpf, abi::PROGRAM)
     }
 
     /// The loaded object, for the log of packets.
     pub fn object(&mut self) -> Option<&mut Ebpf> {
         self.program.as_mut()
+    }
+
+    /// Sends one frame through the program, `repeat` times, without a network (`BPF_PROG_TEST_RUN`).
+    pub fn run_frame(&mut self, frame: &[u8], repeat: u32) -> Result<FrameRun, LoadError> {
+        let mut out = vec![0; frame.len() + abi::HEADROOM];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        options.repeat = repeat;
+        let result = self.program()?.test_run(options)?;
+        out.truncate(result.data_size_out as usize);
+        Ok(FrameRun { action: result.return_value, frame: out, duration: result.duration })
+    }
+
+    /// Instructions the verifier went through for the program.
+    pub fn verified_instructions(&mut self) -> Result<Option<u32>, LoadError> {
+        Ok(self.program()?.info()?.verified_instruction_count())
     }
 
     /// Lets rings be asked with the key of this seed.
@@ -303,10 +336,26 @@ fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<E
     Ok(loader.load(OBJECT)?)
 }
 
-fn xdp<'a>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Xdp, LoadError> {
+/// A program of the object, as the type it has there.
+fn program<'a, P>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
     let part = |cause: String| LoadError::Part { name, cause };
     let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
     program.try_into().map_err(|error: ProgramError| part(chain(&error)))
+}
+
+/// Has the kernel verify and load a program of the object.
+fn load_program<'a, P: 'a>(
+    bpf: &'a mut Ebpf,
+    name: &'static str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    Ok(load(program(bpf, name)?)?)
 }
 
 fn region<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Result<Region<T>, LoadError> {

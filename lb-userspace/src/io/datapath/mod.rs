@@ -9,7 +9,7 @@ mod region;
 mod tables;
 
 pub use attach::{AttachError, Attached};
-pub use kernel::{Kernel, LoadError};
+pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
 pub use pins::{PinDir, PinError, PinLock};
 pub use region::Access;

@@ -136,9 +136,13 @@ impl PinDir {
             if !path.exists() {
                 continue;
             }
-            let info = MapInfo::from_pin(&path).map_err(|error| self.incompatible(format!("map {name}: {error}")))?;
+            let info = MapInfo::from_pin(&path)
+                .map_err(|error| self.incompatible(format!("map {name}: {error}")))?;
             let (map_type, value_size) = layout(name);
-            if info.map_type().ok() != Some(map_type) || info.key_size() != 4 || info.value_size() != value_size {
+            if info.map_type().ok() != Some(map_type)
+                || info.key_size() != 4
+                || info.value_size() != value_size
+            {
                 return Err(self.incompatible(format!("map {name} of another shape")));
             }
             entries.push((name, info.max_entries()));

@@ -100,7 +100,8 @@ impl TableSet {
 
     /// Reads back what is loaded.
     pub fn image(&self) -> Image {
-        let vip_table = self.control().map(|control| VipTable::from_word(control.vip_table.load())).unwrap_or_default();
+        let vip_table =
+            self.control().map(|control| VipTable::from_word(control.vip_table.load())).unwrap_or_default();
         Image {
             services: self.loaded_services(),
             backends: self.loaded_backends(),
@@ -117,9 +118,9 @@ impl TableSet {
             .map(|(id, (service, name))| (id, service.load(), name))
             .filter(|(_, word, _)| word.used)
             .map(|(id, word, name)| {
-                let ring = word.ring.and_then(|slot| {
-                    Some((slot, Arc::new(*self.rings.records().get(usize::from(slot))?)))
-                });
+                let ring = word
+                    .ring
+                    .and_then(|slot| Some((slot, Arc::new(*self.rings.records().get(usize::from(slot))?))));
                 (id, LoadedService { name: name.as_str().to_owned(), forwarding: word.forwarding, ring })
             })
             .collect()
