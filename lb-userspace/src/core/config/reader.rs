@@ -186,7 +186,7 @@ impl<'a> Section<'a> {
         self.report.wrong(place.clone(), message);
     }
 
-    /// Records the absence of `key`.
+    /// Records an error at `key` that rests on something being absent.
     pub(super) fn missing(&self, key: &str, message: String) {
         self.report.missing(self.place_of(key), message);
     }

@@ -76,7 +76,7 @@ fn read(index: usize, mut service: Section<'_>, taken: &mut Taken) -> Option<Ser
             "must be at most the number of backends, {backends_count}, not {min_healthy}: the service would always \
              count as down"
         );
-        service.wrong("min_healthy", message);
+        service.missing("min_healthy", message);
     }
     // Which ports are possible follows from the forwarding.
     let backend_port = if forwarding.is_some() { port } else { SharedPort::Unknown };

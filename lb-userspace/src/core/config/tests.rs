@@ -316,10 +316,25 @@ fn where_the_structure_is_lost_what_follows_is_not_guessed_at() {
         "[agent]\nxdp_mode = 1\ninterfaces\n[[service]]\nname = 1",
         &["2: agent.xdp_mode: expected a string", "3: key with no value, expected `=`"],
     );
+    // The header's error turns its keys into keys of the document, and takes the backends away.
+    refused(&with_service("min_healthy = 1\n[[service.backend\nname = \"b1\""), &["7: unclosed array table"]);
     let unclosed = errors("[agent]\nflow_table_size = 1\ninterfaces = [\"eth0\"\nxdp_mode = \"auto\"");
     assert!(unclosed[0].starts_with("2: agent.flow_table_size: must be"), "{unclosed:#?}");
     assert!(unclosed[1].starts_with("4: "), "{unclosed:#?}");
     assert!(unclosed[1..].iter().all(|error| !error.contains("agent")), "{unclosed:#?}");
+}
+
+/// What follows from a wrong value is not a second mistake.
+#[test]
+fn one_mistake_is_one_error() {
+    let vip = with_backend("port = 8080").replace("1:80\"]", "1:80\", \"web\"]");
+    refused(&vip, &["5: service[0].vips[1]: expected address:port"]);
+    let check = with_health("type = \"http\"").replace("192.0.2.1:80", "192.0.2.1");
+    refused(&check, &["5: service[0].vips[0]: needs a port"]);
+    let nat = with_backend("port = 8080").replace("[[service.", "forwarding = \"nat\"\n[[service.");
+    refused(&nat, &["6: service[0].forwarding: \"nat\" is not supported"]);
+    let interval = with_health("interval = \"1x\"\ntimeout = \"5s\"");
+    refused(&interval, &["7: service[0].health.interval"]);
 }
 
 #[test]

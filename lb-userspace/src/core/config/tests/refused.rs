@@ -44,6 +44,7 @@ fn wrong_agents_are_refused() {
         (with_agent("source_v4 = \"192.0.2.1\""), "3: agent.source_v4: not supported by this version"),
         (with_agent("source_v6 = \"2001:db8::1\""), "3: agent.source_v6: not supported by this version"),
         (with_agent("metrisc = 1"), "3: agent.metrisc: unknown key; did you mean \"metrics\"?"),
+        (with_agent("flwo_tabel_siez = 1"), "3: agent.flwo_tabel_siez: unknown key; known here: interfaces"),
         (with_agent("x = 1"), "3: agent.x: unknown key; known here: interfaces, xdp_mode"),
         (with_agent("\"a b\" = 1"), "3: agent.\"a b\": unknown key"),
         (with_agent("[servise]"), "3: servise: unknown key; did you mean \"service\"?"),
@@ -175,7 +176,9 @@ fn wrong_health_checks_are_refused() {
     ] {
         refused(&with_health(keys), &[error]);
     }
+    let long = format!("path = \"/{}\"", "a".repeat(1_024));
     for (keys, error) in [
+        (long.as_str(), "8: service[0].health.path: a path begins with '/' and is at most 1024 bytes"),
         ("path = \"healthz\"", "8: service[0].health.path: a path begins with '/'"),
         ("path = \"/a b\"", "8: service[0].health.path: a path begins with '/'"),
         ("path = \"/\\r\\nX: y\"", "8: service[0].health.path: a path begins with '/'"),
