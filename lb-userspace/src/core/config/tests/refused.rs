@@ -60,8 +60,29 @@ fn wrong_agents_are_refused() {
 }
 
 #[test]
-fn wrong_services_are_refused() {
+fn wrong_vips_are_refused() {
     let vips = |list: &str| format!("{AGENT}[[service]]\nname = \"web\"\nvips = {list}");
+    for (text, error) in [
+        (vips("[]"), "5: service[0].vips: is empty"),
+        (vips("[\"192.0.2.1\"]"), "5: service[0].vips[0]: needs a port; write \"192.0.2.1:80\""),
+        (vips("[\"web:80\"]"), "5: service[0].vips[0]: expected address:port"),
+        (vips("[\"192.0.2.1:65536\"]"), "5: service[0].vips[0]: expected address:port"),
+        (vips("[\"[2001:db8::10]:80\"]"), "5: service[0].vips[0]: IPv6 is not supported by this version"),
+        (vips("[\"0.0.0.0:80\"]"), "5: service[0].vips[0]: 0.0.0.0 is the unspecified address"),
+        (vips("[\"127.0.0.1:80\"]"), "5: service[0].vips[0]: 127.0.0.1 is a loopback address"),
+        (vips("[\"224.0.0.1:80\"]"), "5: service[0].vips[0]: 224.0.0.1 is a multicast address"),
+        (vips("[\"255.255.255.255:80\"]"), "5: service[0].vips[0]: 255.255.255.255 is the broadcast address"),
+        (
+            vips("[\"192.0.2.1:80\",\n\"192.0.2.1:80\"]"),
+            "6: service[0].vips[1]: 192.0.2.1:80 is already used by service[0] \"web\", line 3",
+        ),
+    ] {
+        refused(&text, &[error]);
+    }
+}
+
+#[test]
+fn wrong_services_are_refused() {
     for (text, error) in [
         (with_agent("[service]"), "3: service: expected an array of tables; write [[service]]"),
         (with_agent("service = [1]"), "3: agent.service: unknown key"),
@@ -75,19 +96,6 @@ fn wrong_services_are_refused() {
         (
             format!("{AGENT}[[service]]\nname = \"\"\nvips = [\"192.0.2.1:80\"]"),
             "4: service[0].name: a name is",
-        ),
-        (vips("[]"), "5: service[0].vips: is empty"),
-        (vips("[\"192.0.2.1\"]"), "5: service[0].vips[0]: needs a port; write \"192.0.2.1:80\""),
-        (vips("[\"web:80\"]"), "5: service[0].vips[0]: expected address:port"),
-        (vips("[\"192.0.2.1:65536\"]"), "5: service[0].vips[0]: expected address:port"),
-        (vips("[\"[2001:db8::10]:80\"]"), "5: service[0].vips[0]: IPv6 is not supported by this version"),
-        (vips("[\"0.0.0.0:80\"]"), "5: service[0].vips[0]: 0.0.0.0 is the unspecified address"),
-        (vips("[\"127.0.0.1:80\"]"), "5: service[0].vips[0]: 127.0.0.1 is a loopback address"),
-        (vips("[\"224.0.0.1:80\"]"), "5: service[0].vips[0]: 224.0.0.1 is a multicast address"),
-        (vips("[\"255.255.255.255:80\"]"), "5: service[0].vips[0]: 255.255.255.255 is the broadcast address"),
-        (
-            vips("[\"192.0.2.1:80\",\n\"192.0.2.1:80\"]"),
-            "6: service[0].vips[1]: 192.0.2.1:80 is already used by service[0] \"web\", line 3",
         ),
         (with_service("protocol = \"sctp\""), "6: service[0].protocol: \"sctp\" is not known"),
         (
