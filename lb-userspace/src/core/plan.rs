@@ -298,9 +298,9 @@ fn break_rest(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Acti
     let wanted_backends: BTreeSet<u16> = ids.backends.values().copied().collect();
     let gone: BTreeSet<u16> =
         loaded.backends.keys().filter(|id| !wanted_backends.contains(id)).copied().collect();
-    actions.extend(gone.iter().map(|&id| Action::ClearBackend(id)));
     let services = loaded.services.keys().filter(|id| !wanted_services.contains(id));
     actions.extend(services.map(|&id| Action::ClearService(id)));
+    actions.extend(gone.iter().map(|&id| Action::ClearBackend(id)));
     if !gone.is_empty() {
         actions.push(Action::Grace);
         actions.push(Action::SweepFlows(gone));

@@ -1,0 +1,254 @@
+//! Plans, carried out on the datapath in memory: whatever is wanted next and wherever the way there is broken off, each
+//! packet meets tables that are whole, and no flow loses a backend that stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use lb_common::abi::{Forwarding, NextHop};
+use lb_common::datapath::{self, Outcome};
+use lb_common::net::{Address, Protocol};
+use lb_common::slice::{SlicePacket, SliceTables};
+use lb_common::verdict::Verdict;
+use lb_userspace::core::explain::{Ingress, PacketSpec, SpecProtocol, frame};
+use lb_userspace::core::image::{Capacity, Image, VipKey, Wanted, WantedBackend, WantedService};
+use lb_userspace::core::plan::{Action, PlanError, plan};
+use lb_userspace::io::datapath::{Datapath, Memory, capacity_for};
+use proptest::prelude::*;
+
+const SERVICES: usize = 3;
+const BACKENDS: usize = 5;
+
+fn capacity() -> Capacity {
+    // As many rings as services, and one to build aside: slots must be used again within one plan.
+    Capacity {
+        rings: SERVICES as u32 + 1,
+        ..capacity_for(SERVICES, SERVICES * BACKENDS, 2 * SERVICES, 4_096)
+    }
+}
+
+fn vip(service: usize) -> Ipv4Addr {
+    Ipv4Addr::new(203, 0, 113, 10 + service as u8)
+}
+
+/// What may be wanted of one backend: absent, or with these settings.
+fn any_backend() -> impl Strategy<Value = Option<(bool, bool, u16, u8)>> {
+    prop::option::weighted(0.7, (any::<bool>(), any::<bool>(), 0..4_u16, 0..3_u8))
+}
+
+fn any_wanted() -> impl Strategy<Value = Wanted> {
+    let backends = prop::collection::vec(any_backend(), BACKENDS);
+    let services = prop::collection::vec(prop::option::weighted(0.8, backends), SERVICES);
+    (services, 0..2_u64).prop_map(|(services, ring_seed)| {
+        let services = services.into_iter().enumerate().filter_map(|(n, backends)| {
+            let backends = backends?.into_iter().enumerate().filter_map(|(m, settings)| {
+                let (enabled, healthy, weight, hop) = settings?;
+                Some(WantedBackend {
+                    name: format!("b{m}"),
+                    enabled,
+                    healthy,
+                    ring_weight: if enabled && healthy { weight } else { 0 },
+                    hop: (hop > 0).then(|| NextHop::new([2, 0, 0, n as u8, m as u8, hop], [2; 6], 0)),
+                })
+            });
+            Some(WantedService {
+                name: format!("s{n}"),
+                forwarding: Forwarding::L2Dsr,
+                vips: vec![VipKey { address: Address::from(vip(n)), port: 80, protocol: Protocol::TCP }],
+                backends: backends.collect(),
+            })
+        });
+        Wanted { ring_seed, services: services.collect() }
+    })
+}
+
+/// Sends a customer's packet.
+fn send(memory: &Memory, service: usize, customer: u16, syn: bool) -> Outcome {
+    let packet = PacketSpec::Tuple {
+        source: (Ipv4Addr::new(198, 51, 100, 1), customer).into(),
+        destination: (vip(service), 80).into(),
+        protocol: SpecProtocol::Tcp,
+        syn,
+    };
+    let mut bytes = frame(&packet, Ingress::default()).unwrap();
+    let tables = SliceTables::new(memory.tables().slices().unwrap(), memory.now, |_| ());
+    datapath::process(&mut SlicePacket { bytes: &mut bytes, interface: 1 }, &tables)
+}
+
+/// Whatever is in force is whole: packets of every service meet backends of that very service, or none.
+fn check_whole(image: &Image) {
+    for &(vip, service) in &image.vips {
+        assert!(image.services.contains_key(&service), "{vip:?} names service {service}, which is gone");
+    }
+    let mut slots = BTreeSet::new();
+    for (id, service) in &image.services {
+        let Some((slot, ring)) = &service.ring else { continue };
+        assert!(slots.insert(*slot), "ring slot {slot} serves two services");
+        for backend in ring.slots.iter().collect::<BTreeSet<_>>() {
+            let backend = image.backends.get(backend).expect("a ring names a backend that is gone");
+            assert_eq!(backend.service, *id, "a ring names a backend of another service");
+            assert!(backend.enabled, "a ring names a disabled backend");
+        }
+    }
+}
+
+/// Checks that an action touches nothing that a packet may be reading.
+struct Guard {
+    /// Ring slots that were in force since the last grace period.
+    seen: BTreeSet<u16>,
+}
+
+impl Guard {
+    fn before(&mut self, action: &Action, image: &Image) {
+        self.seen.extend(image.rings_in_use());
+        match action {
+            Action::WriteRing { slot, .. } => {
+                assert!(!self.seen.contains(slot), "ring slot {slot} is written while packets may read it");
+            }
+            Action::Grace => self.seen = image.rings_in_use(),
+            _ => {}
+        }
+    }
+}
+
+/// Carries a plan out, up to `stop` actions, checking every state on the way.
+fn carry_out(memory: &mut Memory, wanted: &Wanted, stop: usize) {
+    let actions = plan(&memory.tables().image(), wanted).unwrap();
+    let mut guard = Guard { seen: memory.tables().image().rings_in_use() };
+    for action in actions.iter().take(stop) {
+        guard.before(action, &memory.tables().image());
+        memory.apply(action).unwrap();
+        check_whole(&memory.tables().image());
+        for service in 0..SERVICES {
+            let verdict = send(memory, service, 9, true).verdict;
+            assert_ne!(verdict, Verdict::DropInconsistent, "after {action:?}");
+        }
+    }
+}
+
+fn check_reached(image: &Image, wanted: &Wanted) {
+    assert_eq!(image.services.len(), wanted.services.len());
+    let mut backends = 0;
+    for service in &wanted.services {
+        let id = image.service_id(&service.name).unwrap();
+        let ring = image.services[&id].ring.as_ref();
+        let weighted: Vec<&WantedBackend> =
+            service.backends.iter().filter(|backend| backend.ring_weight > 0).collect();
+        assert_eq!(ring.is_some(), !weighted.is_empty());
+        for backend in &service.backends {
+            backends += 1;
+            let backend_id = image.backend_id(id, &backend.name).unwrap();
+            let loaded = &image.backends[&backend_id];
+            assert_eq!((loaded.enabled, loaded.healthy), (backend.enabled, backend.healthy));
+            assert!(backend.hop.is_none() || loaded.hop == backend.hop);
+            if let Some((_, ring)) = ring {
+                assert_eq!(ring.slots.contains(&backend_id), backend.ring_weight > 0);
+            }
+        }
+        assert!(service.vips.iter().all(|vip| image.vips.contains(&(*vip, id))));
+    }
+    assert_eq!(image.backends.len(), backends);
+    assert_eq!(image.vips.len(), 2 * wanted.services.len(), "a VIP and a mark for ping each");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_state_on_the_way_is_whole(
+        steps in prop::collection::vec((any_wanted(), prop::option::of(0..6_usize)), 1..6),
+    ) {
+        let mut memory = Memory::new(capacity(), 0);
+        for (wanted, broken_off) in &steps {
+            // Broken off somewhere, as by a kill; whoever comes next reads the maps and goes on from there.
+            if let Some(stop) = broken_off {
+                carry_out(&mut memory, wanted, *stop);
+                memory.apply(&Action::Grace).unwrap();
+            }
+            carry_out(&mut memory, wanted, usize::MAX);
+            check_reached(&memory.tables().image(), wanted);
+            prop_assert!(plan(&memory.tables().image(), wanted).unwrap().is_empty(), "nothing is left to do");
+        }
+    }
+
+    #[test]
+    fn no_flow_loses_a_backend_that_stays(steps in prop::collection::vec(any_wanted(), 2..5)) {
+        let mut memory = Memory::new(capacity(), 0);
+        let mut flows: BTreeMap<(usize, u16), (String, u16)> = BTreeMap::new();
+        for wanted in &steps {
+            carry_out(&mut memory, wanted, usize::MAX);
+            let image = memory.tables().image();
+            for (&(service, customer), (name, id)) in &flows {
+                let outcome = send(&memory, service, customer, false);
+                let stays = image.backends.get(id).is_some_and(|backend| backend.enabled && backend.name == *name);
+                if stays && outcome.verdict == Verdict::Forward {
+                    prop_assert_eq!(outcome.backend, *id, "flow {} of service {}", customer, service);
+                }
+            }
+            flows.clear();
+            for service in 0..SERVICES {
+                for customer in 1_000..1_050 {
+                    send(&memory, service, customer, true);
+                    let outcome = send(&memory, service, customer, false);
+                    if outcome.verdict == Verdict::Forward {
+                        let name = image.backends[&outcome.backend].name.clone();
+                        flows.insert((service, customer), (name, outcome.backend));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_anything_changes() {
+    let backend = |n: usize| WantedBackend {
+        name: format!("b{n}"),
+        enabled: true,
+        healthy: true,
+        ring_weight: 1,
+        hop: None,
+    };
+    let service = |n: usize, backends: usize| WantedService {
+        name: format!("s{n}"),
+        forwarding: Forwarding::L2Dsr,
+        vips: Vec::new(),
+        backends: (0..backends).map(backend).collect(),
+    };
+    let image = Memory::new(capacity(), 0).tables().image();
+    let services = Wanted { ring_seed: 0, services: (0..17).map(|n| service(n, 1)).collect() };
+    let full = |what, needed, capacity| PlanError::Full { what, needed, capacity };
+    assert_eq!(plan(&image, &services).unwrap_err(), full("services", 17, 16));
+    let backends = Wanted { ring_seed: 0, services: vec![service(0, 1_025)] };
+    assert_eq!(plan(&image, &backends).unwrap_err(), full("backends", 1_025, 1_024));
+}
+
+#[test]
+fn an_id_is_used_again_only_after_its_flows_are_swept() {
+    let wanted = |name: &str| Wanted {
+        ring_seed: 0,
+        services: vec![WantedService {
+            name: "s0".into(),
+            forwarding: Forwarding::L2Dsr,
+            vips: vec![VipKey { address: Address::from(vip(0)), port: 80, protocol: Protocol::TCP }],
+            backends: vec![WantedBackend {
+                name: name.into(),
+                enabled: true,
+                healthy: true,
+                ring_weight: 1,
+                hop: Some(NextHop::new([2; 6], [2; 6], 0)),
+            }],
+        }],
+    };
+    let mut memory = Memory::new(capacity(), 0);
+    carry_out(&mut memory, &wanted("old"), usize::MAX);
+    send(&memory, 0, 1_000, true);
+    let old = send(&memory, 0, 1_000, false).backend;
+    assert_eq!(memory.tables().flow_counts(memory.now)[&old].established, 1);
+    carry_out(&mut memory, &wanted("other"), usize::MAX);
+    assert_eq!(memory.tables().flow_counts(memory.now).get(&old), None);
+    carry_out(&mut memory, &wanted("third"), usize::MAX);
+    let third = memory.tables().image().backend_id(0, "third").unwrap();
+    assert_eq!(third, old, "the id is free again");
+    let outcome = send(&memory, 0, 1_000, false);
+    assert!(outcome.new_flow, "and no flow of its former owner comes with it");
+}
