@@ -1,1 +1,18 @@
-//! datapath
+//! What a packet means and where it goes: frames and tables in, verdicts and rewritten frames out.
+//!
+//! Everything here runs unchanged in the kernel (through `lb-ebpf`) and in userspace (tests, `sluice explain`):
+//! no I/O, no clock, no global state, no allocation.
+
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod abi;
+pub mod checksum;
+pub mod datapath;
+pub mod flow;
+pub mod hash;
+pub mod net;
+pub mod slice;
+pub mod verdict;

@@ -1,0 +1,312 @@
+//! One frame and the tables → an action, a verdict and, perhaps, a rewritten frame.
+//!
+//! The pipeline is written once, over [`Packet`] and [`Tables`]: the kernel implements them over the XDP context and
+//! BPF maps, userspace over a byte slice and the same maps read from outside.
+
+mod icmp;
+mod parse;
+mod pick;
+mod rewrite;
+
+pub use parse::{Opening, Parsed, Transport};
+
+use network_types::eth::EthHdr;
+use network_types::icmp::Icmpv4Hdr;
+use network_types::ip::Ipv4Hdr;
+use network_types::tcp::TcpHdr;
+use network_types::udp::UdpHdr;
+
+use crate::abi::{
+    Backend, Control, FlowBucket, Forwarding, MAC_MASK, MAX_INTERFACES, Service, VIP_PROBES, VipBucket,
+    VipTable,
+};
+use crate::flow::{State, Tick};
+use crate::hash;
+use crate::net::{Be16, Protocol, Tuple};
+use crate::verdict::Verdict;
+
+/// A header as it lies in a frame.
+///
+/// # Safety
+///
+/// Every bit pattern is a value, and there is no padding.
+pub unsafe trait Header: Copy {}
+
+// SAFETY: `repr(C)` of bytes and 16-bit words without padding.
+unsafe impl Header for EthHdr {}
+// SAFETY: as above.
+unsafe impl Header for Ipv4Hdr {}
+// SAFETY: as above.
+unsafe impl Header for TcpHdr {}
+// SAFETY: as above.
+unsafe impl Header for UdpHdr {}
+// SAFETY: as above.
+unsafe impl Header for Icmpv4Hdr {}
+// SAFETY: plain integers and bytes.
+unsafe impl Header for u64 {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Header for [u8; N] {}
+
+/// A frame: reads and writes that are checked against its bounds.
+pub trait Packet {
+    /// The header at `offset` bytes, unless it reaches beyond the frame.
+    fn read<T: Header>(&self, offset: usize) -> Option<T>;
+    /// Overwrites the bytes at `offset`; `None`, and nothing done, if they reach beyond the frame.
+    fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()>;
+    /// Index of the interface the frame came in on.
+    fn interface(&self) -> u32;
+}
+
+/// The tables of the datapath and the clock.
+pub trait Tables {
+    /// Settings for the whole datapath.
+    fn control(&self) -> Option<&Control>;
+    /// A bucket of the VIP table, by its index over both halves.
+    fn vip_bucket(&self, index: u32) -> Option<&VipBucket>;
+    /// A service's record.
+    fn service(&self, id: u32) -> Option<&Service>;
+    /// A backend's record.
+    fn backend(&self, id: u16) -> Option<&Backend>;
+    /// The backend id in a slot of a ring; `slot` is below [`crate::abi::RING_SIZE`].
+    fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16>;
+    /// A bucket of the flow table.
+    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket>;
+    /// The time.
+    fn now(&self, control: &Control) -> Tick;
+    /// Counts a packet: the one place where that happens.
+    fn account(&self, outcome: &Outcome);
+    /// Is told each step; `explain` listens, the kernel does not.
+    #[inline(always)]
+    fn observe(&self, _step: Step) {}
+}
+
+/// What to do with the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Leave it to the host.
+    Pass,
+    /// Discard it.
+    Drop,
+    /// Transmit it on the interface it came from.
+    Transmit,
+    /// Transmit it on the interface with this index.
+    Redirect(u32),
+}
+
+/// Where a packet of a service went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// The service's id.
+    pub service: u32,
+    /// The backend's id.
+    pub backend: u16,
+    /// Bytes by the IP header.
+    pub bytes: u16,
+    /// Whether the flow was given its backend just now.
+    pub new_flow: bool,
+}
+
+/// How a packet leaves the pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What to do with the frame.
+    pub action: Action,
+    /// What became of it, and why.
+    pub verdict: Verdict,
+    /// Where it went, if it was forwarded.
+    pub destination: Option<Destination>,
+}
+
+/// A step of the pipeline, for who wants to follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The frame is a packet with a flow's five fields.
+    Parsed(Tuple),
+    /// The destination belongs to a service: its id, and whether through a VIP of port 0.
+    Classified {
+        /// The service's id.
+        service: u32,
+        /// Found as a VIP of every port.
+        any_port: bool,
+    },
+    /// The flow table was asked.
+    FlowLookup {
+        /// The bucket.
+        bucket: u32,
+        /// What tells the flow apart in it.
+        signature: u32,
+        /// Backend, state and age in ticks of the entry found.
+        found: Option<(u16, State, u32)>,
+    },
+    /// The entry found was not followed.
+    EntryRefused(Refusal),
+    /// The ring was asked.
+    RingLookup {
+        /// The ring's slot in the ring table.
+        ring: u16,
+        /// The slot in the ring.
+        slot: u32,
+        /// The backend there.
+        backend: u16,
+    },
+    /// The backend is chosen and its next hop known.
+    NextHop {
+        /// The backend's id.
+        backend: u16,
+        /// Destination and source MAC.
+        macs: [u8; 12],
+        /// Interface to transmit on; 0 for the one the packet came from.
+        interface: u32,
+    },
+}
+
+/// Why an entry of the flow table was not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its backend is gone, disabled, or of another service.
+    BackendGone,
+    /// Its backend is unhealthy and the packet has no connection to lose.
+    BackendUnhealthy,
+    /// The packet opens a connection anew, and is not a retransmission.
+    OpensAnew,
+}
+
+/// Sends one frame through the datapath.
+#[inline(always)]
+pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
+    let outcome = match steer(packet, tables) {
+        Ok(outcome) => outcome,
+        Err(verdict) => Outcome { action: action_without_backend(verdict), verdict, destination: None },
+    };
+    tables.account(&outcome);
+    outcome
+}
+
+/// The action that goes with a verdict for which no backend was needed.
+#[inline(always)]
+fn action_without_backend(verdict: Verdict) -> Action {
+    match verdict {
+        Verdict::Forward | Verdict::ReplyIcmpEcho => Action::Transmit,
+        Verdict::DropNoBackend | Verdict::DropNoNextHop | Verdict::DropInconsistent => Action::Drop,
+        Verdict::PassNotIp
+        | Verdict::PassNotVip
+        | Verdict::PassOtherHost
+        | Verdict::PassFragment
+        | Verdict::PassIcmp
+        | Verdict::PassMalformedEthernet
+        | Verdict::PassMalformedIpv4
+        | Verdict::PassMalformedTransport => Action::Pass,
+    }
+}
+
+/// parse → classify → admit → pick → rewrite. `Err` carries the verdict of a packet that goes to no backend.
+#[inline(always)]
+fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Verdict> {
+    let control = tables.control().ok_or(Verdict::DropInconsistent)?;
+    let parsed = parse::parse(packet)?;
+    tables.observe(Step::Parsed(parsed.tuple));
+    if parsed.tuple.protocol == Protocol::ICMP {
+        return Err(icmp::answer(packet, tables, control, &parsed));
+    }
+    let service = classify(tables, control, &parsed)?;
+    admit(packet, control, &parsed)?;
+    let word = tables.service(service).ok_or(Verdict::DropInconsistent)?.load();
+    let pick = pick::pick(tables, control, &parsed, service, word)?;
+    let backend = tables.backend(pick.backend).ok_or(Verdict::DropInconsistent)?;
+    let Forwarding::L2Dsr = word.forwarding;
+    let action = rewrite::l2_dsr(packet, tables, pick.backend, backend)?;
+    Ok(Outcome {
+        action,
+        verdict: Verdict::Forward,
+        destination: Some(Destination {
+            service,
+            backend: pick.backend,
+            bytes: parsed.bytes,
+            new_flow: pick.new_flow,
+        }),
+    })
+}
+
+/// Finds the service: by (VIP, port, protocol), then by (VIP, every port, protocol).
+#[inline(always)]
+fn classify<T: Tables>(tables: &T, control: &Control, parsed: &Parsed) -> Result<u32, Verdict> {
+    let tuple = &parsed.tuple;
+    let table = VipTable::from_word(control.vip_table.load());
+    if !parsed.is_fragment()
+        && let Some(service) = find_vip(tables, control, table, tuple.destination_port, tuple)
+    {
+        tables.observe(Step::Classified { service, any_port: false });
+        return Ok(service);
+    }
+    if table.any_port
+        && let Some(service) = find_vip(tables, control, table, Be16::new(0), tuple)
+    {
+        tables.observe(Step::Classified { service, any_port: true });
+        return Ok(service);
+    }
+    if parsed.is_fragment() && is_vip(tables, control, tuple) {
+        return Err(Verdict::PassFragment);
+    }
+    Err(Verdict::PassNotVip)
+}
+
+/// Whether the destination is a VIP of any service.
+#[inline(always)]
+fn is_vip<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> bool {
+    let table = VipTable::from_word(control.vip_table.load());
+    let any = Tuple { protocol: Protocol::ICMP, ..*tuple };
+    find_vip(tables, control, table, Be16::new(0), &any).is_some()
+}
+
+/// Walks the VIP table from where the hash points to the first empty slot.
+#[inline(always)]
+fn find_vip<T: Tables>(
+    tables: &T,
+    control: &Control,
+    table: VipTable,
+    port: Be16,
+    tuple: &Tuple,
+) -> Option<u32> {
+    let first = hash::reduce(hash::vip(tuple.destination, port, tuple.protocol), control.vip_buckets);
+    let half = if table.second_half { control.vip_buckets } else { 0 };
+    let mut probe = 0;
+    while probe < VIP_PROBES {
+        let place = first.wrapping_add(probe);
+        let wrapped =
+            if place >= control.vip_buckets { place.wrapping_sub(control.vip_buckets) } else { place };
+        let bucket = tables.vip_bucket(half.wrapping_add(wrapped))?;
+        for slot in &bucket.slots {
+            if slot.is(tuple.destination, port, tuple.protocol) {
+                return Some(slot.service);
+            }
+            if slot.used == 0 {
+                return None;
+            }
+        }
+        probe += 1;
+    }
+    None
+}
+
+/// What a packet for a service must still meet: a frame for this host's own MAC (a promiscuous port sees flooded
+/// frames too), and no fragment.
+#[inline(always)]
+fn admit<P: Packet>(packet: &P, control: &Control, parsed: &Parsed) -> Result<(), Verdict> {
+    let own = packet.read::<u64>(0).ok_or(Verdict::PassMalformedEthernet)? & MAC_MASK;
+    let mut at = 0;
+    while at < MAX_INTERFACES {
+        let interface = &control.interfaces[at];
+        let index = interface.index.load();
+        if index == 0 {
+            break;
+        }
+        if index == u64::from(packet.interface()) {
+            if interface.mac.load() != own {
+                return Err(Verdict::PassOtherHost);
+            }
+            break;
+        }
+        at += 1;
+    }
+    if parsed.is_fragment() { Err(Verdict::PassFragment) } else { Ok(()) }
+}

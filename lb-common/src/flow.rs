@@ -1,0 +1,249 @@
+//! The flow table: a flow's hash → the backend it stays with.
+//!
+//! One 64-bit word per flow, eight to a cache line. One load decides, one store replaces: entries cannot tear and need
+//! no lock. A lost or doubled entry is harmless: the ring answers, and the flow's next packets agree with it.
+
+use crate::abi::{FLOW_WAYS, FlowBucket};
+
+/// Ticks an entry keeps its time in; ages are modulo 2¹⁴ ticks, about four and a half hours.
+const TICK_MASK: u32 = (1 << 14) - 1;
+/// An opening SYN that finds an entry of its own no older than this is a retransmission.
+pub const RETRANSMISSION_TICKS: u32 = 4;
+/// Idle ticks after which a flow that has only been opened, or is being closed, is expired.
+pub const OPENING_IDLE_TICKS: u32 = 60;
+/// Idle ticks after which an established flow is expired: above the two hours of Linux' TCP keep-alive.
+pub const ESTABLISHED_IDLE_TICKS: u32 = 9_000;
+/// Idle ticks after which the agent's sweep expires an established UDP flow: RFC 4787 asks for at least five minutes.
+pub const UDP_IDLE_TICKS: u32 = 300;
+
+/// Time in ticks of about a second (0.85 to 1.28 s by the kernel's HZ), from an arbitrary origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tick(pub u32);
+
+/// How far a flow has come, as one side of it shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// Seen only by the packet that opened it: on probation.
+    Opening = 1,
+    /// More packets followed.
+    Established = 2,
+    /// A FIN or RST was seen: on probation again.
+    Closing = 3,
+}
+
+/// One entry of the flow table: signature (32 bits), backend id (16), state (2), tick (14). The zero word is no entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(u64);
+
+impl Entry {
+    /// An entry of these parts.
+    #[inline(always)]
+    pub fn new(signature: u32, backend: u16, state: State, now: Tick) -> Self {
+        let tick = u64::from(now.0 & TICK_MASK);
+        Self(u64::from(signature) << 32 | u64::from(backend) << 16 | (state as u64) << 14 | tick)
+    }
+
+    /// The entry in a word of the table, if there is one.
+    #[inline(always)]
+    pub fn from_word(word: u64) -> Option<Self> {
+        (word & (3 << 14) != 0).then_some(Self(word))
+    }
+
+    /// The word for the table.
+    #[inline(always)]
+    pub fn word(self) -> u64 {
+        self.0
+    }
+
+    /// What tells flows in a bucket apart.
+    #[inline(always)]
+    pub fn signature(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The backend's id.
+    #[inline(always)]
+    pub fn backend(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// How far the flow has come.
+    #[inline(always)]
+    pub fn state(self) -> State {
+        match (self.0 >> 14) & 3 {
+            1 => State::Opening,
+            2 => State::Established,
+            _ => State::Closing,
+        }
+    }
+
+    /// Ticks since the entry was last written, which an active flow does once a tick.
+    #[inline(always)]
+    pub fn age(self, now: Tick) -> u32 {
+        now.0.wrapping_sub(self.0 as u32) & TICK_MASK
+    }
+
+    /// Whether the flow has been idle so long that its entry may go first.
+    #[inline(always)]
+    pub fn is_expired(self, now: Tick) -> bool {
+        let limit =
+            if self.state() == State::Established { ESTABLISHED_IDLE_TICKS } else { OPENING_IDLE_TICKS };
+        self.age(now) > limit
+    }
+
+    /// How gladly the entry is given up: expired, then probation, then established; the oldest of its class first.
+    #[inline(always)]
+    fn rank(self, now: Tick) -> u32 {
+        let class = if self.is_expired(now) {
+            2
+        } else if self.state() == State::Established {
+            0
+        } else {
+            1
+        };
+        class << 16 | self.age(now)
+    }
+}
+
+/// An entry found, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its place in the bucket.
+    pub way: usize,
+    /// The entry.
+    pub entry: Entry,
+}
+
+impl FlowBucket {
+    /// Finds the entry with this signature.
+    #[inline(always)]
+    pub fn find(&self, signature: u32) -> Option<Found> {
+        let mut way = 0;
+        while way < FLOW_WAYS {
+            let word = self.ways[way].load();
+            if (word >> 32) as u32 == signature
+                && let Some(entry) = Entry::from_word(word)
+            {
+                return Some(Found { way, entry });
+            }
+            way += 1;
+        }
+        None
+    }
+
+    /// The place a new entry takes: an empty one, else that of the entry given up most gladly.
+    #[inline(always)]
+    pub fn victim(&self, now: Tick) -> usize {
+        let (mut best, mut best_rank) = (0, 0);
+        let mut way = 0;
+        while way < FLOW_WAYS {
+            let rank = match Entry::from_word(self.ways[way].load()) {
+                None => u32::MAX,
+                Some(entry) => entry.rank(now),
+            };
+            if rank > best_rank {
+                (best, best_rank) = (way, rank);
+            }
+            way += 1;
+        }
+        best
+    }
+
+    /// Writes an entry; a place outside the bucket is ignored.
+    #[inline(always)]
+    pub fn store(&self, way: usize, entry: Entry) {
+        if let Some(place) = self.ways.get(way) {
+            place.store(entry.word());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: Tick = Tick(100_000);
+
+    fn bucket(entries: &[Entry]) -> FlowBucket {
+        let bucket = FlowBucket::default();
+        for (way, entry) in entries.iter().enumerate() {
+            bucket.store(way, *entry);
+        }
+        bucket
+    }
+
+    fn aged(signature: u32, state: State, age: u32) -> Entry {
+        Entry::new(signature, 1, state, Tick(NOW.0 - age))
+    }
+
+    #[test]
+    fn finds_by_signature_and_skips_empty_words() {
+        let bucket = bucket(&[aged(7, State::Opening, 0), aged(9, State::Established, 0)]);
+        assert_eq!(bucket.find(9).unwrap().way, 1);
+        // The signature of an empty word is zero: it must not be found.
+        assert_eq!(bucket.find(0), None);
+    }
+
+    #[test]
+    fn replaces_empty_then_expired_then_probation_then_oldest() {
+        use State::{Closing, Established, Opening};
+        let mut entries: std::vec::Vec<Entry> = (0..8).map(|n| aged(n + 1, Established, 10 + n)).collect();
+        assert_eq!(bucket(&entries).victim(NOW), 7, "the oldest established flow");
+        entries[3] = aged(4, Closing, 2);
+        assert_eq!(bucket(&entries).victim(NOW), 3, "a closing flow before any established one");
+        entries[4] = aged(5, Opening, 5);
+        assert_eq!(bucket(&entries).victim(NOW), 4, "the older of two on probation");
+        entries[5] = aged(6, Established, ESTABLISHED_IDLE_TICKS + 1);
+        assert_eq!(bucket(&entries).victim(NOW), 5, "an expired flow before probation");
+        assert_eq!(bucket(&entries[..6]).victim(NOW), 6, "an empty place before all");
+    }
+
+    #[test]
+    fn a_flood_of_opening_packets_keeps_established_flows() {
+        let bucket =
+            bucket(&(0..8).map(|n| aged(n + 1, State::Established, n)).collect::<std::vec::Vec<_>>());
+        for flood in 0..10_000 {
+            bucket.store(bucket.victim(NOW), Entry::new(1_000 + flood, 2, State::Opening, NOW));
+        }
+        let kept = (1..=8).filter(|&signature| bucket.find(signature).is_some()).count();
+        assert_eq!(kept, 7, "the flood takes one place and fights over that");
+    }
+
+    proptest! {
+        #[test]
+        fn entries_survive_the_round_trip(signature: u32, backend: u16, state in 1..=3_u8, tick: u32, age in 0..TICK_MASK) {
+            let state = [State::Opening, State::Established, State::Closing][usize::from(state) - 1];
+            let entry = Entry::from_word(Entry::new(signature, backend, state, Tick(tick)).word()).unwrap();
+            prop_assert_eq!(entry.signature(), signature);
+            prop_assert_eq!(entry.backend(), backend);
+            prop_assert_eq!(entry.state(), state);
+            prop_assert_eq!(entry.age(Tick(tick.wrapping_add(age))), age);
+        }
+
+        #[test]
+        fn the_victim_is_never_younger_or_dearer_than_another(
+            words in prop::array::uniform8(prop::option::of((1..4_u8, 0..TICK_MASK))),
+        ) {
+            let bucket = FlowBucket::default();
+            for (way, word) in words.iter().enumerate() {
+                if let Some((state, age)) = word {
+                    let state = [State::Opening, State::Established, State::Closing][usize::from(*state) - 1];
+                    bucket.store(way, aged(way as u32 + 1, state, *age));
+                }
+            }
+            let cost = |way: usize| words[way].map(|_| {
+                let entry = bucket.find(way as u32 + 1).unwrap().entry;
+                let class = match (entry.is_expired(NOW), entry.state()) {
+                    (true, _) => 1,
+                    (false, State::Established) => 3,
+                    (false, _) => 2,
+                };
+                (class, u32::MAX - entry.age(NOW))
+            });
+            let victim = bucket.victim(NOW);
+            prop_assert!((0..8).all(|way| cost(victim) <= cost(way)));
+        }
+    }
+}

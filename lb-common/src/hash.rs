@@ -1,0 +1,143 @@
+//! A flow's five fields and a key → 64 well-mixed bits.
+//!
+//! The core is NH, the universal hash of UMAC (Black et al., "UMAC: Fast and Secure Message Authentication",
+//! CRYPTO '99): over a random key two different flows meet with a probability of 2⁻³², whoever chose them. It costs
+//! one multiplication for eight bytes. A fixed finalizer then spreads the sum over all bits.
+
+use crate::net::{Address, Be16, Protocol, Tuple};
+
+/// Words in a hash key: one for each word of an IPv6 flow (two addresses, the ports, the protocol).
+pub const KEY_WORDS: usize = 10;
+
+/// A hash key.
+pub type Key = [u32; KEY_WORDS];
+
+/// Expands a seed to a key (SplitMix64: Steele et al., OOPSLA '14). Every node makes the same key of the same seed.
+pub fn expand(seed: u64) -> Key {
+    let mut state = seed;
+    core::array::from_fn(|_| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 32) as u32
+    })
+}
+
+/// Hashes a flow.
+#[inline(always)]
+pub fn flow(key: &Key, tuple: &Tuple) -> u64 {
+    let ports = u32::from(tuple.source_port.raw()) | (u32::from(tuple.destination_port.raw()) << 16);
+    let last = pair(key, 8, ports, u32::from(tuple.protocol.0));
+    let (source, destination) = (tuple.source.words(), tuple.destination.words());
+    let sum = if tuple.destination.is_v4() {
+        last.wrapping_add(pair(key, 0, source[3], destination[3]))
+    } else {
+        last.wrapping_add(pair(key, 0, source[0], source[1]))
+            .wrapping_add(pair(key, 2, source[2], source[3]))
+            .wrapping_add(pair(key, 4, destination[0], destination[1]))
+            .wrapping_add(pair(key, 6, destination[2], destination[3]))
+    };
+    finalize(sum)
+}
+
+/// Hashes what names a service: the place of a VIP in its table. No key: the table is bounded by construction.
+#[inline(always)]
+pub fn vip(address: Address, port: Be16, protocol: Protocol) -> u64 {
+    let words = address.words();
+    let low = u64::from(words[3]) << 32 | u64::from(port.raw()) << 8 | u64::from(protocol.0);
+    let high = u64::from(words[0]) << 32 | u64::from(words[1] ^ words[2]);
+    finalize(low ^ high.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// Maps the upper half of a hash onto `0..size` without a division (Lemire, "Fast Random Integer Generation in an
+/// Interval", 2019). The lower half stays independent of it.
+#[inline(always)]
+pub fn reduce(hash: u64, size: u32) -> u32 {
+    (((hash >> 32) * u64::from(size)) >> 32) as u32
+}
+
+/// One term of NH: two message words against two key words.
+#[inline(always)]
+fn pair(key: &Key, at: usize, first: u32, second: u32) -> u64 {
+    u64::from(first.wrapping_add(key[at])).wrapping_mul(u64::from(second.wrapping_add(key[at + 1])))
+}
+
+/// The 64-bit finalizer of MurmurHash3: a bijection in which every input bit moves every output bit.
+#[inline(always)]
+fn finalize(mut hash: u64) -> u64 {
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::vec;
+
+    fn tuple(source: u32, source_port: u16) -> Tuple {
+        Tuple {
+            source: Address::v4(source.to_be_bytes()),
+            destination: Address::v4([203, 0, 113, 10]),
+            source_port: Be16::new(source_port),
+            destination_port: Be16::new(443),
+            protocol: Protocol::TCP,
+        }
+    }
+
+    /// Chi-squared over 64 cells: 63 degrees of freedom, so above 120 once in ten thousand.
+    fn chi_squared(hashes: impl Iterator<Item = u64>) -> f64 {
+        let mut cells = vec![0_u32; 64];
+        let mut total = 0;
+        for hash in hashes {
+            cells[reduce(hash, 64) as usize] += 1;
+            total += 1;
+        }
+        let expected = f64::from(total) / 64.0;
+        cells.iter().map(|&seen| (f64::from(seen) - expected).powi(2) / expected).sum()
+    }
+
+    #[test]
+    fn neighbouring_flows_spread_evenly() {
+        for seed in 0..8 {
+            let key = expand(seed);
+            let ports = (1024..=65_535).map(|port| flow(&key, &tuple(0x0a00_0001, port)));
+            assert!(chi_squared(ports) < 120.0);
+            let sources = (0..65_536).map(|low| flow(&key, &tuple(0x0a00_0000 | low, 40_000)));
+            assert!(chi_squared(sources) < 120.0);
+        }
+    }
+
+    #[test]
+    fn flows_of_one_client_do_not_meet() {
+        let key = expand(7);
+        let hashes: HashSet<u64> = (0..=65_535).map(|port| flow(&key, &tuple(1, port))).collect();
+        assert_eq!(hashes.len(), 65_536);
+    }
+
+    #[test]
+    fn every_field_and_the_key_count() {
+        let key = expand(0);
+        let base = tuple(1, 1);
+        let same = flow(&key, &base);
+        let others = [
+            Tuple { source: Address::v4([9, 9, 9, 9]), ..base },
+            Tuple { destination: Address::v4([9, 9, 9, 9]), ..base },
+            Tuple { source_port: Be16::new(2), ..base },
+            Tuple { destination_port: Be16::new(2), ..base },
+            Tuple { protocol: Protocol::UDP, ..base },
+        ];
+        assert!(others.iter().all(|other| flow(&key, other) != same));
+        assert_ne!(flow(&expand(1), &base), same);
+    }
+
+    /// Nodes of different releases must choose alike: these values may change only with `ABI_VERSION`.
+    #[test]
+    fn hashes_stay_what_they_are() {
+        assert_eq!(expand(0)[..2], [0xe220_a839, 0x6e78_9e6a]);
+        assert_eq!(flow(&expand(0), &tuple(0x0a00_0001, 40_000)), 10_533_461_326_659_945_341);
+    }
+}

@@ -1,0 +1,151 @@
+//! Byte slices and table slices → the datapath's [`Packet`] and [`Tables`], for userspace.
+
+use core::cell::RefCell;
+
+use crate::abi::{
+    Backend, Control, FlowBucket, MAX_BACKENDS, RING_SIZE, Ring, Service, Traffic, Verdicts, VipBucket,
+};
+use crate::datapath::{Header, Outcome, Packet, Step, Tables};
+use crate::flow::Tick;
+
+/// A frame in memory.
+#[derive(Debug)]
+pub struct SlicePacket<'a> {
+    /// The frame, from the destination MAC to the end of its payload.
+    pub bytes: &'a mut [u8],
+    /// Index of the interface it came in on.
+    pub interface: u32,
+}
+
+impl SlicePacket<'_> {
+    fn range(&self, offset: usize, size: usize) -> Option<core::ops::Range<usize>> {
+        let end = offset.checked_add(size)?;
+        (end <= self.bytes.len()).then_some(offset..end)
+    }
+}
+
+impl Packet for SlicePacket<'_> {
+    fn read<T: Header>(&self, offset: usize) -> Option<T> {
+        let bytes = self.bytes.get(self.range(offset, size_of::<T>())?)?;
+        // SAFETY: `bytes` is as long as `T`, and every bit pattern of a `Header` is a value.
+        Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()> {
+        let range = self.range(offset, size_of::<T>())?;
+        let bytes = self.bytes.get_mut(range)?;
+        // SAFETY: `bytes` is as long as `T`, and a `Header` has no padding that would leave bytes undefined.
+        unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(header) };
+        Some(())
+    }
+
+    fn interface(&self) -> u32 {
+        self.interface
+    }
+}
+
+/// The maps as slices.
+#[derive(Clone, Copy, Debug)]
+pub struct TableSlices<'a> {
+    /// The map `control`.
+    pub control: &'a Control,
+    /// The map `vips`: both halves.
+    pub vips: &'a [VipBucket],
+    /// The map `services`.
+    pub services: &'a [Service],
+    /// The map `backends`.
+    pub backends: &'a [Backend],
+    /// The map `rings`.
+    pub rings: &'a [Ring],
+    /// The map `flows`.
+    pub flows: &'a [FlowBucket],
+}
+
+/// What packets through [`SliceTables`] counted.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Packets by verdict.
+    pub verdicts: Verdicts,
+    /// Where the last packet went, and its outcome.
+    pub last: Option<Outcome>,
+}
+
+/// [`Tables`] over slices, at a time that stands still, and with someone who follows the steps.
+pub struct SliceTables<'a, F: Fn(Step)> {
+    /// The maps.
+    pub tables: TableSlices<'a>,
+    /// The time.
+    pub now: Tick,
+    /// Stands in for every bucket of the flow table that is asked for: with it, a packet leaves the table as it was.
+    pub scratch: Option<&'a FlowBucket>,
+    /// What was counted.
+    pub counters: RefCell<Counters>,
+    /// Is told each step.
+    pub observer: F,
+}
+
+impl<'a, F: Fn(Step)> SliceTables<'a, F> {
+    /// Tables that packets change, as the kernel's do.
+    pub fn new(tables: TableSlices<'a>, now: Tick, observer: F) -> Self {
+        Self { tables, now, scratch: None, counters: RefCell::default(), observer }
+    }
+
+    /// What packets to the service or backend of this outcome add to its [`Traffic`].
+    pub fn traffic(outcome: &Outcome) -> Traffic {
+        outcome.destination.map_or_else(Traffic::default, |destination| Traffic {
+            packets: 1,
+            bytes: destination.bytes.into(),
+            new_flows: destination.new_flow.into(),
+            padding: 0,
+        })
+    }
+}
+
+impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
+    fn control(&self) -> Option<&Control> {
+        Some(self.tables.control)
+    }
+
+    fn vip_bucket(&self, index: u32) -> Option<&VipBucket> {
+        self.tables.vips.get(index as usize)
+    }
+
+    fn service(&self, id: u32) -> Option<&Service> {
+        self.tables.services.get(id as usize)
+    }
+
+    fn backend(&self, id: u16) -> Option<&Backend> {
+        self.tables.backends.get(id as usize)
+    }
+
+    fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16> {
+        self.tables.rings.get(ring as usize)?.slots.get(slot as usize).copied()
+    }
+
+    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket> {
+        let bucket = self.tables.flows.get(index as usize)?;
+        let Some(scratch) = self.scratch else { return Some(bucket) };
+        for (copy, way) in scratch.ways.iter().zip(&bucket.ways) {
+            copy.store(way.load());
+        }
+        Some(scratch)
+    }
+
+    fn now(&self, _: &Control) -> Tick {
+        self.now
+    }
+
+    fn account(&self, outcome: &Outcome) {
+        let mut counters = self.counters.borrow_mut();
+        if let Some(count) = counters.verdicts.packets.get_mut(outcome.verdict.index()) {
+            *count += 1;
+        }
+        counters.last = Some(*outcome);
+    }
+
+    fn observe(&self, step: Step) {
+        (self.observer)(step);
+    }
+}
+
+const _: () = assert!(MAX_BACKENDS < u16::MAX as u32 && RING_SIZE > u16::MAX as usize);

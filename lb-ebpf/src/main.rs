@@ -1,0 +1,44 @@
+//! The kernel's hands: XDP context in, XDP action out. All decisions are `lb-common`'s.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod maps;
+mod packet;
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::helpers::bpf_redirect;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::debug;
+use lb_common::datapath::{self, Action};
+
+use maps::Maps;
+use packet::XdpPacket;
+
+/// The load balancer's program.
+#[xdp(frags)]
+pub fn prog(context: XdpContext) -> u32 {
+    let outcome = datapath::process(&mut XdpPacket(&context), &Maps);
+    // The agent overrides `AYA_LOG_LEVEL` when it loads the program, so that this is dead code unless asked for.
+    debug!(&context, "verdict {}", outcome.verdict as u32);
+    match outcome.action {
+        Action::Pass => xdp_action::XDP_PASS,
+        Action::Drop => xdp_action::XDP_DROP,
+        Action::Transmit => xdp_action::XDP_TX,
+        // SAFETY: the helper takes two integers; an index that is no interface makes it answer XDP_ABORTED.
+        Action::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
+    }
+}
+
+/// Loops, so that the verifier rejects a program from which a panic can be reached.
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The licence the kernel asks for: GPL-only helpers are open to it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
