@@ -1,0 +1,4 @@
+//! stub
+pub(crate) fn run(_once: bool) -> anyhow::Result<()> {
+    Ok(())
+}
