@@ -13,6 +13,7 @@ use crate::lab::Lab;
 use crate::process::{Daemon, wait_until};
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+const HEALTHY_TIMEOUT: Duration = Duration::from_secs(10);
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A `sluice agent` on the lab's edge host; killed when dropped, which leaves its data plane to the lab's end.
@@ -91,6 +92,16 @@ impl<'lab> Agent<'lab> {
     pub fn backend(&self, service: &str, name: &str) -> Result<Value> {
         named(&self.service(service)?["backends"], name)
             .with_context(|| format!("no backend {name} of service {service} in the status"))
+    }
+
+    /// Waits until every service is healthy.
+    pub fn wait_until_healthy(&self) -> Result<()> {
+        let services = self.status()?["services"].as_array().cloned().unwrap_or_default();
+        for service in services {
+            let name = service["name"].as_str().context("a service without a name in the status")?;
+            self.wait_for_status(name, "healthy", HEALTHY_TIMEOUT)?;
+        }
+        Ok(())
     }
 
     /// Waits until a service has this status: `healthy`, `degraded`, `failing-open` or `down`.

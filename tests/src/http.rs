@@ -84,7 +84,8 @@ impl HttpConnection {
     }
 }
 
-fn read_response(stream: &mut impl BufRead) -> Result<Response> {
+/// Reads one answer, head and body.
+pub(crate) fn read_response(stream: &mut impl BufRead) -> Result<Response> {
     let status_line = read_line(stream)?;
     let status = status_line.split(' ').nth(1).and_then(|code| code.parse().ok());
     let status = status.with_context(|| format!("not a status line: {status_line:?}"))?;

@@ -211,6 +211,13 @@ impl Lab {
         Agent::start(self)
     }
 
+    /// Like [`Lab::start_agent`], and waits until every backend of every service has proved healthy.
+    pub fn start_healthy_agent(&self, config: &SluiceToml) -> Result<Agent<'_>> {
+        let agent = self.start_agent(&config.to_string())?;
+        agent.wait_until_healthy()?;
+        Ok(agent)
+    }
+
     /// A `sluice` command on the edge host, pointed at the lab's socket.
     pub fn sluice_command(&self) -> Result<Command> {
         let mut command = self.edge.command(sluice_binary()?);

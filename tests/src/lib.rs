@@ -18,6 +18,7 @@
 mod agent;
 mod certs;
 mod config;
+mod curl;
 mod frames;
 mod guard;
 mod host;

@@ -6,17 +6,6 @@ use std::time::{Duration, Instant};
 
 use lb_tests::{CDN_NAME, Capture, HttpConnection, Lab, Load, SHOP_NAME, UdpEcho, send_frame, wait_until};
 
-fn curl(lab: &Lab, arguments: &[&str]) -> (bool, String) {
-    let output = lab
-        .customer()
-        .command("curl")
-        .args(["-sS", "-i", "--max-time", "3"])
-        .args(arguments)
-        .output()
-        .expect("curl");
-    (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
-}
-
 #[test]
 fn web_servers_serve_their_page_and_the_app_tier() {
     let start = Instant::now();
@@ -41,23 +30,22 @@ fn web_servers_serve_their_page_and_the_app_tier() {
     }
     let authority = lab.authority().to_str().expect("path").to_owned();
     let there = format!("{SHOP_NAME}:443:{}", lab.web(0).address());
-    let (ok, text) =
-        curl(&lab, &["--cacert", &authority, "--resolve", &there, &format!("https://{SHOP_NAME}/")]);
-    assert!(ok && text.contains("served by web1"), "{text}");
+    let shop = format!("https://{SHOP_NAME}/");
+    let page = lab.customer().curl(&["--cacert", &authority, "--resolve", &there, &shop]).expect("https");
+    assert_eq!(page.served_by(), "web1");
 }
 
 #[test]
 fn customers_cannot_reach_the_private_segment() {
     let lab = Lab::builder().start().expect("a lab");
     for app in lab.apps() {
-        let (ok, text) = curl(&lab, &[&format!("http://{}:8080/", app.address())]);
-        assert!(!ok, "{text}");
+        let address = format!("http://{}:8080/", app.address());
+        assert!(lab.customer().curl(&["--max-time", "1", &address]).is_err());
         // A customer who sends to the web server in the hope that it forwards.
         let mut route = lab.customer().command("ip");
         route.args(["route", "replace", &format!("{}/32", app.address()), "via", "10.0.1.11"]);
         assert!(route.status().expect("ip").success());
-        let (ok, text) = curl(&lab, &["--max-time", "1", &format!("http://{}:8080/", app.address())]);
-        assert!(!ok, "{text}");
+        assert!(lab.customer().curl(&["--max-time", "1", &address]).is_err());
     }
     let served = lab.web(0).connect(SocketAddr::from((lab.apps()[0].address(), 8080)), None);
     assert!(served.is_ok(), "web servers reach the app tier: {served:?}");
@@ -68,17 +56,16 @@ fn the_vip_is_found_by_name_and_answered_by_nobody_without_sluice() {
     let lab = Lab::builder().start().expect("a lab");
     let output = lab.customer().command("getent").args(["hosts", SHOP_NAME]).output().expect("getent");
     assert!(String::from_utf8_lossy(&output.stdout).starts_with("203.0.113.10"), "{output:?}");
-    let (ok, text) = curl(&lab, &["--max-time", "1", &format!("http://{SHOP_NAME}/")]);
-    assert!(!ok, "{text}");
+    let shop = format!("http://{SHOP_NAME}/");
+    assert!(lab.customer().curl(&["--max-time", "1", &shop]).is_err());
     // No web server answers ARP for the VIP, even when a neighbour asks on the segment.
     let mut arp = lab.customer().command("ip");
     arp.args(["route", "replace", "203.0.113.10/32", "dev", "eth0"]);
     assert!(arp.status().expect("ip").success());
-    let (ok, text) = curl(&lab, &["--max-time", "1", &format!("http://{SHOP_NAME}/")]);
-    assert!(!ok, "{text}");
+    assert!(lab.customer().curl(&["--max-time", "1", &shop]).is_err());
     // The CDN answers for itself: its origin cannot be reached.
-    let (ok, text) = curl(&lab, &[&format!("http://{CDN_NAME}/")]);
-    assert!(ok && text.contains("504"), "{text}");
+    let answer = lab.customer().curl(&[&format!("http://{CDN_NAME}/")]).expect("the CDN");
+    assert_eq!(answer.status, 504);
 }
 
 #[test]
