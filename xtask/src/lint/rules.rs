@@ -115,7 +115,8 @@ fn reminders(source: &Source) -> Vec<Problem> {
                 let before = line.get(..at).and_then(|before| before.chars().next_back());
                 let after = line.get(at + mark.len()..).unwrap_or_default();
                 let longer = before.is_some_and(is_word) || after.starts_with(is_word);
-                !longer && !(after.starts_with('(') && after.contains("):"))
+                let has_reason = after.starts_with('(') && after.contains("):");
+                !(longer || has_reason)
             });
             if without_reason {
                 problems.push(problem(
