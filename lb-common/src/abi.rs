@@ -57,6 +57,10 @@ pub mod map {
 
 /// Name of the main program in the object and under the pin directory.
 pub const PROGRAM: &str = "prog";
+/// Name of the program that tells the time of the flow table's clock, in the object and under the pin directory.
+pub const CLOCK_PROGRAM: &str = "clock";
+/// Name of the object's switch for the log of every packet's verdict (aya-log); 0 turns it into dead code.
+pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
 /// Entries of a ring: a prime (Maglev needs one), 1 above 2¹⁶ so that a thousand backends share within 2 %.
 pub const RING_SIZE: usize = 65_537;
@@ -72,6 +76,8 @@ pub const MAX_INTERFACES: usize = 16;
 pub const MAX_SERVICES: u32 = 4_096;
 /// Backends of all services at most; ids are `1..=MAX_BACKENDS`, 0 is none.
 pub const MAX_BACKENDS: u32 = 65_534;
+/// Bytes by which a frame may grow on its way, at most.
+pub const HEADROOM: usize = 256;
 /// Flows in the flow table at least.
 pub const MIN_FLOWS: u32 = 1 << 12;
 /// Flows in the flow table at most (512 MiB).

@@ -2,9 +2,7 @@
 
 use core::cell::RefCell;
 
-use crate::abi::{
-    Backend, Control, FlowBucket, MAX_BACKENDS, RING_SIZE, Ring, Service, Traffic, Verdicts, VipBucket,
-};
+use crate::abi::{Backend, Control, FlowBucket, MAX_BACKENDS, RING_SIZE, Ring, Service, Verdicts, VipBucket};
 use crate::datapath::{Header, Outcome, Packet, Step, Tables};
 use crate::flow::Tick;
 
@@ -66,7 +64,7 @@ pub struct TableSlices<'a> {
 pub struct Counters {
     /// Packets by verdict.
     pub verdicts: Verdicts,
-    /// Where the last packet went, and its outcome.
+    /// How the last packet left.
     pub last: Option<Outcome>,
 }
 
@@ -88,16 +86,6 @@ impl<'a, F: Fn(Step)> SliceTables<'a, F> {
     /// Tables that packets change, as the kernel's do.
     pub fn new(tables: TableSlices<'a>, now: Tick, observer: F) -> Self {
         Self { tables, now, scratch: None, counters: RefCell::default(), observer }
-    }
-
-    /// What packets to the service or backend of this outcome add to its [`Traffic`].
-    pub fn traffic(outcome: &Outcome) -> Traffic {
-        outcome.destination.map_or_else(Traffic::default, |destination| Traffic {
-            packets: 1,
-            bytes: destination.bytes.into(),
-            new_flows: destination.new_flow.into(),
-            padding: 0,
-        })
     }
 }
 

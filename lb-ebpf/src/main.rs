@@ -8,9 +8,9 @@ mod maps;
 mod packet;
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::helpers::bpf_redirect;
-use aya_ebpf::macros::xdp;
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use lb_common::datapath::{self, Action};
 
@@ -28,8 +28,15 @@ pub fn prog(context: XdpContext) -> u32 {
         Action::Drop => xdp_action::XDP_DROP,
         Action::Transmit => xdp_action::XDP_TX,
         // SAFETY: the helper takes two integers; an index that is no interface makes it answer XDP_ABORTED.
-        Action::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
+        Action::Redirect => unsafe { bpf_redirect(outcome.interface, 0) as u32 },
     }
+}
+
+/// Answers with the low 32 bits of the clock that flow entries are written with. Never attached: the agent runs it.
+#[classifier]
+pub fn clock(_: TcContext) -> i32 {
+    // SAFETY: the helper takes nothing and reads a counter.
+    unsafe { bpf_jiffies64() as i32 }
 }
 
 /// Loops, so that the verifier rejects a program from which a panic can be reached.

@@ -89,17 +89,21 @@ impl Tables for Maps {
             // SAFETY: this CPU's own record; an XDP program is not interrupted by another on its CPU.
             unsafe { (*verdicts).packets[outcome.verdict.index()] += 1 };
         }
-        let Some(destination) = outcome.destination else { return };
-        let records = [
-            SERVICE_TRAFFIC.get_ptr_mut(destination.service),
-            BACKEND_TRAFFIC.get_ptr_mut(destination.backend.into()),
-        ];
-        for record in records.into_iter().flatten() {
-            // SAFETY: as above.
-            let record = unsafe { &mut *record };
-            record.packets += 1;
-            record.bytes += u64::from(destination.bytes);
-            record.new_flows += u64::from(destination.new_flow);
+        if outcome.backend == 0 {
+            return;
         }
+        count(SERVICE_TRAFFIC.get_ptr_mut(outcome.service), outcome);
+        count(BACKEND_TRAFFIC.get_ptr_mut(outcome.backend.into()), outcome);
     }
+}
+
+/// Adds a packet to one of this CPU's records.
+#[inline(always)]
+fn count(record: Option<*mut Traffic>, outcome: &Outcome) {
+    let Some(record) = record else { return };
+    // SAFETY: this CPU's own record; an XDP program is not interrupted by another on its CPU.
+    let record = unsafe { &mut *record };
+    record.packets += 1;
+    record.bytes += u64::from(outcome.bytes);
+    record.new_flows += u64::from(outcome.new_flow);
 }

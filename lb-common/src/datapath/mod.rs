@@ -89,32 +89,48 @@ pub enum Action {
     Drop,
     /// Transmit it on the interface it came from.
     Transmit,
-    /// Transmit it on the interface with this index.
-    Redirect(u32),
+    /// Transmit it on the interface that [`Outcome::interface`] names.
+    Redirect,
 }
 
-/// Where a packet of a service went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Destination {
-    /// The service's id.
-    pub service: u32,
-    /// The backend's id.
-    pub backend: u16,
-    /// Bytes by the IP header.
-    pub bytes: u16,
-    /// Whether the flow was given its backend just now.
-    pub new_flow: bool,
-}
-
-/// How a packet leaves the pipeline.
+/// How a packet leaves the pipeline. Flat, without payloads that only some variants have: on BPF those would be
+/// undefined registers, which the verifier does not let be spilled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// What to do with the frame.
     pub action: Action,
     /// What became of it, and why.
     pub verdict: Verdict,
-    /// Where it went, if it was forwarded.
-    pub destination: Option<Destination>,
+    /// Index of the interface to transmit on; 0 for the one the packet came from.
+    pub interface: u32,
+    /// Id of the service it went to, if there is a backend.
+    pub service: u32,
+    /// Id of the backend it went to; 0 if it was not forwarded.
+    pub backend: u16,
+    /// Bytes by the IP header, if it was forwarded.
+    pub bytes: u16,
+    /// Whether the flow was given its backend just now.
+    pub new_flow: bool,
+}
+
+impl Outcome {
+    /// The outcome of a packet that goes to no backend.
+    #[inline(always)]
+    const fn without_backend(verdict: Verdict) -> Self {
+        let action = match verdict {
+            Verdict::Forward | Verdict::ReplyIcmpEcho => Action::Transmit,
+            Verdict::DropNoBackend | Verdict::DropNoNextHop | Verdict::DropInconsistent => Action::Drop,
+            Verdict::PassNotIp
+            | Verdict::PassNotVip
+            | Verdict::PassOtherHost
+            | Verdict::PassFragment
+            | Verdict::PassIcmp
+            | Verdict::PassMalformedEthernet
+            | Verdict::PassMalformedIpv4
+            | Verdict::PassMalformedTransport => Action::Pass,
+        };
+        Self { action, verdict, interface: 0, service: 0, backend: 0, bytes: 0, new_flow: false }
+    }
 }
 
 /// A step of the pipeline, for who wants to follow it.
@@ -176,27 +192,10 @@ pub enum Refusal {
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     let outcome = match steer(packet, tables) {
         Ok(outcome) => outcome,
-        Err(verdict) => Outcome { action: action_without_backend(verdict), verdict, destination: None },
+        Err(verdict) => Outcome::without_backend(verdict),
     };
     tables.account(&outcome);
     outcome
-}
-
-/// The action that goes with a verdict for which no backend was needed.
-#[inline(always)]
-fn action_without_backend(verdict: Verdict) -> Action {
-    match verdict {
-        Verdict::Forward | Verdict::ReplyIcmpEcho => Action::Transmit,
-        Verdict::DropNoBackend | Verdict::DropNoNextHop | Verdict::DropInconsistent => Action::Drop,
-        Verdict::PassNotIp
-        | Verdict::PassNotVip
-        | Verdict::PassOtherHost
-        | Verdict::PassFragment
-        | Verdict::PassIcmp
-        | Verdict::PassMalformedEthernet
-        | Verdict::PassMalformedIpv4
-        | Verdict::PassMalformedTransport => Action::Pass,
-    }
 }
 
 /// parse → classify → admit → pick → rewrite. `Err` carries the verdict of a packet that goes to no backend.
@@ -214,16 +213,15 @@ fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Ve
     let pick = pick::pick(tables, control, &parsed, service, word)?;
     let backend = tables.backend(pick.backend).ok_or(Verdict::DropInconsistent)?;
     let Forwarding::L2Dsr = word.forwarding;
-    let action = rewrite::l2_dsr(packet, tables, pick.backend, backend)?;
+    let interface = rewrite::l2_dsr(packet, tables, pick.backend, backend)?;
     Ok(Outcome {
-        action,
+        action: if interface == 0 { Action::Transmit } else { Action::Redirect },
         verdict: Verdict::Forward,
-        destination: Some(Destination {
-            service,
-            backend: pick.backend,
-            bytes: parsed.bytes,
-            new_flow: pick.new_flow,
-        }),
+        interface,
+        service,
+        backend: pick.backend,
+        bytes: parsed.bytes,
+        new_flow: pick.new_flow,
     })
 }
 

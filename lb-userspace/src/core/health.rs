@@ -1,1 +1,230 @@
-//! Probe results → health transitions.
+//! Probe results → health transitions, and health → which backends serve.
+//!
+//! Neither sockets nor a clock: the caller probes, and passes results, random numbers and the operator's
+//! wishes in. Drain is not health: a drained backend is still probed, and still healthy.
+
+use std::time::Duration;
+
+use super::config::{AllDown, BackendState};
+
+#[cfg(test)]
+mod tests;
+
+/// Time between two backends' first probes, while the interval allows it.
+const FIRST_PROBES_APART: Duration = Duration::from_millis(5);
+
+/// What is known about a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Health {
+    /// Not probed yet.
+    #[default]
+    Unknown,
+    /// Probes succeed.
+    Healthy,
+    /// Probes fail.
+    Unhealthy,
+}
+
+/// A change of health, and the probe result that caused it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// Health before.
+    pub from: Health,
+    /// Health from now on; never `from`.
+    pub to: Health,
+    /// Why the deciding probe failed; `None` when it succeeded.
+    pub reason: Option<String>,
+}
+
+/// The health of one backend as its probes tell it.
+///
+/// The first result decides at once, so that a start is quick. After that it takes `fall` failures in a row to
+/// turn unhealthy, and `rise` successes in a row to turn healthy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Monitor {
+    rise: u32,
+    fall: u32,
+    health: Health,
+    /// Results in a row that speak against `health`.
+    contrary: u32,
+    last_failure: Option<String>,
+    successes: u64,
+    failures: u64,
+}
+
+impl Monitor {
+    /// A backend of unknown health. Thresholds are in results; 0 means 1.
+    pub fn new(rise: u32, fall: u32) -> Self {
+        Self {
+            rise: rise.max(1),
+            fall: fall.max(1),
+            health: Health::Unknown,
+            contrary: 0,
+            last_failure: None,
+            successes: 0,
+            failures: 0,
+        }
+    }
+
+    /// Takes over what another agent found out, as if it had been found out here.
+    pub fn adopt(&mut self, health: Health) {
+        self.health = health;
+        self.contrary = 0;
+    }
+
+    /// Changes the thresholds. Health, and results in a row so far, are kept; the next result is judged by the
+    /// new thresholds.
+    pub fn reconfigure(&mut self, rise: u32, fall: u32) {
+        self.rise = rise.max(1);
+        self.fall = fall.max(1);
+    }
+
+    /// Judges one probe: `Err` says why it failed.
+    pub fn on_result(&mut self, result: Result<(), String>) -> Option<Transition> {
+        let (says, needed) = match &result {
+            Ok(()) => (Health::Healthy, self.rise),
+            Err(_) => (Health::Unhealthy, self.fall),
+        };
+        let reason = result.err();
+        match &reason {
+            None => self.successes = self.successes.saturating_add(1),
+            Some(_) => {
+                self.failures = self.failures.saturating_add(1);
+                self.last_failure.clone_from(&reason);
+            }
+        }
+        if says == self.health {
+            self.contrary = 0;
+            return None;
+        }
+        self.contrary = self.contrary.saturating_add(1);
+        if self.health != Health::Unknown && self.contrary < needed {
+            return None;
+        }
+        self.contrary = 0;
+        let from = std::mem::replace(&mut self.health, says);
+        Some(Transition { from, to: says, reason })
+    }
+
+    /// What is known now.
+    pub fn health(&self) -> Health {
+        self.health
+    }
+
+    /// Why the latest failed probe failed, however long ago; `None` when none has.
+    pub fn last_failure(&self) -> Option<&str> {
+        self.last_failure.as_deref()
+    }
+
+    /// Probes that succeeded.
+    pub fn successes(&self) -> u64 {
+        self.successes
+    }
+
+    /// Probes that failed.
+    pub fn failures(&self) -> u64 {
+        self.failures
+    }
+}
+
+/// When backend `index` of `count` is probed for the first time, counted from the start.
+///
+/// First probes are spread over 5 ms a backend but no longer than the interval: no herd of them leaves at
+/// once, and a small installation is known within moments. `random` (any value) moves a probe within its
+/// own part of the time.
+pub fn first_probe_delay(index: usize, count: usize, interval: Duration, random: u64) -> Duration {
+    let count = u32::try_from(count.max(1)).unwrap_or(u32::MAX);
+    let index = u32::try_from(index).unwrap_or(u32::MAX).min(count - 1);
+    let window = FIRST_PROBES_APART.saturating_mul(count).min(interval);
+    let position = f64::from(index) + fraction(random);
+    window.mul_f64((position / f64::from(count)).min(1.0))
+}
+
+/// Time from one probe's start to the next one's: the interval, give or take a tenth by `random` (any value),
+/// so that backends and nodes do not fall into step.
+pub fn next_probe_delay(interval: Duration, random: u64) -> Duration {
+    let tenth = interval / 10;
+    interval - tenth + (2 * tenth).mul_f64(fraction(random))
+}
+
+/// A random number as a fraction from 0 up to, but not reaching, 1.
+fn fraction(random: u64) -> f64 {
+    // 53 bits are what a float holds exactly.
+    (random >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// What decides whether a backend serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// What the operator wants.
+    pub state: BackendState,
+    /// Share of new flows; 0 = none.
+    pub weight: u16,
+    /// Whether it is probed at all. If not, it counts as healthy.
+    pub checked: bool,
+    /// What the probes say; not looked at unless `checked`.
+    pub health: Health,
+}
+
+impl Candidate {
+    /// Whether the operator wants new flows on it.
+    fn is_wanted(&self) -> bool {
+        self.state == BackendState::Enabled && self.weight > 0
+    }
+
+    fn health(&self) -> Health {
+        if self.checked { self.health } else { Health::Healthy }
+    }
+}
+
+/// How a service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ServiceStatus {
+    /// It serves, and no enabled backend is known to be unhealthy.
+    Healthy,
+    /// It serves, but an enabled backend is unhealthy.
+    Degraded,
+    /// Too few backends are healthy, so all enabled ones are used.
+    FailingOpen,
+    /// No backend serves.
+    Down,
+}
+
+/// Which backends of a service take new flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    /// How the service is.
+    pub status: ServiceStatus,
+    /// For every candidate, in order: whether it belongs into the ring.
+    pub eligible: Vec<bool>,
+}
+
+/// Decides which backends of a service take new flows.
+///
+/// Wanted backends are those enabled with a weight above 0; the others neither serve nor count. Normally the
+/// healthy ones among them serve. When there is none, or fewer than `min_healthy`, `all_down` decides: all
+/// wanted ones, whatever their health, or none.
+///
+/// A backend that was not probed yet is not healthy, so it does not serve next to healthy ones, and a service
+/// that starts with nothing known fails open (or drops) for the moments until first results are in. But it is
+/// not known to be down either: it alone makes no service degraded.
+pub fn serving(candidates: &[Candidate], all_down: AllDown, min_healthy: u32) -> Serving {
+    let wanted_with = |health: Health| {
+        candidates
+            .iter()
+            .filter(move |candidate| candidate.is_wanted() && candidate.health() == health)
+            .count()
+    };
+    let healthy = wanted_with(Health::Healthy);
+    let is_enough = healthy > 0 && u32::try_from(healthy).unwrap_or(u32::MAX) >= min_healthy;
+    let (status, serves): (_, fn(&Candidate) -> bool) = if is_enough {
+        let all_up = wanted_with(Health::Unhealthy) == 0;
+        let status = if all_up { ServiceStatus::Healthy } else { ServiceStatus::Degraded };
+        (status, |candidate| candidate.is_wanted() && candidate.health() == Health::Healthy)
+    } else if all_down == AllDown::FailOpen && candidates.iter().any(Candidate::is_wanted) {
+        (ServiceStatus::FailingOpen, Candidate::is_wanted)
+    } else {
+        (ServiceStatus::Down, |_| false)
+    };
+    Serving { status, eligible: candidates.iter().map(serves).collect() }
+}

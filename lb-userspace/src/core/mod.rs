@@ -1,5 +1,13 @@
 //! Pure: values in, values out. Nothing here knows of aya, tokio, files, sockets or the clock.
 
 pub mod config;
+pub mod diff;
+pub mod explain;
 pub mod health;
+pub mod image;
+pub mod names;
+pub mod plan;
 pub mod ring;
+pub mod stats;
+pub mod vips;
+pub mod wanted;

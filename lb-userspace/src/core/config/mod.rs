@@ -1,5 +1,47 @@
 //! Configuration text → validated [`Config`], or every error with its line and path.
 
+mod agent;
+mod health;
 mod model;
+mod reader;
+mod report;
+mod service;
+mod syntax;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use reader::Section;
+use report::Report;
 
 pub use model::*;
+pub use report::ConfigError;
+pub use values::{DurationError, parse_duration};
+
+/// Most services a configuration may have.
+pub const SERVICES_MAX: usize = 4_096;
+
+/// Most backends all services together may have: backend ids are 16 bits wide, and two of them are reserved.
+pub const BACKENDS_MAX: usize = 65_534;
+
+/// Reads and validates a configuration file's text.
+///
+/// # Errors
+/// Everything that is wrong with the text, sorted by line. Where the TOML itself is broken, what follows the
+/// first place that cannot be understood is not checked, because it could only be guessed at.
+pub fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
+    let report = Report::new(text);
+    let root = syntax::read(text, &report);
+    let config = read_config(Section::root(&report, root.get_ref()));
+    match (config, report.into_errors()) {
+        (Some(config), errors) if errors.is_empty() => Ok(config),
+        (_, errors) => Err(errors),
+    }
+}
+
+fn read_config(mut root: Section<'_>) -> Option<Config> {
+    let agent = root.required_table("agent").and_then(agent::read);
+    let services = service::read_all(root.tables("service"));
+    root.finish();
+    Some(Config { agent: agent?, services: services? })
+}

@@ -1,0 +1,63 @@
+//! The `[agent]` table → [`Agent`].
+
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
+
+use super::reader::Section;
+use super::{Agent, XdpMode, values};
+
+const INTERFACES_MAX: usize = 16;
+/// Flows: from 32 KiB to 512 MiB of table.
+const FLOW_TABLE_SIZE: RangeInclusive<u32> = 4_096..=67_108_864;
+const FLOW_TABLE_SIZE_DEFAULT: u32 = 1_048_576;
+/// TOML promises no integers beyond this.
+const RING_SEED_MAX: u64 = i64::MAX as u64;
+
+pub(super) fn read(mut agent: Section<'_>) -> Option<Agent> {
+    let interfaces = interfaces(&mut agent);
+    let xdp_mode = agent.or(
+        "xdp_mode",
+        XdpMode::Auto,
+        values::choice(
+            &[("auto", XdpMode::Auto), ("driver", XdpMode::Driver), ("generic", XdpMode::Generic)],
+            &[],
+        ),
+    );
+    let metrics = agent.optional("metrics", values::listen_address);
+    let flow_table_size =
+        agent.or("flow_table_size", FLOW_TABLE_SIZE_DEFAULT, values::integer(FLOW_TABLE_SIZE));
+    let ring_seed = agent.or("ring_seed", 0, values::integer(0..=RING_SEED_MAX));
+    for key in ["source_v4", "source_v6"] {
+        agent.refuse(
+            key,
+            "not supported by this version, whose only forwarding, l2-dsr, needs no source; remove it",
+        );
+    }
+    agent.finish();
+    Some(Agent {
+        interfaces,
+        xdp_mode: xdp_mode?,
+        metrics: metrics?,
+        flow_table_size: flow_table_size?,
+        ring_seed: ring_seed?,
+    })
+}
+
+fn interfaces(agent: &mut Section<'_>) -> Vec<String> {
+    let list = agent.list(
+        "interfaces",
+        "name at least one network interface, such as interfaces = [\"eth0\"]",
+        values::interface,
+    );
+    if list.elements.len() > INTERFACES_MAX {
+        agent
+            .wrong("interfaces", format!("at most {INTERFACES_MAX} interfaces, not {}", list.elements.len()));
+    }
+    let mut seen = HashSet::new();
+    for element in &list.elements {
+        if !seen.insert(element.value.as_str()) {
+            agent.wrong_at(&element.place, format!("{:?} is listed twice; remove one", element.value));
+        }
+    }
+    list.elements.into_iter().map(|element| element.value).collect()
+}

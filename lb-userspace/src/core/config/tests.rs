@@ -1,0 +1,391 @@
+//! Configuration texts → the values or the errors, with their lines and places, that they must give.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+mod refused;
+
+/// interface.md's example, less what this version does not support.
+const EXAMPLE: &str = r#"
+[agent]
+interfaces = ["eth0"]            # where the XDP program is attached; more than one is allowed
+xdp_mode   = "auto"
+metrics    = "127.0.0.1:9400"
+flow_table_size = 1048576
+ring_seed  = 0
+
+[[service]]
+name       = "web"
+vips       = ["203.0.113.10:80"]
+protocol   = "tcp"
+forwarding = "l2-dsr"
+affinity   = "connection"
+all_down   = "fail-open"
+min_healthy = 0
+
+[service.health]
+type = "http"
+port = 80
+path = "/healthz"
+host = "your-app.example"
+expect = "200-399"
+via = "backend"
+interval = "2s"
+timeout  = "1s"
+rise = 2
+fall = 3
+slow_start = "0s"
+
+[[service.backend]]
+name    = "web1"
+address = "10.0.1.11"
+port    = 80
+weight  = 100
+state   = "enabled"
+"#;
+
+const AGENT: &str = "[agent]\ninterfaces = [\"eth0\"]\n";
+
+/// A valid file with `keys` in `[agent]`, on line 3.
+fn with_agent(keys: &str) -> String {
+    format!("{AGENT}{keys}\n")
+}
+
+/// A valid file with `keys` in its only service, from line 6 on.
+fn with_service(keys: &str) -> String {
+    format!("{AGENT}[[service]]\nname = \"web\"\nvips = [\"192.0.2.1:80\"]\n{keys}\n")
+}
+
+/// A valid file with `keys` in its only service's health check, from line 7 on.
+fn with_health(keys: &str) -> String {
+    with_service(&format!("[service.health]\n{keys}"))
+}
+
+/// A valid file with `keys` in its only backend, from line 9 on.
+fn with_backend(keys: &str) -> String {
+    with_service(&format!("[[service.backend]]\nname = \"b1\"\naddress = \"10.0.0.1\"\n{keys}"))
+}
+
+fn errors(text: &str) -> Vec<String> {
+    parse(text).err().unwrap_or_default().iter().map(ToString::to_string).collect()
+}
+
+/// Asserts that `text` has exactly these errors, of each the beginning.
+#[track_caller]
+fn refused(text: &str, beginnings: &[&str]) {
+    let found = errors(text);
+    let matches = found.len() == beginnings.len()
+        && found.iter().zip(beginnings).all(|(error, beginning)| error.starts_with(beginning));
+    assert!(matches, "in\n{text}\nfound {found:#?}\nexpected {beginnings:#?}");
+}
+
+#[track_caller]
+fn only_service(text: &str) -> Service {
+    let config = parse(text).unwrap_or_else(|errors| panic!("in\n{text}\n{errors:#?}"));
+    assert_eq!(config.services.len(), 1);
+    config.services[0].clone()
+}
+
+#[test]
+fn the_documented_example_is_read_in_full() {
+    let config = parse(EXAMPLE).unwrap();
+    let expected = Config {
+        agent: Agent {
+            interfaces: vec!["eth0".to_owned()],
+            xdp_mode: XdpMode::Auto,
+            metrics: Some("127.0.0.1:9400".parse().unwrap()),
+            flow_table_size: 1_048_576,
+            ring_seed: 0,
+        },
+        services: vec![Service {
+            name: "web".to_owned(),
+            vips: vec![Vip { address: "203.0.113.10".parse().unwrap(), port: 80 }],
+            protocol: Protocol::Tcp,
+            forwarding: Forwarding::L2Dsr,
+            all_down: AllDown::FailOpen,
+            min_healthy: 0,
+            health: Health {
+                probe: Probe::Http {
+                    path: "/healthz".to_owned(),
+                    host: Some("your-app.example".to_owned()),
+                    expect: vec![200..=399],
+                },
+                port: 80,
+                interval: Duration::from_secs(2),
+                timeout: Duration::from_secs(1),
+                rise: 2,
+                fall: 3,
+            },
+            backends: vec![Backend {
+                name: "web1".to_owned(),
+                address: "10.0.1.11".parse().unwrap(),
+                weight: 100,
+                state: BackendState::Enabled,
+            }],
+        }],
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn absent_keys_have_their_defaults() {
+    let config = parse(&with_backend("")).unwrap();
+    assert_eq!(
+        config.agent,
+        Agent {
+            interfaces: vec!["eth0".to_owned()],
+            xdp_mode: XdpMode::Auto,
+            metrics: None,
+            flow_table_size: 1_048_576,
+            ring_seed: 0
+        }
+    );
+    let service = &config.services[0];
+    assert_eq!(
+        (service.protocol, service.forwarding, service.all_down, service.min_healthy),
+        (Protocol::Tcp, Forwarding::L2Dsr, AllDown::FailOpen, 0)
+    );
+    let default_health = Health {
+        probe: Probe::Tcp,
+        port: 80,
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_secs(1),
+        rise: 2,
+        fall: 3,
+    };
+    assert_eq!(service.health, default_health);
+    assert_eq!((service.backends[0].weight, service.backends[0].state), (100, BackendState::Enabled));
+    let http = only_service(&with_health("type = \"http\"")).health.probe;
+    assert_eq!(http, Probe::Http { path: "/".to_owned(), host: None, expect: vec![200..=399] });
+    assert_eq!(only_service(&with_health("interval = \"5s\"")).health.probe, Probe::Tcp);
+    assert_eq!(parse(AGENT).unwrap().services, vec![]);
+}
+
+#[test]
+fn every_word_has_its_value() {
+    for (word, mode) in [("auto", XdpMode::Auto), ("driver", XdpMode::Driver), ("generic", XdpMode::Generic)]
+    {
+        assert_eq!(parse(&with_agent(&format!("xdp_mode = \"{word}\""))).unwrap().agent.xdp_mode, mode);
+    }
+    for (word, state) in [
+        ("enabled", BackendState::Enabled),
+        ("drain", BackendState::Drain),
+        ("disabled", BackendState::Disabled),
+    ] {
+        assert_eq!(only_service(&with_backend(&format!("state = \"{word}\""))).backends[0].state, state);
+    }
+    assert_eq!(only_service(&with_service("protocol = \"udp\"")).protocol, Protocol::Udp);
+    assert_eq!(only_service(&with_service("all_down = \"drop\"")).all_down, AllDown::Drop);
+    assert_eq!(only_service(&with_health("type = \"none\"\npath = \"/\"")).health.probe, Probe::None);
+}
+
+/// A health check's port and kind by the VIPs, where the file does not say.
+#[test]
+fn the_default_check_follows_the_vips() {
+    let service = |protocol: &str, vips: &str, rest: &str| {
+        format!("{AGENT}[[service]]\nname = \"a\"\nprotocol = \"{protocol}\"\nvips = {vips}\n{rest}")
+    };
+    let cases = [
+        ("tcp", r#"["192.0.2.1:80", "192.0.2.2:80"]"#, Probe::Tcp, 80),
+        ("tcp", r#"["192.0.2.1:80", "192.0.2.1:443"]"#, Probe::None, 0),
+        ("tcp", r#"["192.0.2.1:0"]"#, Probe::None, 0),
+        ("udp", r#"["192.0.2.1:443"]"#, Probe::None, 0),
+    ];
+    for (protocol, vips, probe, port) in cases {
+        let health = only_service(&service(protocol, vips, "")).health;
+        assert_eq!((health.probe, health.port), (probe, port), "{protocol} {vips}");
+    }
+    let asked = only_service(&service("udp", r#"["192.0.2.1:443"]"#, "[service.health]\ntype = \"tcp\""));
+    assert_eq!((asked.health.probe, asked.health.port), (Probe::Tcp, 443));
+    refused(
+        &service("tcp", r#"["192.0.2.1:0"]"#, "[service.health]"),
+        &["7: service[0].health.port: missing; the VIPs do not share one port"],
+    );
+    assert_eq!(only_service(&service("tcp", r#"["192.0.2.1:0"]"#, "health.port = 8080")).health.port, 8080);
+}
+
+#[test]
+fn a_default_timeout_is_no_longer_than_the_interval() {
+    assert_eq!(only_service(&with_health("interval = \"200ms\"")).health.timeout, Duration::from_millis(200));
+}
+
+#[test]
+fn statuses_are_codes_and_ranges() {
+    for (text, expected) in
+        [("200", vec![200..=200]), ("200-299,301", vec![200..=299, 301..=301]), ("100-599", vec![100..=599])]
+    {
+        let service = only_service(&with_health(&format!("type = \"http\"\nexpect = \"{text}\"")));
+        let Probe::Http { expect, .. } = service.health.probe else { panic!("not HTTP") };
+        assert_eq!(expect, expected, "{text}");
+    }
+    for text in ["", "99", "600", "300-200", "200-", "200,,301", "2xx", "+200-300"] {
+        refused(
+            &with_health(&format!("type = \"http\"\nexpect = \"{text}\"")),
+            &["8: service[0].health.expect: expected status codes from 100 to 599"],
+        );
+    }
+}
+
+#[test]
+fn durations_have_units() {
+    for (text, expected) in [
+        ("500ms", Ok(Duration::from_millis(500))),
+        ("2s", Ok(Duration::from_secs(2))),
+        ("1m", Ok(Duration::from_secs(60))),
+        ("0s", Ok(Duration::ZERO)),
+        ("", Err(DurationError::Malformed)),
+        ("s", Err(DurationError::Malformed)),
+        ("2", Err(DurationError::Malformed)),
+        ("1h", Err(DurationError::Malformed)),
+        ("1.5s", Err(DurationError::Malformed)),
+        ("-1s", Err(DurationError::Malformed)),
+        ("2 s", Err(DurationError::Malformed)),
+        ("18446744073709551615ms", Ok(Duration::from_millis(u64::MAX))),
+        ("18446744073709551616ms", Err(DurationError::TooLong)),
+        ("18446744073709551615s", Err(DurationError::TooLong)),
+    ] {
+        assert_eq!(parse_duration(text), expected, "{text}");
+    }
+}
+
+#[test]
+fn all_errors_are_reported_at_once_sorted_by_line() {
+    let text = r#"
+[agent]
+interfaces = []
+xdp_mode = 3
+
+[[service]]
+name = "web"
+vips = ["192.0.2.1:80", "nonsense"]
+forwarding = "nat"
+min_healthy = 5
+
+[service.health]
+type = "http"
+path = "no-slash"
+timeout = "5s"
+
+[[service.backend]]
+name = "web1"
+weight = 100000
+port = 8080
+
+[[service.backend]]
+name = "web1"
+address = "10.0.0.1"
+colour = "red"
+weight = 1
+weight = 2
+"#;
+    refused(
+        text,
+        &[
+            "3: agent.interfaces: is empty",
+            "4: agent.xdp_mode: expected a string in quotes, found the integer 3",
+            "8: service[0].vips[1]: expected address:port",
+            "9: service[0].forwarding: \"nat\" is not supported by this version; use l2-dsr",
+            "10: service[0].min_healthy: must be at most the number of backends, 2, not 5",
+            "14: service[0].health.path: a path begins",
+            "15: service[0].health.timeout: must be at most the interval, 2s, not 5s",
+            "17: service[0].backend[0].address: missing",
+            "19: service[0].backend[0].weight: must be 0 to 65535",
+            "23: service[0].backend[1].name: \"web1\" is already used by backend[0]",
+            "25: service[0].backend[1].colour: unknown key",
+            "27: duplicate key",
+        ],
+    );
+}
+
+#[test]
+fn a_broken_value_hides_nothing_but_itself() {
+    refused(
+        &with_health("interval = 1s\ntimeout = \"3s\"\nrise = 0"),
+        &["7: ", "9: service[0].health.rise: must be 1 to 100"],
+    );
+    refused(&with_backend("weight = \nstate = \"x\""), &["9: ", "10: service[0].backend[0].state"]);
+    refused(&with_service("protocol = \"udp\nmin_healthy = 9"), &["6: ", "7: service[0].min_healthy"]);
+}
+
+#[test]
+fn where_the_structure_is_lost_what_follows_is_not_guessed_at() {
+    refused(
+        "[agent]\nxdp_mode = 1\ninterfaces\n[[service]]\nname = 1",
+        &["2: agent.xdp_mode: expected a string", "3: key with no value, expected `=`"],
+    );
+    // The header's error turns its keys into keys of the document, and takes the backends away.
+    refused(&with_service("min_healthy = 1\n[[service.backend\nname = \"b1\""), &["7: unclosed array table"]);
+    let unclosed = errors("[agent]\nflow_table_size = 1\ninterfaces = [\"eth0\"\nxdp_mode = \"auto\"");
+    assert!(unclosed[0].starts_with("2: agent.flow_table_size: must be"), "{unclosed:#?}");
+    assert!(unclosed[1].starts_with("4: "), "{unclosed:#?}");
+    assert!(unclosed[1..].iter().all(|error| !error.contains("agent")), "{unclosed:#?}");
+}
+
+/// What follows from a wrong value is not a second mistake.
+#[test]
+fn one_mistake_is_one_error() {
+    let vip = with_backend("port = 8080").replace("1:80\"]", "1:80\", \"web\"]");
+    refused(&vip, &["5: service[0].vips[1]: expected address:port"]);
+    let check = with_health("type = \"http\"").replace("192.0.2.1:80", "192.0.2.1");
+    refused(&check, &["5: service[0].vips[0]: needs a port"]);
+    let nat = with_backend("port = 8080").replace("[[service.", "forwarding = \"nat\"\n[[service.");
+    refused(&nat, &["6: service[0].forwarding: \"nat\" is not supported"]);
+    let interval = with_health("interval = \"1x\"\ntimeout = \"5s\"");
+    refused(&interval, &["7: service[0].health.interval"]);
+}
+
+#[test]
+fn errors_name_file_line_and_place() {
+    let error = &parse(&with_backend("weight = -1")).unwrap_err()[0];
+    assert_eq!(
+        error.at("/etc/sluice.toml").to_string(),
+        "/etc/sluice.toml:9: service[0].backend[0].weight: must be 0 to 65535, not -1"
+    );
+    let error = &parse(&with_agent("x = \"\\q\"")).unwrap_err()[0];
+    assert!(error.at("f").to_string().starts_with("f:3: "), "{error}");
+    assert!(error.path.is_empty());
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_answered(text in "\\PC*") {
+        let _ = parse(&text);
+    }
+
+    /// What TOML is made of, in any order.
+    #[test]
+    fn any_tokens_are_answered(parts in proptest::collection::vec(
+        prop::sample::select(vec![
+            "[agent]", "[[service]]", "[service.health]", "[[service.backend]]", "[service]", "service", "health",
+            "name", "vips", ".", "=", "=", "[", "]", "{", "}", ",", "\"", "\"a\"", "\"192.0.2.1:80\"", "'''", "\"\"\"",
+            "1", "-1", "0x", "1.5", "true", "1979-05-27", "\n", "\n", "\n", "\r\n", "#", "\\", " ", "é", "\u{0}",
+        ]), 0..60)) {
+        let _ = parse(&parts.concat());
+    }
+
+    /// A valid text with one stretch replaced: an answer, and every error in the file's order and lines.
+    #[test]
+    fn damaged_text_is_answered(
+        from in 0..EXAMPLE.len(),
+        length in 0_usize..40,
+        put in "[\\[\\]\\{\\}=\"'#.,\n a-z0-9-]{0,12}",
+    ) {
+        let to = (from + length).min(EXAMPLE.len());
+        let text = format!("{}{put}{}", &EXAMPLE[..from], &EXAMPLE[to..]);
+        if let Err(errors) = parse(&text) {
+            prop_assert!(!errors.is_empty());
+            prop_assert!(errors.is_sorted_by_key(|error| error.line));
+            let lines = text.split('\n').count();
+            prop_assert!(errors.iter().all(|error| (1..=lines).contains(&error.line)));
+        }
+    }
+
+    #[test]
+    fn any_integer_is_in_range_or_refused(weight in any::<i128>()) {
+        let parsed = parse(&with_backend(&format!("weight = {weight}")));
+        prop_assert_eq!(parsed.is_ok(), (0..=65_535).contains(&weight));
+    }
+}

@@ -1,0 +1,300 @@
+//! One wrong value at a time → exactly one error, at its line and place.
+
+use super::*;
+
+#[test]
+fn wrong_agents_are_refused() {
+    let interfaces = |list: &str| format!("[agent]\ninterfaces = {list}\n");
+    let many: Vec<String> = (0..17).map(|n| format!("\"eth{n}\"")).collect();
+    for (text, error) in [
+        (String::new(), "1: agent: missing; add an [agent] section"),
+        ("agent = 1".to_owned(), "1: agent: expected a table, found the integer 1; write [agent]"),
+        ("[[agent]]".to_owned(), "1: agent: expected a table, found an array; write [agent]"),
+        ("\n[agent]".to_owned(), "2: agent.interfaces: missing; name at least one network interface"),
+        (interfaces("[]"), "2: agent.interfaces: is empty; name at least one"),
+        (interfaces("\"eth0\""), "2: agent.interfaces: expected an array, found the string \"eth0\""),
+        (
+            interfaces("[\n\"eth0\",\n7]"),
+            "4: agent.interfaces[1]: expected a string in quotes, found the integer 7",
+        ),
+        (interfaces("[\"a\", \"a\"]"), "2: agent.interfaces[1]: \"a\" is listed twice"),
+        (interfaces("[\"\"]"), "2: agent.interfaces[0]: an interface name is 1 to 15 bytes"),
+        (interfaces("[\"sixteen-bytes-xx\"]"), "2: agent.interfaces[0]: an interface name is 1 to 15 bytes"),
+        (interfaces("[\"a b\"]"), "2: agent.interfaces[0]: an interface name has no spaces"),
+        (interfaces("[\"a/b\"]"), "2: agent.interfaces[0]: an interface name has no spaces"),
+        (interfaces("[\"..\"]"), "2: agent.interfaces[0]: an interface name has no spaces"),
+        (interfaces(&format!("[{}]", many.join(","))), "2: agent.interfaces: at most 16 interfaces, not 17"),
+        (
+            with_agent("xdp_mode = \"drvier\""),
+            "3: agent.xdp_mode: \"drvier\" is not known; did you mean \"driver\"?",
+        ),
+        (
+            with_agent("xdp_mode = \"x\""),
+            "3: agent.xdp_mode: \"x\" is not known; known here: auto, driver, generic",
+        ),
+        (with_agent("metrics = \"localhost:9400\""), "3: agent.metrics: expected an IP address and a port"),
+        (
+            with_agent("flow_table_size = 4095"),
+            "3: agent.flow_table_size: must be 4096 to 67108864, not 4095",
+        ),
+        (with_agent("flow_table_size = 67108865"), "3: agent.flow_table_size: must be 4096 to 67108864"),
+        (with_agent("ring_seed = -1"), "3: agent.ring_seed: must be 0 to 9223372036854775807, not -1"),
+        (with_agent("ring_seed = 9999999999999999999999"), "3: agent.ring_seed: must be 0 to"),
+        (with_agent("ring_seed = \"1\""), "3: agent.ring_seed: expected a whole number without quotes"),
+        (with_agent("source_v4 = \"192.0.2.1\""), "3: agent.source_v4: not supported by this version"),
+        (with_agent("source_v6 = \"2001:db8::1\""), "3: agent.source_v6: not supported by this version"),
+        (with_agent("metrisc = 1"), "3: agent.metrisc: unknown key; did you mean \"metrics\"?"),
+        (with_agent("flwo_tabel_siez = 1"), "3: agent.flwo_tabel_siez: unknown key; known here: interfaces"),
+        (with_agent("x = 1"), "3: agent.x: unknown key; known here: interfaces, xdp_mode"),
+        (with_agent("\"a b\" = 1"), "3: agent.\"a b\": unknown key"),
+        (with_agent("[servise]"), "3: servise: unknown key; did you mean \"service\"?"),
+    ] {
+        refused(&text, &[error]);
+    }
+    assert_eq!(parse(&with_agent("flow_table_size = 0x1000")).unwrap().agent.flow_table_size, 4_096);
+    assert_eq!(parse(&with_agent("flow_table_size = 67_108_864")).unwrap().agent.flow_table_size, 67_108_864);
+    assert_eq!(
+        parse(&with_agent("ring_seed = 9223372036854775807")).unwrap().agent.ring_seed,
+        i64::MAX.unsigned_abs()
+    );
+}
+
+#[test]
+fn wrong_vips_are_refused() {
+    let vips = |list: &str| format!("{AGENT}[[service]]\nname = \"web\"\nvips = {list}");
+    for (text, error) in [
+        (vips("[]"), "5: service[0].vips: is empty"),
+        (vips("[\"192.0.2.1\"]"), "5: service[0].vips[0]: needs a port; write \"192.0.2.1:80\""),
+        (vips("[\"web:80\"]"), "5: service[0].vips[0]: expected address:port"),
+        (vips("[\"192.0.2.1:65536\"]"), "5: service[0].vips[0]: expected address:port"),
+        (vips("[\"[2001:db8::10]:80\"]"), "5: service[0].vips[0]: IPv6 is not supported by this version"),
+        (vips("[\"0.0.0.0:80\"]"), "5: service[0].vips[0]: 0.0.0.0 is the unspecified address"),
+        (vips("[\"127.0.0.1:80\"]"), "5: service[0].vips[0]: 127.0.0.1 is a loopback address"),
+        (vips("[\"224.0.0.1:80\"]"), "5: service[0].vips[0]: 224.0.0.1 is a multicast address"),
+        (vips("[\"255.255.255.255:80\"]"), "5: service[0].vips[0]: 255.255.255.255 is the broadcast address"),
+        (
+            vips("[\"192.0.2.1:80\",\n\"192.0.2.1:80\"]"),
+            "6: service[0].vips[1]: 192.0.2.1:80 is already used by service[0] \"web\", line 3",
+        ),
+    ] {
+        refused(&text, &[error]);
+    }
+}
+
+#[test]
+fn wrong_services_are_refused() {
+    for (text, error) in [
+        (with_agent("[service]"), "3: service: expected an array of tables; write [[service]]"),
+        (with_agent("service = [1]"), "3: agent.service: unknown key"),
+        (format!("service = [1]\n{AGENT}"), "1: service[0]: expected a table, found the integer 1"),
+        (format!("{AGENT}[[service]]\nvips = [\"192.0.2.1:80\"]"), "3: service[0].name: missing"),
+        (format!("{AGENT}[[service]]\nname = \"web\""), "3: service[0].vips: missing"),
+        (
+            format!("{AGENT}[[service]]\nname = \"a b\"\nvips = [\"192.0.2.1:80\"]"),
+            "4: service[0].name: a name is",
+        ),
+        (
+            format!("{AGENT}[[service]]\nname = \"\"\nvips = [\"192.0.2.1:80\"]"),
+            "4: service[0].name: a name is",
+        ),
+        (with_service("protocol = \"sctp\""), "6: service[0].protocol: \"sctp\" is not known"),
+        (
+            with_service("forwarding = \"ipip\""),
+            "6: service[0].forwarding: \"ipip\" is not supported by this version",
+        ),
+        (
+            with_service("forwarding = \"gue\""),
+            "6: service[0].forwarding: \"gue\" is not supported by this version",
+        ),
+        (
+            with_service("forwarding = \"nat\""),
+            "6: service[0].forwarding: \"nat\" is not supported by this version",
+        ),
+        (
+            with_service("forwarding = \"l2dsr\""),
+            "6: service[0].forwarding: \"l2dsr\" is not known; did you mean",
+        ),
+        (
+            with_service("affinity = \"client\""),
+            "6: service[0].affinity: \"client\" is not supported by this version",
+        ),
+        (with_service("affinity = \"none\""), "6: service[0].affinity: \"none\" is not known"),
+        (with_service("all_down = \"open\""), "6: service[0].all_down: \"open\" is not known"),
+        (
+            with_service("min_healthy = 1"),
+            "6: service[0].min_healthy: must be at most the number of backends, 0",
+        ),
+        (with_service("min_healthy = -1"), "6: service[0].min_healthy: must be 0 to"),
+        (
+            with_service("health = 1"),
+            "6: service[0].health: expected a table, found the integer 1; write [service.health]",
+        ),
+        (
+            with_service("backend = 1"),
+            "6: service[0].backend: expected an array of tables; write [[service.backend]]",
+        ),
+        (with_service("wieght = 1"), "6: service[0].wieght: unknown key"),
+    ] {
+        refused(&text, &[error]);
+    }
+    assert_eq!(
+        only_service(&with_backend("").replace(
+            "80\"]",
+            "80\"]
+min_healthy = 1"
+        ))
+        .min_healthy,
+        1
+    );
+}
+
+#[test]
+fn wrong_health_checks_are_refused() {
+    for (keys, error) in [
+        (
+            "type = \"https\"",
+            "7: service[0].health.type: \"https\" is not supported by this version; use tcp or http",
+        ),
+        ("type = \"htpp\"", "7: service[0].health.type: \"htpp\" is not known; did you mean \"http\"?"),
+        ("port = 0", "7: service[0].health.port: must be 1 to 65535, not 0"),
+        ("port = 65536", "7: service[0].health.port: must be 1 to 65535, not 65536"),
+        ("path = \"/\"", "7: service[0].health.path: only http checks have it"),
+        ("host = \"a.example\"", "7: service[0].health.host: only http checks have it"),
+        ("expect = \"200\"", "7: service[0].health.expect: only http checks have it"),
+        ("via = \"vip\"", "7: service[0].health.via: \"vip\" is not supported by this version"),
+        ("interval = \"99ms\"", "7: service[0].health.interval: must be 100ms to 60m, not 99ms"),
+        ("interval = \"61m\"", "7: service[0].health.interval: must be 100ms to 60m, not 61m"),
+        ("interval = \"99999999999999999999s\"", "7: service[0].health.interval: must be 100ms to 60m"),
+        ("interval = 2", "7: service[0].health.interval: expected a duration in quotes, such as \"2s\""),
+        ("interval = \"2\"", "7: service[0].health.interval: \"2\" is not a duration; write a whole number"),
+        ("timeout = \"0s\"", "7: service[0].health.timeout: must be 1ms to 60m, not 0s"),
+        (
+            "timeout = \"2001ms\"",
+            "7: service[0].health.timeout: must be at most the interval, 2s, not 2001ms",
+        ),
+        ("rise = 0", "7: service[0].health.rise: must be 1 to 100, not 0"),
+        ("rise = 101", "7: service[0].health.rise: must be 1 to 100, not 101"),
+        ("fall = 0", "7: service[0].health.fall: must be 1 to 100, not 0"),
+        (
+            "fall = 1.5",
+            "7: service[0].health.fall: expected a whole number without quotes, found the number 1.5",
+        ),
+        ("slow_start = \"1s\"", "7: service[0].health.slow_start: not supported by this version"),
+        ("hots = \"a\"", "7: service[0].health.hots: unknown key; did you mean \"host\"?"),
+    ] {
+        refused(&with_health(keys), &[error]);
+    }
+    let long = format!("path = \"/{}\"", "a".repeat(1_024));
+    for (keys, error) in [
+        (long.as_str(), "8: service[0].health.path: a path begins with '/' and is at most 1024 bytes"),
+        ("path = \"healthz\"", "8: service[0].health.path: a path begins with '/'"),
+        ("path = \"/a b\"", "8: service[0].health.path: a path begins with '/'"),
+        ("path = \"/\\r\\nX: y\"", "8: service[0].health.path: a path begins with '/'"),
+        ("host = \"\"", "8: service[0].health.host: expected a host name"),
+        ("host = \"a\\r\\nX: y\"", "8: service[0].health.host: expected a host name"),
+    ] {
+        refused(&with_health(&format!("type = \"http\"\n{keys}")), &[error]);
+    }
+}
+
+#[test]
+fn wrong_backends_are_refused() {
+    let address =
+        |address: &str| with_service(&format!("[[service.backend]]\nname = \"b1\"\naddress = \"{address}\""));
+    let second = |name: &str, address: &str| {
+        with_backend(&format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\""))
+    };
+    for (text, error) in [
+        (
+            with_service("[[service.backend]]\naddress = \"10.0.0.1\""),
+            "6: service[0].backend[0].name: missing",
+        ),
+        (with_service("[[service.backend]]\nname = \"b1\""), "6: service[0].backend[0].address: missing"),
+        (second("b1", "10.0.0.2"), "10: service[0].backend[1].name: \"b1\" is already used by backend[0]"),
+        (
+            second("b2", "10.0.0.1"),
+            "11: service[0].backend[1].address: 10.0.0.1 is already used by backend[0]",
+        ),
+        (second("b/2", "10.0.0.2"), "10: service[0].backend[1].name: a name is 1 to 63"),
+        (second(&"b".repeat(64), "10.0.0.2"), "10: service[0].backend[1].name: a name is 1 to 63"),
+        (address("192.0.2.1"), "8: service[0].backend[0].address: 192.0.2.1 is this service's VIP"),
+        (address("10.0.0.1:80"), "8: service[0].backend[0].address: \"10.0.0.1:80\" has a port"),
+        (address("web1"), "8: service[0].backend[0].address: expected an IPv4 address"),
+        (address("2001:db8::1"), "8: service[0].backend[0].address: IPv6 is not supported by this version"),
+        (address("224.0.0.1"), "8: service[0].backend[0].address: 224.0.0.1 is a multicast address"),
+        (
+            with_backend("port = 8080"),
+            "9: service[0].backend[0].port: only nat translates ports, l2-dsr keeps",
+        ),
+        (with_backend("port = 0"), "9: service[0].backend[0].port: must be 1 to 65535, not 0"),
+        (with_backend("weight = 65536"), "9: service[0].backend[0].weight: must be 0 to 65535, not 65536"),
+        (with_backend("weight = -1"), "9: service[0].backend[0].weight: must be 0 to 65535, not -1"),
+        (
+            with_backend("weight = \"1\""),
+            "9: service[0].backend[0].weight: expected a whole number without quotes",
+        ),
+        (with_backend("state = \"off\""), "9: service[0].backend[0].state: \"off\" is not known"),
+        (
+            with_backend("state = \"drained\""),
+            "9: service[0].backend[0].state: \"drained\" is not known; did you mean",
+        ),
+        (
+            with_backend("wieght = 1"),
+            "9: service[0].backend[0].wieght: unknown key; did you mean \"weight\"?",
+        ),
+    ] {
+        refused(&text, &[error]);
+    }
+    refused(
+        &with_backend("port = 80").replace("1:80", "1:0"),
+        &["9: service[0].backend[0].port: only nat translates ports"],
+    );
+    assert_eq!(only_service(&with_backend("port = 80\nweight = 0")).backends[0].weight, 0);
+}
+
+#[test]
+fn names_and_vips_are_unique_across_services() {
+    let service = |name: &str, vip: &str, protocol: &str| {
+        format!("[[service]]\nname = \"{name}\"\nvips = [\"{vip}\"]\nprotocol = \"{protocol}\"\n")
+    };
+    let pair = |second: String| format!("{AGENT}{}{second}", service("a", "192.0.2.1:443", "tcp"));
+    refused(
+        &pair(service("a", "192.0.2.1:443", "tcp")),
+        &[
+            "8: service[1].name: \"a\" is already used by service[0] \"a\", line 3; choose another",
+            "9: service[1].vips[0]: 192.0.2.1:443 is already used by service[0] \"a\", line 3; a VIP belongs",
+        ],
+    );
+    for second in [("192.0.2.1:443", "udp"), ("192.0.2.1:0", "tcp"), ("192.0.2.2:443", "tcp")] {
+        assert_eq!(parse(&pair(service("b", second.0, second.1))).map(|config| config.services.len()), Ok(2));
+    }
+}
+
+#[test]
+fn there_are_limits_to_services_and_backends() {
+    let services = |count: usize| {
+        let mut text = AGENT.to_owned();
+        for n in 0..count {
+            text +=
+                &format!("[[service]]\nname = \"s{n}\"\nvips = [\"192.0.2.{}:{}\"]\n", n % 250, 1 + n / 250);
+        }
+        text
+    };
+    assert_eq!(parse(&services(SERVICES_MAX)).map(|config| config.services.len()), Ok(SERVICES_MAX));
+    refused(&services(SERVICES_MAX + 1), &["12291: service[4096]: more than 4096 services"]);
+
+    let backends = |count: usize| {
+        let mut text = with_service("");
+        for n in 0..count {
+            let (high, low) = (n / 250, 1 + n % 250);
+            text += &format!(
+                "[[service.backend]]\nname = \"b{n}\"\naddress = \"10.{}.{}.{low}\"\n",
+                high / 250,
+                high % 250
+            );
+        }
+        text
+    };
+    assert_eq!(only_service(&backends(BACKENDS_MAX)).backends.len(), BACKENDS_MAX);
+    refused(&backends(BACKENDS_MAX + 1), &["7: service[0].backend: more than 65534 backends"]);
+}

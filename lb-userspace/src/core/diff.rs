@@ -1,0 +1,78 @@
+//! Two configurations → what differs, one line a value.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::config::{Config, Probe};
+use super::names;
+
+/// One value that differs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Where: `service[web].backend[web1].weight`, by name.
+    pub path: String,
+    /// The value before; none if it is new.
+    pub before: Option<String>,
+    /// The value after; none if it is gone.
+    pub after: Option<String>,
+}
+
+/// What differs between two configurations, in the order of the paths.
+pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
+    let (before, mut after) = (flatten(before), flatten(after));
+    let mut changes: Vec<Change> = before
+        .into_iter()
+        .filter_map(|(path, value)| {
+            let new = after.remove(&path);
+            (new.as_ref() != Some(&value)).then_some(Change { path, before: Some(value), after: new })
+        })
+        .collect();
+    changes.extend(after.into_iter().map(|(path, value)| Change { path, before: None, after: Some(value) }));
+    changes.sort_by(|a, b| a.path.cmp(&b.path));
+    changes
+}
+
+/// Every value of a configuration by its path.
+fn flatten(config: &Config) -> BTreeMap<String, String> {
+    let mut values = BTreeMap::new();
+    let agent = &config.agent;
+    let mut put = |path: String, value: String| values.insert(path, value);
+    put("agent.interfaces".into(), agent.interfaces.join(" "));
+    put("agent.xdp_mode".into(), names::xdp_mode(agent.xdp_mode).into());
+    put("agent.metrics".into(), agent.metrics.map_or("off".into(), |address| address.to_string()));
+    put("agent.flow_table_size".into(), agent.flow_table_size.to_string());
+    put("agent.ring_seed".into(), agent.ring_seed.to_string());
+    for service in &config.services {
+        let at = |key: &str| format!("service[{}].{key}", service.name);
+        let vips: Vec<String> = service.vips.iter().map(ToString::to_string).collect();
+        put(at("vips"), vips.join(" "));
+        put(at("protocol"), names::protocol(service.protocol).into());
+        put(at("forwarding"), names::forwarding(service.forwarding).into());
+        put(at("all_down"), names::all_down(service.all_down).into());
+        put(at("min_healthy"), service.min_healthy.to_string());
+        let health = &service.health;
+        put(at("health.type"), names::probe(&health.probe).into());
+        if health.probe != Probe::None {
+            put(at("health.port"), health.port.to_string());
+            put(at("health.interval"), format!("{:?}", health.interval));
+            put(at("health.timeout"), format!("{:?}", health.timeout));
+            put(at("health.rise"), health.rise.to_string());
+            put(at("health.fall"), health.fall.to_string());
+        }
+        if let Probe::Http { path, host, expect } = &health.probe {
+            let expect: Vec<String> =
+                expect.iter().map(|range| format!("{}-{}", range.start(), range.end())).collect();
+            put(at("health.path"), path.clone());
+            put(at("health.host"), host.clone().unwrap_or_default());
+            put(at("health.expect"), expect.join(","));
+        }
+        for backend in &service.backends {
+            let at = |key: &str| format!("service[{}].backend[{}].{key}", service.name, backend.name);
+            put(at("address"), backend.address.to_string());
+            put(at("weight"), backend.weight.to_string());
+            put(at("state"), names::state(backend.state).into());
+        }
+    }
+    values
+}

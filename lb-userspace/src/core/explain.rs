@@ -1,0 +1,277 @@
+//! A packet and the live tables → what the datapath does with it, step by step, by running the datapath's own code.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+
+use etherparse::PacketBuilder;
+use lb_common::abi::FlowBucket;
+use lb_common::datapath::{self, Action, Refusal, Step};
+use lb_common::flow::{State, Tick};
+use lb_common::slice::{SlicePacket, SliceTables, TableSlices};
+use serde::{Deserialize, Serialize};
+
+use super::image::Image;
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Question {
+    /// The packet.
+    pub packet: PacketSpec,
+    /// Name of the interface it comes in on; the first attached one if absent.
+    pub interface: Option<String>,
+}
+
+/// The packet asked about.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PacketSpec {
+    /// A packet of these five fields, without payload.
+    Tuple {
+        /// Source address and port.
+        source: SocketAddr,
+        /// Destination address and port.
+        destination: SocketAddr,
+        /// Transport protocol.
+        protocol: SpecProtocol,
+        /// Whether a TCP packet opens the connection.
+        syn: bool,
+    },
+    /// A whole frame from the destination MAC on, in hexadecimal.
+    Frame(String),
+}
+
+/// Transport protocol of a packet asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SpecProtocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+    /// An ICMP echo request; the ports do not count.
+    Icmp,
+}
+
+/// The answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The frame asked about, in hexadecimal.
+    pub frame: String,
+    /// The steps, in order.
+    pub steps: Vec<String>,
+    /// The verdict, as counted.
+    pub verdict: String,
+    /// What the verdict means.
+    pub meaning: String,
+    /// `pass`, `drop`, `transmit` or `redirect`.
+    pub action: String,
+    /// The service it went to; empty if to none.
+    pub service: String,
+    /// The backend it went to; empty if to none.
+    pub backend: String,
+    /// The frame as it leaves, in hexadecimal, if it was rewritten.
+    pub rewritten: Option<String>,
+}
+
+/// Why a question cannot be answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuestionError {
+    /// The addresses are of two families, or of IPv6.
+    #[error("--src and --dst must both be IPv4 addresses")]
+    Family,
+    /// The frame is not hexadecimal.
+    #[error("--frame: not hexadecimal: {0}")]
+    Hex(String),
+    /// The frame is too long.
+    #[error("--frame: {0} bytes, a frame has at most {MAX_FRAME}")]
+    TooLong(usize),
+    /// The packet could not be built.
+    #[error("the packet cannot be built: {0}")]
+    Build(String),
+}
+
+/// Longest frame that may be asked about, in bytes.
+pub const MAX_FRAME: usize = 9_216;
+
+/// The interface a packet comes in on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ingress {
+    /// The kernel's index.
+    pub index: u32,
+    /// Its own MAC address, to which packets made from five fields are addressed.
+    pub mac: [u8; 6],
+}
+
+/// The frame asked about.
+pub fn frame(packet: &PacketSpec, ingress: Ingress) -> Result<Vec<u8>, QuestionError> {
+    match packet {
+        PacketSpec::Frame(hex) => parse_hex(hex),
+        PacketSpec::Tuple { source, destination, protocol, syn } => {
+            build(*source, *destination, *protocol, *syn, ingress)
+        }
+    }
+}
+
+fn build(
+    source: SocketAddr,
+    destination: SocketAddr,
+    protocol: SpecProtocol,
+    syn: bool,
+    ingress: Ingress,
+) -> Result<Vec<u8>, QuestionError> {
+    let (IpAddr::V4(from), IpAddr::V4(to)) = (source.ip(), destination.ip()) else {
+        return Err(QuestionError::Family);
+    };
+    const SOMEBODY: [u8; 6] = [2, 0, 0, 0, 0, 1];
+    let ip = PacketBuilder::ethernet2(SOMEBODY, ingress.mac).ipv4(from.octets(), to.octets(), 64);
+    let mut frame = Vec::new();
+    match protocol {
+        SpecProtocol::Udp => ip.udp(source.port(), destination.port()).write(&mut frame, &[]),
+        SpecProtocol::Icmp => ip.icmpv4_echo_request(1, 1).write(&mut frame, &[]),
+        SpecProtocol::Tcp => {
+            let tcp = ip.tcp(source.port(), destination.port(), 1, 65_535);
+            if syn { tcp.syn().write(&mut frame, &[]) } else { tcp.ack(1).write(&mut frame, &[]) }
+        }
+    }
+    .map_err(|error| QuestionError::Build(error.to_string()))?;
+    Ok(frame)
+}
+
+/// Runs the frame through the datapath over these tables, which stay as they are.
+pub fn explain(
+    tables: TableSlices<'_>,
+    image: &Image,
+    now: Tick,
+    mut frame: Vec<u8>,
+    ingress: Ingress,
+) -> Explanation {
+    let original = frame.clone();
+    let steps = RefCell::new(Vec::new());
+    let scratch = FlowBucket::default();
+    let mut live = SliceTables::new(tables, now, |step| steps.borrow_mut().push(describe(step, image)));
+    live.scratch = Some(&scratch);
+    let mut packet = SlicePacket { bytes: &mut frame, interface: ingress.index };
+    let outcome = datapath::process(&mut packet, &live);
+    let forwarded = outcome.backend != 0;
+    Explanation {
+        frame: to_hex(&original),
+        steps: steps.take(),
+        verdict: outcome.verdict.name().to_owned(),
+        meaning: outcome.verdict.explanation().to_owned(),
+        action: action(outcome.action).to_owned(),
+        service: if forwarded { service_name(image, outcome.service) } else { String::new() },
+        backend: if forwarded { backend_name(image, outcome.backend) } else { String::new() },
+        rewritten: (frame != original).then(|| to_hex(&frame)),
+    }
+}
+
+fn action(action: Action) -> &'static str {
+    match action {
+        Action::Pass => "pass",
+        Action::Drop => "drop",
+        Action::Transmit => "transmit",
+        Action::Redirect => "redirect",
+    }
+}
+
+fn service_name(image: &Image, id: u32) -> String {
+    image.services.get(&id).map_or_else(|| format!("#{id}"), |service| service.name.clone())
+}
+
+fn backend_name(image: &Image, id: u16) -> String {
+    image.backends.get(&id).map_or_else(|| format!("#{id}"), |backend| backend.name.clone())
+}
+
+fn describe(step: Step, image: &Image) -> String {
+    match step {
+        Step::Parsed(tuple) => format!(
+            "parsed: {} from {} to {}",
+            tuple.protocol,
+            SocketAddr::new(tuple.source.to_ip(), tuple.source_port.get()),
+            SocketAddr::new(tuple.destination.to_ip(), tuple.destination_port.get()),
+        ),
+        Step::Classified { service, any_port } => format!(
+            "service: {}{}",
+            service_name(image, service),
+            if any_port { ", through its VIP of every port" } else { "" },
+        ),
+        Step::FlowLookup { bucket, signature, found: None } => {
+            format!("flow table: bucket {bucket}, signature {signature:08x}: no entry, a new flow")
+        }
+        Step::FlowLookup { bucket, signature, found: Some((backend, state, age)) } => format!(
+            "flow table: bucket {bucket}, signature {signature:08x}: with backend {}, {}, last seen about {age} s ago",
+            backend_name(image, backend),
+            match state {
+                State::Opening => "opening",
+                State::Established => "established",
+                State::Closing => "closing",
+            },
+        ),
+        Step::EntryRefused(refusal) => format!(
+            "entry not followed: {}",
+            match refusal {
+                Refusal::BackendGone => "its backend is gone, disabled, or of another service",
+                Refusal::BackendUnhealthy => "its backend is unhealthy, and the packet has no connection to lose",
+                Refusal::OpensAnew => "the packet opens a connection anew",
+            },
+        ),
+        Step::RingLookup { ring, slot, backend } => {
+            format!("ring: slot {slot} of ring {ring}: backend {}", backend_name(image, backend))
+        }
+        Step::NextHop { backend, macs, interface } => {
+            let [a, b, c, d, e, f, source @ ..] = macs;
+            let out = if interface == 0 { "where it came from".to_owned() } else { format!("interface {interface}") };
+            format!(
+                "next hop of {}: destination MAC {}, source MAC {}, out {out}",
+                backend_name(image, backend),
+                mac([a, b, c, d, e, f]),
+                mac(source),
+            )
+        }
+    }
+}
+
+/// A MAC address in its usual notation.
+pub fn mac(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// Bytes as hexadecimal digits.
+pub fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Bytes from hexadecimal digits; white space and colons between bytes are skipped.
+pub fn parse_hex(text: &str) -> Result<Vec<u8>, QuestionError> {
+    let digits: Vec<u32> = text
+        .chars()
+        .filter(|c| !c.is_whitespace() && *c != ':')
+        .map(|c| c.to_digit(16).ok_or_else(|| QuestionError::Hex(format!("{c:?} is no digit"))))
+        .collect::<Result<_, _>>()?;
+    if digits.len() % 2 != 0 {
+        return Err(QuestionError::Hex("an odd number of digits".into()));
+    }
+    let bytes: Vec<u8> = digits
+        .chunks_exact(2)
+        .map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | (digit & 15) as u8))
+        .collect();
+    if bytes.len() > MAX_FRAME { Err(QuestionError::TooLong(bytes.len())) } else { Ok(bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hex_survives_the_round_trip() {
+        assert_eq!(parse_hex("02 00:fF\n").unwrap(), [2, 0, 255]);
+        assert_eq!(parse_hex(&to_hex(&[0, 17, 255])).unwrap(), [0, 17, 255]);
+    }
+
+    #[test]
+    fn what_is_no_frame_is_refused() {
+        assert!(matches!(parse_hex("0g"), Err(QuestionError::Hex(_))));
+        assert!(matches!(parse_hex("012"), Err(QuestionError::Hex(_))));
+        assert!(matches!(parse_hex(&"00".repeat(MAX_FRAME + 1)), Err(QuestionError::TooLong(9_217))));
+    }
+}

@@ -1,0 +1,257 @@
+//! Every state and event of the monitor in a table, and the rules of serving.
+
+use proptest::prelude::*;
+
+use super::Health::{Healthy, Unhealthy, Unknown};
+use super::*;
+
+const UP: Result<(), &str> = Ok(());
+const DOWN: Result<(), &str> = Err("connection refused");
+
+fn result(result: Result<(), &str>) -> Result<(), String> {
+    result.map_err(str::to_owned)
+}
+
+/// A monitor with `health`, and `contrary` results in a row against it.
+fn monitor(rise: u32, fall: u32, health: Health, contrary: u32) -> Monitor {
+    let mut monitor = Monitor::new(rise, fall);
+    monitor.adopt(health);
+    monitor.contrary = contrary;
+    monitor
+}
+
+/// Threshold that applies, health, results in a row against it, probe; then health, results in a row against it.
+type Step = (u32, Health, u32, Result<(), &'static str>, Health, u32);
+
+/// All thresholds from 1 to 3. Whatever can be reached from these states is one of them.
+#[test]
+fn every_state_answers_every_event() {
+    #[rustfmt::skip]
+    let table: &[Step] = &[
+        (1, Unknown,   0, UP,   Healthy,   0),
+        (2, Unknown,   0, UP,   Healthy,   0),
+        (3, Unknown,   0, UP,   Healthy,   0),
+        (1, Unknown,   0, DOWN, Unhealthy, 0),
+        (2, Unknown,   0, DOWN, Unhealthy, 0),
+        (3, Unknown,   0, DOWN, Unhealthy, 0),
+
+        (1, Healthy,   0, DOWN, Unhealthy, 0),
+        (2, Healthy,   0, DOWN, Healthy,   1),
+        (2, Healthy,   1, DOWN, Unhealthy, 0),
+        (3, Healthy,   0, DOWN, Healthy,   1),
+        (3, Healthy,   1, DOWN, Healthy,   2),
+        (3, Healthy,   2, DOWN, Unhealthy, 0),
+        (1, Healthy,   0, UP,   Healthy,   0),
+        (2, Healthy,   0, UP,   Healthy,   0),
+        (2, Healthy,   1, UP,   Healthy,   0),
+        (3, Healthy,   0, UP,   Healthy,   0),
+        (3, Healthy,   1, UP,   Healthy,   0),
+        (3, Healthy,   2, UP,   Healthy,   0),
+
+        (1, Unhealthy, 0, UP,   Healthy,   0),
+        (2, Unhealthy, 0, UP,   Unhealthy, 1),
+        (2, Unhealthy, 1, UP,   Healthy,   0),
+        (3, Unhealthy, 0, UP,   Unhealthy, 1),
+        (3, Unhealthy, 1, UP,   Unhealthy, 2),
+        (3, Unhealthy, 2, UP,   Healthy,   0),
+        (1, Unhealthy, 0, DOWN, Unhealthy, 0),
+        (2, Unhealthy, 0, DOWN, Unhealthy, 0),
+        (2, Unhealthy, 1, DOWN, Unhealthy, 0),
+        (3, Unhealthy, 0, DOWN, Unhealthy, 0),
+        (3, Unhealthy, 1, DOWN, Unhealthy, 0),
+        (3, Unhealthy, 2, DOWN, Unhealthy, 0),
+    ];
+    for &(threshold, from, contrary, probe, to, contrary_after) in table {
+        // Only the threshold of the state's way out may matter.
+        for other in 1..=3 {
+            let (rise, fall) = match from {
+                Healthy => (other, threshold),
+                Unhealthy => (threshold, other),
+                Unknown => (threshold, other),
+            };
+            let mut monitor = monitor(rise, fall, from, contrary);
+            let transition = monitor.on_result(result(probe));
+            let case = format!("rise {rise}, fall {fall}: {from:?} with {contrary} against it, {probe:?}");
+            assert_eq!((monitor.health(), monitor.contrary), (to, contrary_after), "{case}");
+            let expected = (from != to).then(|| Transition { from, to, reason: result(probe).err() });
+            assert_eq!(transition, expected, "{case}");
+        }
+    }
+}
+
+#[test]
+fn an_adopted_state_holds_until_the_thresholds_are_reached() {
+    let mut monitor = Monitor::new(2, 2);
+    monitor.adopt(Healthy);
+    assert_eq!(monitor.on_result(result(DOWN)), None);
+    assert!(monitor.on_result(result(DOWN)).is_some());
+    monitor.adopt(Unknown);
+    assert!(monitor.on_result(result(UP)).is_some());
+}
+
+#[test]
+fn adopting_starts_counting_anew() {
+    let mut monitor = monitor(2, 2, Healthy, 1);
+    monitor.adopt(Healthy);
+    assert_eq!(monitor.on_result(result(DOWN)), None);
+}
+
+#[test]
+fn new_thresholds_keep_health_and_count() {
+    let mut monitor = monitor(2, 5, Healthy, 2);
+    monitor.reconfigure(2, 3);
+    assert_eq!(monitor.health(), Healthy);
+    assert_eq!(monitor.on_result(result(DOWN)).map(|transition| transition.to), Some(Unhealthy));
+}
+
+/// Lowering a threshold below the count is no result, so it is no reason to turn either.
+#[test]
+fn new_thresholds_alone_change_nothing() {
+    let mut monitor = monitor(2, 5, Healthy, 4);
+    monitor.reconfigure(2, 1);
+    assert_eq!(monitor.on_result(result(UP)), None);
+    assert_eq!(monitor.health(), Healthy);
+}
+
+#[test]
+fn results_are_counted_and_the_last_failure_is_kept() {
+    let mut monitor = Monitor::new(1, 1);
+    assert_eq!(monitor.last_failure(), None);
+    for probe in [UP, Err("timed out"), DOWN, UP] {
+        monitor.on_result(result(probe));
+    }
+    assert_eq!((monitor.successes(), monitor.failures()), (2, 2));
+    assert_eq!(monitor.last_failure(), Some("connection refused"));
+}
+
+#[test]
+fn a_small_installation_is_probed_within_a_tenth_of_a_second() {
+    for index in 0..20 {
+        assert!(first_probe_delay(index, 20, Duration::from_secs(2), u64::MAX) <= Duration::from_millis(100));
+    }
+}
+
+/// Backends, all_down, min_healthy; then the service's status, and who serves.
+type Case<'a> = (&'a [Candidate], AllDown, u32, ServiceStatus, &'a [bool]);
+
+#[test]
+fn who_serves() {
+    let wanted = |health| Candidate { state: BackendState::Enabled, weight: 100, checked: true, health };
+    let (up, down, new) = (wanted(Healthy), wanted(Unhealthy), wanted(Unknown));
+    let unchecked = Candidate { checked: false, ..down };
+    let (drain, disabled) =
+        (Candidate { state: BackendState::Drain, ..up }, Candidate { state: BackendState::Disabled, ..up });
+    let weightless = Candidate { weight: 0, ..up };
+    let (yes, no) = (true, false);
+    use AllDown::{Drop, FailOpen};
+    use ServiceStatus::{Degraded, Down, FailingOpen, Healthy as Fine};
+    #[rustfmt::skip]
+    let table: &[Case<'_>] = &[
+        (&[up, up],                       FailOpen, 0, Fine,        &[yes, yes]),
+        (&[up, down],                     FailOpen, 0, Degraded,    &[yes, no]),
+        (&[up, new],                      FailOpen, 0, Fine,        &[yes, no]),
+        (&[down, new],                    FailOpen, 0, FailingOpen, &[yes, yes]),
+        (&[new, new],                     FailOpen, 0, FailingOpen, &[yes, yes]),
+        (&[new, new],                     Drop,     0, Down,        &[no, no]),
+        (&[down, down],                   FailOpen, 0, FailingOpen, &[yes, yes]),
+        (&[down, down],                   Drop,     0, Down,        &[no, no]),
+        (&[up, down],                     FailOpen, 1, Degraded,    &[yes, no]),
+        (&[up, down],                     FailOpen, 2, FailingOpen, &[yes, yes]),
+        (&[up, down],                     Drop,     2, Down,        &[no, no]),
+        (&[up, up, down],                 FailOpen, 2, Degraded,    &[yes, yes, no]),
+        (&[unchecked, unchecked],         FailOpen, 0, Fine,        &[yes, yes]),
+        (&[unchecked, unchecked],         Drop,     2, Fine,        &[yes, yes]),
+        (&[up, drain],                    FailOpen, 0, Fine,        &[yes, no]),
+        (&[up, disabled],                 FailOpen, 0, Fine,        &[yes, no]),
+        (&[up, weightless],               FailOpen, 0, Fine,        &[yes, no]),
+        (&[up, weightless, drain],        FailOpen, 2, FailingOpen, &[yes, no, no]),
+        (&[down, drain, weightless],      FailOpen, 0, FailingOpen, &[yes, no, no]),
+        (&[up, Candidate { health: Unhealthy, ..drain }], FailOpen, 0, Fine, &[yes, no]),
+        (&[drain, disabled, weightless],  FailOpen, 0, Down,        &[no, no, no]),
+        (&[],                             FailOpen, 0, Down,        &[]),
+        (&[],                             Drop,     0, Down,        &[]),
+    ];
+    for (candidates, all_down, min_healthy, status, eligible) in table {
+        let expected = Serving { status: *status, eligible: eligible.to_vec() };
+        assert_eq!(
+            serving(candidates, *all_down, *min_healthy),
+            expected,
+            "{candidates:#?}, {all_down:?}, min_healthy {min_healthy}"
+        );
+    }
+}
+
+fn any_candidate() -> impl Strategy<Value = Candidate> {
+    (
+        prop::sample::select(vec![BackendState::Enabled, BackendState::Drain, BackendState::Disabled]),
+        0..3_u16,
+        any::<bool>(),
+        prop::sample::select(vec![Unknown, Healthy, Unhealthy]),
+    )
+        .prop_map(|(state, weight, checked, health)| Candidate { state, weight, checked, health })
+}
+
+proptest! {
+    /// Health is what the latest run of equal results says, unless that run is shorter than its threshold.
+    #[test]
+    fn health_follows_runs_of_results(
+        rise in 1..5_u32,
+        fall in 1..5_u32,
+        probes in proptest::collection::vec(any::<bool>(), 1..60),
+    ) {
+        let mut monitor = Monitor::new(rise, fall);
+        let mut before = Unknown;
+        for end in 1..=probes.len() {
+            let seen = &probes[..end];
+            let up = seen[end - 1];
+            let run = seen.iter().rev().take_while(|&&probe| probe == up).count() as u32;
+            let transition = monitor.on_result(if up { Ok(()) } else { Err("down".to_owned()) });
+            let (says, needed) = if up { (Healthy, rise) } else { (Unhealthy, fall) };
+            let expected = if run >= needed || end == 1 { says } else { before };
+            prop_assert_eq!(monitor.health(), expected);
+            prop_assert_eq!(transition.is_some(), before != expected);
+            before = expected;
+        }
+    }
+
+    #[test]
+    fn first_probes_keep_their_order_and_window(
+        count in 1..2_000_usize,
+        interval_ms in 100..10_000_u64,
+        at in any::<prop::sample::Index>(),
+        random: (u64, u64),
+    ) {
+        let interval = Duration::from_millis(interval_ms);
+        let index = at.index(count);
+        let delay = first_probe_delay(index, count, interval, random.0);
+        prop_assert!(delay <= interval && delay <= FIRST_PROBES_APART * count as u32);
+        if index + 1 < count {
+            prop_assert!(delay <= first_probe_delay(index + 1, count, interval, random.1));
+        }
+    }
+
+    #[test]
+    fn next_probes_stay_within_a_tenth(interval_ms in 100..3_600_000_u64, random: u64) {
+        let interval = Duration::from_millis(interval_ms);
+        let delay = next_probe_delay(interval, random);
+        prop_assert!(delay >= interval * 9 / 10 && delay <= interval * 11 / 10);
+    }
+
+    #[test]
+    fn nobody_serves_whom_the_operator_does_not_want(
+        candidates in proptest::collection::vec(any_candidate(), 0..8),
+        open: bool,
+        min_healthy in 0..9_u32,
+    ) {
+        let all_down = if open { AllDown::FailOpen } else { AllDown::Drop };
+        let found = serving(&candidates, all_down, min_healthy);
+        prop_assert_eq!(found.eligible.len(), candidates.len());
+        for (candidate, &eligible) in candidates.iter().zip(&found.eligible) {
+            let wanted = candidate.state == BackendState::Enabled && candidate.weight > 0;
+            prop_assert!(wanted || !eligible);
+            let known_good = !candidate.checked || candidate.health == Healthy;
+            prop_assert!(known_good || !eligible || found.status == ServiceStatus::FailingOpen);
+        }
+        prop_assert_eq!(found.eligible.contains(&true), found.status != ServiceStatus::Down);
+    }
+}

@@ -1,0 +1,150 @@
+//! What the maps hold, and what they should hold, as plain values.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use lb_common::abi::{Forwarding, NextHop, Ring, VipTable};
+use lb_common::net::{Address, Protocol};
+
+/// What names an entry of the VIP table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct VipKey {
+    /// The virtual address.
+    pub address: Address,
+    /// The port in host byte order; 0 for every port.
+    pub port: u16,
+    /// The protocol; ICMP, with port 0, marks the address as a VIP.
+    pub protocol: Protocol,
+}
+
+/// What is loaded, as read back from the maps.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    /// Services by id.
+    pub services: BTreeMap<u32, LoadedService>,
+    /// Backends by id.
+    pub backends: BTreeMap<u16, LoadedBackend>,
+    /// The VIP table in force.
+    pub vips: Vec<(VipKey, u32)>,
+    /// Which half that is.
+    pub vip_table: VipTable,
+    /// How much fits.
+    pub capacity: Capacity,
+}
+
+/// How much the loaded maps hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capacity {
+    /// Services; ids are below it.
+    pub services: u32,
+    /// Backends of all services; ids are `1..=backends`.
+    pub backends: u32,
+    /// Rings, those being built included.
+    pub rings: u32,
+    /// Buckets in one half of the VIP table.
+    pub vip_buckets: u32,
+    /// Buckets of the flow table.
+    pub flow_buckets: u32,
+}
+
+/// A loaded service.
+#[derive(Clone, Debug)]
+pub struct LoadedService {
+    /// Its name.
+    pub name: String,
+    /// Its forwarding mode.
+    pub forwarding: Forwarding,
+    /// The slot and contents of the ring in force.
+    pub ring: Option<(u16, Arc<Ring>)>,
+}
+
+/// A loaded backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadedBackend {
+    /// Its name.
+    pub name: String,
+    /// The id of its service.
+    pub service: u32,
+    /// Whether established flows may go to it.
+    pub enabled: bool,
+    /// Whether it counts as healthy.
+    pub healthy: bool,
+    /// Its next hop, if it is known.
+    pub hop: Option<NextHop>,
+}
+
+/// What the maps should hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// Seed of every ring.
+    pub ring_seed: u64,
+    /// The services.
+    pub services: Vec<WantedService>,
+}
+
+/// A service as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedService {
+    /// Its name, which is its identity.
+    pub name: String,
+    /// Its forwarding mode.
+    pub forwarding: Forwarding,
+    /// Its VIPs, without the marks for ICMP.
+    pub vips: Vec<VipKey>,
+    /// Its backends.
+    pub backends: Vec<WantedBackend>,
+}
+
+/// A backend as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedBackend {
+    /// Its name, which is its identity within the service.
+    pub name: String,
+    /// Whether established flows may go to it.
+    pub enabled: bool,
+    /// Whether it counts as healthy.
+    pub healthy: bool,
+    /// Its weight in the ring; 0 if it takes no new flows.
+    pub ring_weight: u16,
+    /// Its next hop; none leaves the loaded one as it is.
+    pub hop: Option<NextHop>,
+}
+
+impl Image {
+    /// The id of the service with this name.
+    pub fn service_id(&self, name: &str) -> Option<u32> {
+        self.services.iter().find(|(_, service)| service.name == name).map(|(&id, _)| id)
+    }
+
+    /// The id of a service's backend with this name.
+    pub fn backend_id(&self, service: u32, name: &str) -> Option<u16> {
+        self.backends
+            .iter()
+            .find(|(_, backend)| backend.service == service && backend.name == name)
+            .map(|(&id, _)| id)
+    }
+
+    /// The ring slots in force.
+    pub fn rings_in_use(&self) -> BTreeSet<u16> {
+        self.services.values().filter_map(|service| service.ring.as_ref().map(|(slot, _)| *slot)).collect()
+    }
+}
+
+impl Wanted {
+    /// Everything the VIP table should hold, by service name: the VIPs, and for each address a mark by which a ping
+    /// finds it.
+    pub fn vip_entries(&self) -> Vec<(VipKey, &str)> {
+        let mut marked = BTreeSet::new();
+        let mut entries = Vec::new();
+        for service in &self.services {
+            for &vip in &service.vips {
+                entries.push((vip, service.name.as_str()));
+                if marked.insert(vip.address.words()) {
+                    let mark = VipKey { port: 0, protocol: Protocol::ICMP, ..vip };
+                    entries.push((mark, service.name.as_str()));
+                }
+            }
+        }
+        entries
+    }
+}

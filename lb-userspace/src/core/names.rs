@@ -1,0 +1,73 @@
+//! Values → the words that users write and read for them: the same in configuration, status, metrics and messages.
+
+use super::config::{AllDown, BackendState, Forwarding, Probe, Protocol, XdpMode};
+use super::health::{Health, ServiceStatus};
+
+/// `agent.xdp_mode`.
+pub fn xdp_mode(mode: XdpMode) -> &'static str {
+    match mode {
+        XdpMode::Auto => "auto",
+        XdpMode::Driver => "driver",
+        XdpMode::Generic => "generic",
+    }
+}
+
+/// `service.protocol`.
+pub fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+/// `service.forwarding`.
+pub fn forwarding(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::L2Dsr => "l2-dsr",
+    }
+}
+
+/// `service.all_down`.
+pub fn all_down(all_down: AllDown) -> &'static str {
+    match all_down {
+        AllDown::FailOpen => "fail-open",
+        AllDown::Drop => "drop",
+    }
+}
+
+/// `service.health.type`.
+pub fn probe(probe: &Probe) -> &'static str {
+    match probe {
+        Probe::None => "none",
+        Probe::Tcp => "tcp",
+        Probe::Http { .. } => "http",
+    }
+}
+
+/// `service.backend.state`.
+pub fn state(state: BackendState) -> &'static str {
+    match state {
+        BackendState::Enabled => "enabled",
+        BackendState::Drain => "drain",
+        BackendState::Disabled => "disabled",
+    }
+}
+
+/// A backend's health.
+pub fn health(health: Health) -> &'static str {
+    match health {
+        Health::Unknown => "unknown",
+        Health::Healthy => "healthy",
+        Health::Unhealthy => "unhealthy",
+    }
+}
+
+/// A service's status.
+pub fn status(status: ServiceStatus) -> &'static str {
+    match status {
+        ServiceStatus::Healthy => "healthy",
+        ServiceStatus::Degraded => "degraded",
+        ServiceStatus::FailingOpen => "failing-open",
+        ServiceStatus::Down => "down",
+    }
+}

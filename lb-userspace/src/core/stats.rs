@@ -1,0 +1,202 @@
+//! Configuration, health and counters → the one snapshot that status, metrics and API render.
+
+use std::collections::BTreeMap;
+
+use lb_common::abi::{RING_SIZE, Ring, Traffic, Verdicts};
+use lb_common::verdict::Verdict;
+use serde::{Deserialize, Serialize};
+
+use super::config::{self, Config, Probe};
+use super::image::Image;
+use super::names;
+use super::wanted::{BackendKey, Knowledge};
+
+/// Everything the agent shows, at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The agent itself.
+    pub agent: AgentStatus,
+    /// The services, in the order of the configuration.
+    pub services: Vec<ServiceStats>,
+    /// Packets by verdict.
+    pub verdicts: BTreeMap<String, u64>,
+    /// The flow table.
+    pub flow_table: FlowTable,
+}
+
+/// The agent itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its version.
+    pub version: String,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// The interfaces the program is attached to.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Grows with every change of the configuration that came into force.
+    pub revision: u64,
+    /// The configuration file.
+    pub config: String,
+}
+
+/// An interface the program is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Its name.
+    pub name: String,
+    /// `driver` or `generic`.
+    pub xdp_mode: String,
+}
+
+/// The flow table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowTable {
+    /// Flows it can hold.
+    pub size: u64,
+    /// Entries taken, idle ones included.
+    pub entries: u64,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServiceStats {
+    /// Its name.
+    pub name: String,
+    /// Its VIPs.
+    pub vips: Vec<String>,
+    /// Its protocol.
+    pub protocol: String,
+    /// Its forwarding mode.
+    pub forwarding: String,
+    /// `healthy`, `degraded`, `failing-open` or `down`.
+    pub status: String,
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Their bytes, by the IP header.
+    pub bytes: u64,
+    /// Flows that were given a backend.
+    pub new_flows: u64,
+    /// Its backends, in the order of the configuration.
+    pub backends: Vec<BackendStats>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendStats {
+    /// Its name.
+    pub name: String,
+    /// Its own address.
+    pub address: String,
+    /// Its configured weight.
+    pub weight: u16,
+    /// What the operator wants: `enabled`, `drain` or `disabled`.
+    pub state: String,
+    /// What the probes say: `unknown`, `healthy` or `unhealthy`.
+    pub health: String,
+    /// Why the last probe failed, or the next hop is not known; empty if neither is so.
+    pub reason: String,
+    /// Whether it takes new flows.
+    pub serving: bool,
+    /// Its share of the ring's slots, 0 to 1.
+    pub ring_share: f64,
+    /// Live flows in the flow table.
+    pub active_flows: u64,
+    /// Packets forwarded to it.
+    pub packets: u64,
+    /// Their bytes, by the IP header.
+    pub bytes: u64,
+}
+
+/// What was read from the datapath.
+#[derive(Clone, Debug, Default)]
+pub struct Readings {
+    /// What is loaded.
+    pub image: Image,
+    /// Packets by verdict.
+    pub verdicts: Verdicts,
+    /// Traffic by service id.
+    pub services: BTreeMap<u32, Traffic>,
+    /// Traffic by backend id.
+    pub backends: BTreeMap<u16, Traffic>,
+    /// Live flows by backend id.
+    pub flows: BTreeMap<u16, u64>,
+    /// The flow table.
+    pub flow_table: FlowTable,
+}
+
+/// Puts the snapshot together; `reasons` says what is wrong with a backend.
+pub fn snapshot(
+    agent: AgentStatus,
+    config: &Config,
+    knowledge: &Knowledge,
+    reasons: &BTreeMap<BackendKey, String>,
+    readings: &Readings,
+) -> Snapshot {
+    let service = |service| service_stats(service, knowledge, reasons, readings);
+    Snapshot {
+        agent,
+        services: config.services.iter().map(service).collect(),
+        verdicts: verdicts(&readings.verdicts),
+        flow_table: readings.flow_table,
+    }
+}
+
+/// Packets by the verdicts' names.
+pub fn verdicts(verdicts: &Verdicts) -> BTreeMap<String, u64> {
+    let named = |(verdict, &packets): (&Verdict, &u64)| (verdict.name().to_owned(), packets);
+    Verdict::ALL.iter().zip(&verdicts.packets).map(named).collect()
+}
+
+fn service_stats(
+    service: &config::Service,
+    knowledge: &Knowledge,
+    reasons: &BTreeMap<BackendKey, String>,
+    readings: &Readings,
+) -> ServiceStats {
+    let id = readings.image.service_id(&service.name);
+    let traffic = id.and_then(|id| readings.services.get(&id)).copied().unwrap_or_default();
+    let ring = id.and_then(|id| readings.image.services.get(&id)?.ring.as_ref()).map(|(_, ring)| ring);
+    let slots = ring.map(|ring| slots_by_id(ring)).unwrap_or_default();
+    let serving = knowledge.serving(service);
+    let backends = service.backends.iter().zip(&serving.eligible).map(|(backend, &eligible)| {
+        let id = id.and_then(|service| readings.image.backend_id(service, &backend.name));
+        let traffic = id.and_then(|id| readings.backends.get(&id)).copied().unwrap_or_default();
+        let slots = id.and_then(|id| slots.get(&id)).copied().unwrap_or(0);
+        let health = match service.health.probe {
+            Probe::None => super::health::Health::Unknown,
+            _ => knowledge.health_of(&service.name, &backend.name),
+        };
+        BackendStats {
+            name: backend.name.clone(),
+            address: backend.address.to_string(),
+            weight: backend.weight,
+            state: names::state(backend.state).to_owned(),
+            health: names::health(health).to_owned(),
+            reason: reasons.get(&BackendKey::new(&service.name, &backend.name)).cloned().unwrap_or_default(),
+            serving: eligible,
+            ring_share: slots as f64 / RING_SIZE as f64,
+            active_flows: id.and_then(|id| readings.flows.get(&id)).copied().unwrap_or(0),
+            packets: traffic.packets,
+            bytes: traffic.bytes,
+        }
+    });
+    ServiceStats {
+        name: service.name.clone(),
+        vips: service.vips.iter().map(ToString::to_string).collect(),
+        protocol: names::protocol(service.protocol).to_owned(),
+        forwarding: names::forwarding(service.forwarding).to_owned(),
+        status: names::status(serving.status).to_owned(),
+        packets: traffic.packets,
+        bytes: traffic.bytes,
+        new_flows: traffic.new_flows,
+        backends: backends.collect(),
+    }
+}
+
+fn slots_by_id(ring: &Ring) -> BTreeMap<u16, usize> {
+    let mut slots = BTreeMap::new();
+    for &id in &ring.slots {
+        *slots.entry(id).or_default() += 1;
+    }
+    slots
+}

@@ -1,0 +1,86 @@
+//! VIPs → the buckets of the VIP table, by open addressing.
+
+use lb_common::abi::{VIP_PROBES, VIP_WAYS, VipBucket, VipSlot, VipTable};
+use lb_common::hash;
+use lb_common::net::Be16;
+
+use super::image::VipKey;
+
+/// Buckets of one half for `entries` VIPs: filled to a quarter at most, so that searches end at once.
+pub fn buckets_for(entries: usize) -> u32 {
+    let buckets = (entries * 4).div_ceil(VIP_WAYS).max(64).next_power_of_two();
+    u32::try_from(buckets).unwrap_or(u32::MAX)
+}
+
+/// Lays the entries out in `count` buckets; `None` if they do not fit within the probes a packet makes.
+pub fn build(entries: &[(VipKey, u32)], count: u32) -> Option<Vec<VipBucket>> {
+    let mut buckets = vec![VipBucket::default(); count as usize];
+    for &(key, service) in entries {
+        let port = Be16::new(key.port);
+        let first = hash::reduce(hash::vip(key.address, port, key.protocol), count);
+        let slot = (0..VIP_PROBES).find_map(|probe| {
+            let bucket = ((first + probe) % count) as usize;
+            let way = buckets.get(bucket)?.slots.iter().position(|slot| slot.used == 0)?;
+            Some((bucket, way))
+        });
+        let (bucket, way) = slot?;
+        *buckets.get_mut(bucket)?.slots.get_mut(way)? = VipSlot {
+            address: key.address,
+            service,
+            port,
+            protocol: key.protocol.0,
+            used: 1,
+            padding: [0; 8],
+        };
+    }
+    Some(buckets)
+}
+
+/// Reads the entries back from the half in force.
+pub fn read(buckets: &[VipBucket], table: VipTable) -> Vec<(VipKey, u32)> {
+    let (first, second) = buckets.split_at(buckets.len() / 2);
+    let half = if table.second_half { second } else { first };
+    half.iter()
+        .flat_map(|bucket| bucket.slots.iter().filter(|slot| slot.used != 0))
+        .map(|slot| {
+            let key = VipKey {
+                address: slot.address,
+                port: slot.port.get(),
+                protocol: lb_common::net::Protocol(slot.protocol),
+            };
+            (key, slot.service)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lb_common::net::{Address, Protocol};
+
+    fn entries(count: u32) -> Vec<(VipKey, u32)> {
+        (0..count)
+            .map(|n| {
+                let address = Address::v4((0xcb00_7100 + n / 7).to_be_bytes());
+                (VipKey { address, port: (n % 7 * 80) as u16, protocol: Protocol::TCP }, n)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_entry_survives_the_round_trip() {
+        for count in [0, 1, 7, 100, 5_000] {
+            let entries = entries(count);
+            let mut buckets = build(&entries, buckets_for(entries.len())).unwrap();
+            buckets.extend(vec![VipBucket::default(); buckets.len()]);
+            let mut read = read(&buckets, VipTable::default());
+            read.sort_by_key(|&(_, service)| service);
+            assert_eq!(read, entries);
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert_eq!(build(&entries(200), 64).map(|_| ()), None);
+    }
+}

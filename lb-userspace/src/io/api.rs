@@ -1,0 +1,247 @@
+//! The agent's API: HTTP requests on a Unix socket or a TCP port → [`Request`]s to the agent, and its answers.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::core::diff::Change;
+use crate::core::explain::{Explanation, Question};
+use crate::core::stats::Snapshot;
+
+/// What the agent is asked, and where the answer goes.
+pub enum Request {
+    /// The snapshot.
+    Status(oneshot::Sender<Result<Snapshot, ApiError>>),
+    /// The snapshot and the histograms, as OpenMetrics text.
+    Metrics(oneshot::Sender<Result<String, ApiError>>),
+    /// A configuration to bring into force.
+    Apply(ApplyRequest, oneshot::Sender<Result<ApplyReport, ApiError>>),
+    /// A packet to explain.
+    Explain(Question, oneshot::Sender<Result<Explanation, ApiError>>),
+    /// The program is to be removed, and the agent to end.
+    Detach(oneshot::Sender<Result<Detached, ApiError>>),
+}
+
+/// A configuration to bring into force.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyRequest {
+    /// The configuration's text.
+    pub config: String,
+    /// What to call it in errors.
+    pub name: String,
+    /// Only tell what would change.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a configuration changed, or would.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ApplyReport {
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// The revision now in force.
+    pub revision: u64,
+    /// What differs.
+    pub changes: Vec<Change>,
+    /// Rings that change, by service.
+    pub rings: Vec<RingChange>,
+    /// Live flows that lose their backend.
+    pub flows_lost: u64,
+    /// What is worth knowing although it was done.
+    pub warnings: Vec<String>,
+}
+
+/// A ring that changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RingChange {
+    /// The service.
+    pub service: String,
+    /// Share of its slots that change owner, 0 to 1.
+    pub slots_changed: f64,
+}
+
+/// The program was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// From these interfaces.
+    pub interfaces: Vec<String>,
+}
+
+/// Why a request was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// Whose fault it is.
+    pub kind: ErrorKind,
+    /// What is wrong, one entry a finding.
+    pub errors: Vec<String>,
+}
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// The request's: it is invalid.
+    Invalid,
+    /// The agent's or the kernel's: it failed.
+    Failed,
+}
+
+impl ApiError {
+    /// An invalid request.
+    pub fn invalid(error: impl ToString) -> Self {
+        Self { kind: ErrorKind::Invalid, errors: vec![error.to_string()] }
+    }
+
+    /// Something that failed.
+    pub fn failed(error: impl ToString) -> Self {
+        Self { kind: ErrorKind::Failed, errors: vec![error.to_string()] }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = match self.kind {
+            ErrorKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        (status, Json(self)).into_response()
+    }
+}
+
+/// Where requests go.
+pub type Requests = mpsc::Sender<Request>;
+
+/// The routes of the Unix socket: everything.
+pub fn control_routes(requests: Requests) -> Router {
+    public_router()
+        .route("/v1/status", get(status))
+        .route("/v1/apply", post(apply))
+        .route("/v1/explain", post(explain))
+        .route("/v1/detach", post(detach))
+        .with_state(requests)
+}
+
+/// The routes of `agent.metrics`: reading only.
+pub fn public_routes(requests: Requests) -> Router {
+    public_router().with_state(requests)
+}
+
+fn public_router() -> Router<Requests> {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+}
+
+async fn ask<T>(
+    requests: &Requests,
+    request: impl FnOnce(oneshot::Sender<Result<T, ApiError>>) -> Request,
+) -> Result<T, ApiError> {
+    let gone = || ApiError::failed("the agent is ending");
+    let (sender, receiver) = oneshot::channel();
+    requests.send(request(sender)).await.map_err(|_| gone())?;
+    receiver.await.map_err(|_| gone())?
+}
+
+async fn status(State(requests): State<Requests>) -> Result<Json<Snapshot>, ApiError> {
+    ask(&requests, Request::Status).await.map(Json)
+}
+
+async fn metrics(State(requests): State<Requests>) -> Result<Response, ApiError> {
+    let text = ask(&requests, Request::Metrics).await?;
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+async fn apply(
+    State(requests): State<Requests>,
+    Json(request): Json<ApplyRequest>,
+) -> Result<Json<ApplyReport>, ApiError> {
+    ask(&requests, |answer| Request::Apply(request, answer)).await.map(Json)
+}
+
+async fn explain(
+    State(requests): State<Requests>,
+    Json(question): Json<Question>,
+) -> Result<Json<Explanation>, ApiError> {
+    ask(&requests, |answer| Request::Explain(question, answer)).await.map(Json)
+}
+
+async fn detach(State(requests): State<Requests>) -> Result<Json<Detached>, ApiError> {
+    ask(&requests, Request::Detach).await.map(Json)
+}
+
+/// Why the agent cannot listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Someone answers on the socket.
+    #[error("{path}: another sluice agent answers on this socket; stop it first, or choose another --socket", path = .0.display())]
+    InUse(PathBuf),
+    /// The socket cannot be made.
+    #[error("{path}: {cause}", path = path.display())]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// The port cannot be taken.
+    #[error("agent.metrics: cannot listen on {address}: {cause}")]
+    Port {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        cause: io::Error,
+    },
+}
+
+/// The Unix socket, for root and its group only. Its file goes with it.
+pub struct ControlSocket {
+    /// What requests come in on.
+    pub listener: UnixListener,
+    _file: SocketFile,
+}
+
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // If it is gone already, so much the better.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Listens on a Unix socket; one left behind by an agent that was killed is replaced.
+pub async fn listen_control(path: &Path) -> Result<ControlSocket, ListenError> {
+    let failed = |cause| ListenError::Socket { path: path.to_owned(), cause };
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(failed)?;
+    }
+    match UnixStream::connect(path).await {
+        Ok(_) => return Err(ListenError::InUse(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    Ok(ControlSocket { listener, _file: SocketFile(path.to_owned()) })
+}
+
+/// Listens on the port for metrics.
+pub async fn listen_public(address: SocketAddr) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|cause| ListenError::Port { address, cause })
+}

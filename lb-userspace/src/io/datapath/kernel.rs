@@ -1,0 +1,411 @@
+//! The embedded object and the pin directory → the program and maps in the kernel.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
+use lb_common::flow::Tick;
+use lb_common::hash::{self, Key};
+use nix::time::{ClockId, clock_getres};
+
+use super::pins::{PinDir, PinError, Pinned};
+use super::region::{Access, Record, Region};
+use super::{Counted, Datapath, DatapathError, TableSet};
+use crate::core::image::Capacity;
+
+/// The eBPF object, aligned as the loader wants it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.bpf.o"));
+
+/// How long to wait where the kernel cannot say when packets under way are done.
+const NO_MEMBARRIER_WAIT: Duration = Duration::from_millis(50);
+
+/// Why the datapath cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The pin directory.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// The kernel refused the object.
+    #[error("the kernel does not load the program: {cause} (needs root, Linux 6.1 or later with BTF)", cause = chain(.0))]
+    Object(#[from] EbpfError),
+    /// The verifier refused the program.
+    #[error("the kernel does not load the program: {cause}", cause = chain(.0))]
+    Program(#[from] ProgramError),
+    /// A map or program is missing or cannot be used.
+    #[error("{name}: {cause}")]
+    Part {
+        /// Its name.
+        name: &'static str,
+        /// Why.
+        cause: String,
+    },
+    /// Nothing is pinned.
+    #[error("{path}: nothing is loaded there; start `sluice agent`, or name its --pin-dir", path = .0.display())]
+    NothingPinned(PathBuf),
+    /// The flow table has another size than the configuration.
+    #[error(
+        "agent.flow_table_size: the loaded flow table holds {loaded} flows, the configuration says {configured}; set it back, or run `sluice detach` and start the agent again (this ends the forwarding in between)"
+    )]
+    FlowTableSize {
+        /// Flows the loaded table holds.
+        loaded: u64,
+        /// Flows the configuration asks for.
+        configured: u64,
+    },
+    /// The operating system said no.
+    #[error("{what}: {cause}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// Why.
+        cause: io::Error,
+    },
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// What the program did with a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrameRun {
+    /// The XDP action it returned.
+    pub action: u32,
+    /// The frame as it left it.
+    pub frame: Vec<u8>,
+    /// Time one run took, on average.
+    pub duration: Duration,
+}
+
+/// The datapath in the kernel.
+pub struct Kernel {
+    tables: TableSet,
+    verdicts: PerCpuArray<MapData, Verdicts>,
+    service_traffic: PerCpuArray<MapData, Traffic>,
+    backend_traffic: PerCpuArray<MapData, Traffic>,
+    clock: SchedClassifier,
+    program: Option<Ebpf>,
+}
+
+impl Kernel {
+    /// Loads the program over the pinned maps, or over new ones of this capacity, and pins both. Says whether maps were
+    /// adopted.
+    pub fn load(pins: &PinDir, wanted: Capacity, log_packets: bool) -> Result<(Self, bool), LoadError> {
+        let adopted = adoptable(pins, wanted)?;
+        if adopted.is_none() {
+            pins.remove_maps()?;
+        }
+        let mut bpf = load_object(pins, adopted.unwrap_or(wanted), log_packets)?;
+        load_program::<Xdp>(&mut bpf, abi::PROGRAM, Xdp::load)?;
+        load_program::<SchedClassifier>(&mut bpf, abi::CLOCK_PROGRAM, SchedClassifier::load)?;
+        for name in [abi::PROGRAM, abi::CLOCK_PROGRAM] {
+            let part = |cause: String| LoadError::Part { name, cause };
+            pins.remove(&pins.program(name))?;
+            let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
+            program.pin(pins.program(name)).map_err(|error| part(chain(&error)))?;
+        }
+        let mut kernel = Self::open(pins, Access::Write)?;
+        kernel.program = Some(bpf);
+        if adopted.is_none() {
+            kernel.initialise()?;
+        }
+        Ok((kernel, adopted.is_some()))
+    }
+
+    /// Opens what is pinned. With [`Access::Read`] this disturbs nobody, and nothing may be changed.
+    pub fn open(pins: &PinDir, access: Access) -> Result<Self, LoadError> {
+        let pinned = match adopted_capacity(pins)? {
+            Some(_) => pins,
+            None if access == Access::Write => pins,
+            None => return Err(LoadError::NothingPinned(pins.path().to_owned())),
+        };
+        let clock = SchedClassifier::from_pin(pinned.program(abi::CLOCK_PROGRAM))?;
+        Ok(Self {
+            tables: TableSet {
+                control: region(pinned, map::CONTROL, access)?,
+                vips: region(pinned, map::VIPS, access)?,
+                services: region(pinned, map::SERVICES, access)?,
+                backends: region(pinned, map::BACKENDS, access)?,
+                rings: region(pinned, map::RINGS, access)?,
+                flows: region(pinned, map::FLOWS, access)?,
+                service_names: region(pinned, map::SERVICE_NAMES, access)?,
+                backend_names: region(pinned, map::BACKEND_NAMES, access)?,
+                fresh_hops: HashSet::new(),
+            },
+            verdicts: counters(pinned, map::VERDICTS)?,
+            service_traffic: counters(pinned, map::SERVICE_TRAFFIC)?,
+            backend_traffic: counters(pinned, map::BACKEND_TRAFFIC)?,
+            clock,
+            program: None,
+        })
+    }
+
+    /// The program, to attach it.
+    pub(super) fn program(&mut self) -> Result<&mut Xdp, LoadError> {
+        let bpf = self
+            .program
+            .as_mut()
+            .ok_or(LoadError::Part { name: abi::PROGRAM, cause: "not loaded".into() })?;
+        program(bpf, abi::PROGRAM)
+    }
+
+    /// The loaded object, for the log of packets.
+    pub fn object(&mut self) -> Option<&mut Ebpf> {
+        self.program.as_mut()
+    }
+
+    /// Sends one frame through the program, `repeat` times, without a network (`BPF_PROG_TEST_RUN`).
+    pub fn run_frame(&mut self, frame: &[u8], repeat: u32) -> Result<FrameRun, LoadError> {
+        let mut out = vec![0; frame.len() + abi::HEADROOM];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut out);
+        options.repeat = repeat;
+        let result = self.program()?.test_run(options)?;
+        out.truncate(result.data_size_out as usize);
+        Ok(FrameRun { action: result.return_value, frame: out, duration: result.duration })
+    }
+
+    /// Instructions the verifier went through for the program.
+    pub fn verified_instructions(&mut self) -> Result<Option<u32>, LoadError> {
+        Ok(self.program()?.info()?.verified_instruction_count())
+    }
+
+    /// Lets rings be asked with the key of this seed.
+    pub fn set_ring_seed(&mut self, seed: u64) {
+        let key = hash::expand(seed);
+        if let Some(control) = self.tables.control_mut()
+            && control.ring_key != key
+        {
+            control.ring_key = key;
+        }
+    }
+
+    /// Fills in what new maps need before they may be called finished.
+    fn initialise(&mut self) -> Result<(), LoadError> {
+        let flow_key = random_key()?;
+        let tick_shift = tick_shift()?;
+        let capacity = self.tables.capacity();
+        if let Some(control) = self.tables.control_mut() {
+            control.flow_buckets = capacity.flow_buckets;
+            control.vip_buckets = capacity.vip_buckets;
+            control.tick_shift = tick_shift;
+            control.flow_key = flow_key;
+            control.abi_version.store(ABI_VERSION.into());
+        }
+        Ok(())
+    }
+}
+
+impl Datapath for Kernel {
+    fn tables(&self) -> &TableSet {
+        &self.tables
+    }
+
+    fn tables_mut(&mut self) -> &mut TableSet {
+        &mut self.tables
+    }
+
+    /// membarrier(2)'s global command returns after an RCU grace period, and XDP programs run within RCU read sections.
+    fn wait_for_grace(&self) -> Result<(), DatapathError> {
+        // SAFETY: no memory is involved.
+        let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+        if result == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.raw_os_error() == Some(libc::EINVAL) {
+            // Refused on kernels with full dynticks CPUs: a packet's way through the program takes microseconds.
+            std::thread::sleep(NO_MEMBARRIER_WAIT);
+            return Ok(());
+        }
+        Err(DatapathError { action: "waiting for packets under way", cause: error.to_string() })
+    }
+
+    fn now(&self) -> Result<Tick, DatapathError> {
+        let failed = |cause: String| DatapathError { action: "reading the datapath's clock", cause };
+        let mut options = TestRunOptions::new();
+        // The shortest frame the kernel lets a program be run on.
+        options.data_in = Some(&[0; 14]);
+        let result = self.clock.test_run(options).map_err(|error| failed(chain(&error)))?;
+        let shift = self.tables.control().map_or(0, |control| control.tick_shift & 31);
+        Ok(Tick(result.return_value >> shift))
+    }
+
+    fn verdicts(&self) -> Result<Verdicts, DatapathError> {
+        let per_cpu = self.verdicts.get(&0, 0).map_err(read_failed)?;
+        let mut sum = Verdicts::default();
+        for verdicts in per_cpu.iter() {
+            for (sum, packets) in sum.packets.iter_mut().zip(verdicts.packets) {
+                *sum += packets;
+            }
+        }
+        Ok(sum)
+    }
+
+    fn traffic(&self, counted: Counted) -> Result<Traffic, DatapathError> {
+        let per_cpu = match counted {
+            Counted::Service(id) => self.service_traffic.get(&id, 0),
+            Counted::Backend(id) => self.backend_traffic.get(&id.into(), 0),
+        };
+        Ok(per_cpu.map_err(read_failed)?.iter().fold(Traffic::default(), |sum, one| Traffic {
+            packets: sum.packets + one.packets,
+            bytes: sum.bytes + one.bytes,
+            new_flows: sum.new_flows + one.new_flows,
+            padding: 0,
+        }))
+    }
+
+    fn reset_traffic(&mut self, counted: Counted) -> Result<(), DatapathError> {
+        let failed = |cause: String| DatapathError { action: "resetting a counter", cause };
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(error.to_string()))?;
+        let zeros = PerCpuValues::try_from(vec![Traffic::default(); cpus])
+            .map_err(|error| failed(error.to_string()))?;
+        match counted {
+            Counted::Service(id) => self.service_traffic.set(id, zeros, 0),
+            Counted::Backend(id) => self.backend_traffic.set(id.into(), zeros, 0),
+        }
+        .map_err(|error| failed(chain(&error)))
+    }
+}
+
+fn read_failed(error: MapError) -> DatapathError {
+    DatapathError { action: "reading the counters", cause: chain(&error) }
+}
+
+/// The capacity of the pinned maps if they may be adopted by a configuration that asks for `wanted`.
+fn adoptable(pins: &PinDir, wanted: Capacity) -> Result<Option<Capacity>, LoadError> {
+    let Some(loaded) = adopted_capacity(pins)? else { return Ok(None) };
+    if loaded.flow_buckets != wanted.flow_buckets {
+        let flows = |capacity: Capacity| u64::from(capacity.flow_buckets) * abi::FLOW_WAYS as u64;
+        return Err(LoadError::FlowTableSize { loaded: flows(loaded), configured: flows(wanted) });
+    }
+    Ok(Some(loaded))
+}
+
+/// The capacity of the pinned maps if they are finished and of this version.
+fn adopted_capacity(pins: &PinDir) -> Result<Option<Capacity>, LoadError> {
+    let Pinned::Maps(capacity) = pins.pinned()? else { return Ok(None) };
+    let control: Region<Control> = region(pins, map::CONTROL, Access::Read)?;
+    match control.records().first().map(|control| control.abi_version.load()) {
+        None | Some(0) => Ok(None),
+        Some(version) if version == u64::from(ABI_VERSION) => Ok(Some(capacity)),
+        Some(version) => {
+            Err(pins.incompatible(format!("ABI version {version}, this one is {ABI_VERSION}")).into())
+        }
+    }
+}
+
+fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<Ebpf, LoadError> {
+    let log_level: u8 = if log_packets { u8::MAX } else { 0 };
+    let mut loader = EbpfLoader::new();
+    let sizes = [
+        (map::VIPS, capacity.vip_buckets * 2),
+        (map::SERVICES, capacity.services),
+        (map::BACKENDS, capacity.backends + 1),
+        (map::RINGS, capacity.rings),
+        (map::FLOWS, capacity.flow_buckets),
+        (map::SERVICE_TRAFFIC, capacity.services),
+        (map::BACKEND_TRAFFIC, capacity.backends + 1),
+        (map::SERVICE_NAMES, capacity.services),
+        (map::BACKEND_NAMES, capacity.backends + 1),
+    ];
+    for (name, size) in sizes {
+        loader.map_max_entries(name, size);
+    }
+    for name in map::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.override_global(abi::LOG_LEVEL, &log_level, true);
+    Ok(loader.load(OBJECT)?)
+}
+
+/// A program of the object, as the type it has there.
+fn program<'a, P>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let part = |cause: String| LoadError::Part { name, cause };
+    let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
+    program.try_into().map_err(|error: ProgramError| part(chain(&error)))
+}
+
+/// Has the kernel verify and load a program of the object.
+fn load_program<'a, P: 'a>(
+    bpf: &'a mut Ebpf,
+    name: &'static str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    Ok(load(program(bpf, name)?)?)
+}
+
+fn region<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Result<Region<T>, LoadError> {
+    let map = pinned_map(pins, name)?;
+    let entries = map.info().map_err(|error| LoadError::Part { name, cause: chain(&error) })?.max_entries();
+    Region::map(map.fd(), entries, access)
+        .map_err(|error| LoadError::Part { name, cause: format!("cannot be mapped: {error}") })
+}
+
+fn counters<T: Pod>(pins: &PinDir, name: &'static str) -> Result<PerCpuArray<MapData, T>, LoadError> {
+    PerCpuArray::try_from(Map::PerCpuArray(pinned_map(pins, name)?))
+        .map_err(|error| LoadError::Part { name, cause: chain(&error) })
+}
+
+fn pinned_map(pins: &PinDir, name: &'static str) -> Result<MapData, LoadError> {
+    MapData::from_pin(pins.map(name)).map_err(|error| LoadError::Part { name, cause: chain(&error) })
+}
+
+fn random_key() -> Result<Key, LoadError> {
+    let mut bytes = [0; size_of::<Key>()];
+    File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .map_err(|cause| LoadError::Io { what: "/dev/urandom", cause })?;
+    let mut words = bytes.chunks_exact(4);
+    Ok(std::array::from_fn(|_| {
+        words.next().and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes)
+    }))
+}
+
+/// How far jiffies are shifted to become ticks of about a second: the power of two nearest to the kernel's HZ. The
+/// coarse clock's resolution is one jiffy.
+fn tick_shift() -> Result<u32, LoadError> {
+    let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
+        .map_err(|errno| LoadError::Io { what: "clock_getres", cause: errno.into() })?;
+    let nanoseconds = u64::try_from(resolution.tv_nsec()).unwrap_or(0).max(1);
+    Ok(shift_for(1_000_000_000 / nanoseconds))
+}
+
+fn shift_for(hz: u64) -> u32 {
+    (hz.max(1) * 1_414 / 1_000).max(1).ilog2()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shift_for;
+
+    #[test]
+    fn ticks_are_about_a_second() {
+        for (hz, shift) in [(100, 7), (250, 8), (300, 8), (1_000, 10)] {
+            assert_eq!(shift_for(hz), shift, "{hz} Hz");
+        }
+    }
+}

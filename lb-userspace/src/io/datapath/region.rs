@@ -1,0 +1,105 @@
+//! Memory that holds an array of shared records: a mapped BPF array, or the heap.
+
+use std::alloc::{self, Layout};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+
+use lb_common::abi::{Backend, Control, FlowBucket, Name, Ring, Service, VipBucket};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+/// A record that may live in a region.
+///
+/// # Safety
+///
+/// Every bit pattern is a value; it needs no drop.
+pub unsafe trait Record {}
+
+// SAFETY: integers, and arrays and structures of them.
+unsafe impl Record for Backend {}
+// SAFETY: as above.
+unsafe impl Record for Control {}
+// SAFETY: as above.
+unsafe impl Record for FlowBucket {}
+// SAFETY: as above.
+unsafe impl Record for Name {}
+// SAFETY: as above.
+unsafe impl Record for Ring {}
+// SAFETY: as above.
+unsafe impl Record for Service {}
+// SAFETY: as above.
+unsafe impl Record for VipBucket {}
+
+/// An array of records that the kernel's program may read, and change through [`lb_common::abi::Word`]s, at any time.
+pub struct Region<T: Record> {
+    records: NonNull<T>,
+    count: usize,
+    mapped: bool,
+}
+
+// SAFETY: the region owns its memory; nothing in it is bound to a thread.
+unsafe impl<T: Record> Send for Region<T> {}
+
+/// May the region be written?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reading only: writes end the process.
+    Read,
+    /// Reading and writing.
+    Write,
+}
+
+impl<T: Record> Region<T> {
+    /// Maps the values of a BPF array of `count` records of exactly this type.
+    pub fn map(array: impl AsFd, count: u32, access: Access) -> io::Result<Self> {
+        let bytes = NonZeroUsize::new(size_of::<T>() * count as usize)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the map has no entries"))?;
+        let protection = match access {
+            Access::Read => ProtFlags::PROT_READ,
+            Access::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice; it is page-aligned, as are the map's values.
+        let start = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, array, 0) }?;
+        Ok(Self { records: start.cast(), count: count as usize, mapped: true })
+    }
+
+    /// `count` zeroed records on the heap.
+    pub fn heap(count: u32) -> Self {
+        let layout = Self::layout(count as usize);
+        // SAFETY: `layout` is not empty.
+        let start = unsafe { alloc::alloc_zeroed(layout) };
+        let Some(records) = NonNull::new(start.cast()) else { alloc::handle_alloc_error(layout) };
+        Self { records, count: count.max(1) as usize, mapped: false }
+    }
+
+    fn layout(count: usize) -> Layout {
+        // SAFETY: the size is a multiple of the alignment, and far below the limit for every map we load.
+        unsafe { Layout::from_size_align_unchecked(size_of::<T>() * count.max(1), align_of::<T>()) }
+    }
+
+    /// The records.
+    pub fn records(&self) -> &[T] {
+        // SAFETY: `count` initialised records for as long as `self` lives. What others change meanwhile is `Word`s.
+        unsafe { std::slice::from_raw_parts(self.records.as_ptr(), self.count) }
+    }
+
+    /// The records, to write those that no packet can see yet.
+    pub fn records_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above; `&mut self` keeps others in this process away, and the program does not write records.
+        unsafe { std::slice::from_raw_parts_mut(self.records.as_ptr(), self.count) }
+    }
+}
+
+impl<T: Record> Drop for Region<T> {
+    fn drop(&mut self) {
+        if self.mapped {
+            // SAFETY: the mapping made in `map`, whole; nothing borrows from it any more.
+            // An error would leave it mapped: harmless.
+            let _ = unsafe { munmap(self.records.cast(), size_of::<T>() * self.count) };
+        } else {
+            // SAFETY: allocated in `heap` with this very layout.
+            unsafe { alloc::dealloc(self.records.as_ptr().cast(), Self::layout(self.count)) };
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The maps as memory: read whole into an [`Image`], changed by [`Action`]s, swept for idle flows.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use lb_common::abi::{
+    Backend, BackendWord, Control, FlowBucket, MAX_INTERFACES, Name, Ring, Service, ServiceWord, VipBucket,
+    VipTable, mac_word,
+};
+use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
+use lb_common::slice::TableSlices;
+
+use super::region::Region;
+use crate::core::image::{Capacity, Image, LoadedBackend, LoadedService};
+use crate::core::vips;
+
+/// The memory of all mapped arrays.
+pub struct TableSet {
+    pub(super) control: Region<Control>,
+    pub(super) vips: Region<VipBucket>,
+    pub(super) services: Region<Service>,
+    pub(super) backends: Region<Backend>,
+    pub(super) rings: Region<Ring>,
+    pub(super) flows: Region<FlowBucket>,
+    pub(super) service_names: Region<Name>,
+    pub(super) backend_names: Region<Name>,
+    /// Backends whose next hop was replaced since the last grace period: packets may still read the one before.
+    pub(super) fresh_hops: HashSet<u16>,
+}
+
+/// Live flows of a backend, as the flow table shows them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowCounts {
+    /// Seen only by their opening packet.
+    pub opening: u64,
+    /// Established.
+    pub established: u64,
+}
+
+impl FlowCounts {
+    /// All live flows.
+    pub fn live(self) -> u64 {
+        self.opening + self.established
+    }
+}
+
+/// A next hop must not be replaced twice without a grace period in between.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NeedsGrace;
+
+impl TableSet {
+    /// Empty tables on the heap.
+    pub fn heap(capacity: Capacity) -> Self {
+        Self {
+            control: Region::heap(1),
+            vips: Region::heap(capacity.vip_buckets * 2),
+            services: Region::heap(capacity.services),
+            backends: Region::heap(capacity.backends + 1),
+            rings: Region::heap(capacity.rings),
+            flows: Region::heap(capacity.flow_buckets),
+            service_names: Region::heap(capacity.services),
+            backend_names: Region::heap(capacity.backends + 1),
+            fresh_hops: HashSet::new(),
+        }
+    }
+
+    /// The tables for the datapath's own code.
+    pub fn slices(&self) -> Option<TableSlices<'_>> {
+        Some(TableSlices {
+            control: self.control()?,
+            vips: self.vips.records(),
+            services: self.services.records(),
+            backends: self.backends.records(),
+            rings: self.rings.records(),
+            flows: self.flows.records(),
+        })
+    }
+
+    /// The record `control`.
+    pub fn control(&self) -> Option<&Control> {
+        self.control.records().first()
+    }
+
+    /// The record `control`, for what is set before packets are let in.
+    pub fn control_mut(&mut self) -> Option<&mut Control> {
+        self.control.records_mut().first_mut()
+    }
+
+    /// How much fits.
+    pub fn capacity(&self) -> Capacity {
+        let count = |records: usize| u32::try_from(records).unwrap_or(u32::MAX);
+        Capacity {
+            services: count(self.services.records().len()),
+            backends: count(self.backends.records().len()).saturating_sub(1),
+            rings: count(self.rings.records().len()),
+            vip_buckets: count(self.vips.records().len() / 2),
+            flow_buckets: count(self.flows.records().len()),
+        }
+    }
+
+    /// Reads back what is loaded.
+    pub fn image(&self) -> Image {
+        let vip_table =
+            self.control().map(|control| VipTable::from_word(control.vip_table.load())).unwrap_or_default();
+        Image {
+            services: self.loaded_services(),
+            backends: self.loaded_backends(),
+            vips: vips::read(self.vips.records(), vip_table),
+            vip_table,
+            capacity: self.capacity(),
+        }
+    }
+
+    fn loaded_services(&self) -> BTreeMap<u32, LoadedService> {
+        let records = self.services.records().iter().zip(self.service_names.records());
+        (0..)
+            .zip(records)
+            .map(|(id, (service, name))| (id, service.load(), name))
+            .filter(|(_, word, _)| word.used)
+            .map(|(id, word, name)| {
+                let ring = word
+                    .ring
+                    .and_then(|slot| Some((slot, Arc::new(*self.rings.records().get(usize::from(slot))?))));
+                (id, LoadedService { name: name.as_str().to_owned(), forwarding: word.forwarding, ring })
+            })
+            .collect()
+    }
+
+    fn loaded_backends(&self) -> BTreeMap<u16, LoadedBackend> {
+        let records = self.backends.records().iter().zip(self.backend_names.records());
+        (0..)
+            .zip(records)
+            .map(|(id, (backend, name))| (id, backend, backend.load(), name))
+            .filter(|(_, _, word, _)| word.used)
+            .map(|(id, backend, word, name)| {
+                let hop = word.resolved.then_some(backend.hops[usize::from(word.second_hop)]);
+                let loaded = LoadedBackend {
+                    name: name.as_str().to_owned(),
+                    service: word.service.into(),
+                    enabled: word.enabled,
+                    healthy: word.healthy,
+                    hop,
+                };
+                (id, loaded)
+            })
+            .collect()
+    }
+
+    /// Writes a backend: a changed next hop goes to the place not in force, and the word switches to it.
+    pub(super) fn write_backend(&mut self, id: u16, backend: &LoadedBackend) -> Result<(), NeedsGrace> {
+        let at = usize::from(id);
+        let (Some(record), Some(name)) =
+            (self.backends.records_mut().get_mut(at), self.backend_names.records_mut().get_mut(at))
+        else {
+            return Ok(());
+        };
+        let before = record.load();
+        let mut second_hop = before.second_hop;
+        if let Some(hop) = backend.hop
+            && !(before.resolved && record.hops[usize::from(second_hop)] == hop)
+        {
+            if !self.fresh_hops.insert(id) {
+                return Err(NeedsGrace);
+            }
+            second_hop = !second_hop;
+            record.hops[usize::from(second_hop)] = hop;
+        }
+        *name = Name::new(&backend.name);
+        let word = BackendWord {
+            used: true,
+            enabled: backend.enabled,
+            healthy: backend.healthy,
+            resolved: backend.hop.is_some(),
+            second_hop,
+            service: u16::try_from(backend.service).unwrap_or(u16::MAX),
+        };
+        record.word.store(word.to_word());
+        Ok(())
+    }
+
+    /// Frees a backend's id; where its hops lie is remembered for the next grace period's sake.
+    pub(super) fn clear_backend(&mut self, id: u16) {
+        if let Some(record) = self.backends.records().get(usize::from(id)) {
+            let second_hop = record.load().second_hop;
+            record.word.store(BackendWord { second_hop, ..BackendWord::default() }.to_word());
+        }
+    }
+
+    pub(super) fn write_ring(&mut self, slot: u16, ring: &Ring) {
+        if let Some(record) = self.rings.records_mut().get_mut(usize::from(slot)) {
+            *record = *ring;
+        }
+    }
+
+    pub(super) fn write_service(&mut self, id: u32, name: &str, word: ServiceWord) {
+        let at = id as usize;
+        if let (Some(record), Some(named)) =
+            (self.services.records().get(at), self.service_names.records_mut().get_mut(at))
+        {
+            *named = Name::new(name);
+            record.word.store(word.to_word());
+        }
+    }
+
+    pub(super) fn write_vips(&mut self, table: VipTable, buckets: &[VipBucket]) {
+        let (first, second) = {
+            let records = self.vips.records_mut();
+            let middle = records.len() / 2;
+            records.split_at_mut(middle)
+        };
+        let half = if table.second_half { second } else { first };
+        for (record, bucket) in half.iter_mut().zip(buckets) {
+            *record = *bucket;
+        }
+        if let Some(control) = self.control() {
+            control.vip_table.store(table.to_word());
+        }
+    }
+
+    /// Names the attached interfaces: kernel index and own MAC address.
+    pub fn set_interfaces(&self, interfaces: &[(u32, [u8; 6])]) {
+        let Some(control) = self.control() else { return };
+        let ended = interfaces.iter().copied().chain(std::iter::repeat((0, [0; 6])));
+        for (record, (index, mac)) in control.interfaces.iter().zip(ended).take(MAX_INTERFACES) {
+            // Without an index the entry is not looked at, so a packet never meets the MAC of another interface.
+            if record.index.load() != u64::from(index) {
+                record.index.store(0);
+            }
+            record.mac.store(mac_word(mac));
+            record.index.store(index.into());
+        }
+    }
+
+    /// Removes all flows of these backends.
+    pub fn sweep_backends(&self, gone: &BTreeSet<u16>) {
+        self.sweep(|entry| gone.contains(&entry.backend()));
+    }
+
+    /// Removes idle flows; `udp` are the backends of UDP services, whose flows idle out sooner.
+    pub fn sweep_idle(&self, now: Tick, udp: &BTreeSet<u16>) {
+        self.sweep(|entry| {
+            entry.is_expired(now) || entry.age(now) > UDP_IDLE_TICKS && udp.contains(&entry.backend())
+        });
+    }
+
+    fn sweep(&self, goes: impl Fn(Entry) -> bool) {
+        for way in self.flows.records().iter().flat_map(|bucket| &bucket.ways) {
+            let word = way.load();
+            if Entry::from_word(word).is_some_and(&goes) {
+                // If a packet changed the entry meanwhile, it is not idle.
+                way.replace(word, 0);
+            }
+        }
+    }
+
+    /// Live flows by backend id.
+    pub fn flow_counts(&self, now: Tick) -> BTreeMap<u16, FlowCounts> {
+        let mut counts: Vec<FlowCounts> = vec![FlowCounts::default(); self.backends.records().len()];
+        let words = self.flows.records().iter().flat_map(|bucket| &bucket.ways).map(|way| way.load());
+        for entry in words.filter_map(Entry::from_word).filter(|entry| !entry.is_expired(now)) {
+            let Some(count) = counts.get_mut(usize::from(entry.backend())) else { continue };
+            match entry.state() {
+                State::Opening => count.opening += 1,
+                State::Established => count.established += 1,
+                State::Closing => {}
+            }
+        }
+        (0..).zip(counts).filter(|(_, count)| *count != FlowCounts::default()).collect()
+    }
+
+    /// Entries of the flow table that are taken.
+    pub fn flow_entries(&self) -> u64 {
+        let words = self.flows.records().iter().flat_map(|bucket| &bucket.ways);
+        words.filter(|way| Entry::from_word(way.load()).is_some()).count() as u64
+    }
+}

@@ -1,0 +1,145 @@
+//! The snapshot and histograms → OpenMetrics text.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::core::stats::Snapshot;
+
+/// Histograms, which live as long as the agent.
+#[derive(Clone, Debug)]
+pub struct Histograms {
+    probe_duration: Family<ServiceLabel, Histogram>,
+    apply_duration: Histogram,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabel {
+    service: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BackendLabel {
+    service: String,
+    backend: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerdictLabel {
+    verdict: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabel {
+    version: String,
+}
+
+impl Default for Histograms {
+    fn default() -> Self {
+        Self {
+            // 0.25 ms to 8 s.
+            probe_duration: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_25, 2.0, 16))),
+            // 0.1 ms to 3.3 s.
+            apply_duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
+        }
+    }
+}
+
+impl Histograms {
+    /// A probe took this long.
+    pub fn probed(&self, service: &str, duration: Duration) {
+        let label = ServiceLabel { service: service.to_owned() };
+        self.probe_duration.get_or_create(&label).observe(duration.as_secs_f64());
+    }
+
+    /// Bringing a change into force took this long.
+    pub fn applied(&self, duration: Duration) {
+        self.apply_duration.observe(duration.as_secs_f64());
+    }
+
+    /// A service is gone.
+    pub fn forget(&self, service: &str) {
+        self.probe_duration.remove(&ServiceLabel { service: service.to_owned() });
+    }
+}
+
+/// Renders everything.
+pub fn render(snapshot: &Snapshot, histograms: &Histograms) -> String {
+    let mut registry = Registry::with_prefix("sluice");
+    services(&mut registry, snapshot);
+    backends(&mut registry, snapshot);
+    agent(&mut registry, snapshot);
+    registry.register_with_unit(
+        "probe_duration",
+        "Time a health probe took",
+        Unit::Seconds,
+        histograms.probe_duration.clone(),
+    );
+    registry.register_with_unit(
+        "apply_duration",
+        "Time it took to bring a change into force",
+        Unit::Seconds,
+        histograms.apply_duration.clone(),
+    );
+    let mut output = String::new();
+    if let Err(error) = text::encode(&mut output, &registry) {
+        // Writing to a string cannot fail; a metric that cannot be encoded is named where it is missed.
+        let _ = write!(output, "# {error}");
+    }
+    output
+}
+
+fn services(registry: &mut Registry, snapshot: &Snapshot) {
+    let counter = Family::<ServiceLabel, Counter>::default;
+    let (packets, bytes, new_flows) = (counter(), counter(), counter());
+    for service in &snapshot.services {
+        let label = ServiceLabel { service: service.name.clone() };
+        packets.get_or_create(&label).inc_by(service.packets);
+        bytes.get_or_create(&label).inc_by(service.bytes);
+        new_flows.get_or_create(&label).inc_by(service.new_flows);
+    }
+    registry.register("service_packets", "Packets forwarded", packets);
+    registry.register("service_bytes", "Bytes forwarded, by the IP header", bytes);
+    registry.register("service_new_flows", "Flows that were given a backend", new_flows);
+}
+
+fn backends(registry: &mut Registry, snapshot: &Snapshot) {
+    let (counter, gauge) = (Family::<BackendLabel, Counter>::default, Family::<BackendLabel, Gauge>::default);
+    let (packets, bytes) = (counter(), counter());
+    let (flows, healthy, weight) = (gauge(), gauge(), gauge());
+    for service in &snapshot.services {
+        for backend in &service.backends {
+            let label = BackendLabel { service: service.name.clone(), backend: backend.name.clone() };
+            packets.get_or_create(&label).inc_by(backend.packets);
+            bytes.get_or_create(&label).inc_by(backend.bytes);
+            flows.get_or_create(&label).set(i64::try_from(backend.active_flows).unwrap_or(i64::MAX));
+            healthy.get_or_create(&label).set((backend.health == "healthy").into());
+            weight.get_or_create(&label).set(backend.weight.into());
+        }
+    }
+    registry.register("backend_packets", "Packets forwarded", packets);
+    registry.register("backend_bytes", "Bytes forwarded, by the IP header", bytes);
+    registry.register("backend_active_flows", "Live flows in the flow table", flows);
+    registry.register("backend_healthy", "1 if the backend's probes succeed", healthy);
+    registry.register("backend_weight", "The configured weight", weight);
+}
+
+fn agent(registry: &mut Registry, snapshot: &Snapshot) {
+    let verdicts = Family::<VerdictLabel, Counter>::default();
+    for (verdict, &packets) in &snapshot.verdicts {
+        verdicts.get_or_create(&VerdictLabel { verdict: verdict.clone() }).inc_by(packets);
+    }
+    registry.register("verdicts", "Packets by what became of them", verdicts);
+    let entries = Gauge::<i64>::default();
+    entries.set(i64::try_from(snapshot.flow_table.entries).unwrap_or(i64::MAX));
+    registry.register("flow_table_entries", "Entries of the flow table that are taken", entries);
+    let build = Family::<VersionLabel, Gauge>::default();
+    build.get_or_create(&VersionLabel { version: snapshot.agent.version.clone() }).set(1);
+    registry.register("build_info", "The agent's version", build);
+}

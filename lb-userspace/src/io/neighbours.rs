@@ -1,1 +1,0 @@
-//! Next hops from the kernel over netlink.

@@ -1,1 +1,0 @@
-//! Health probes over the network.
