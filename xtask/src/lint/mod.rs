@@ -22,11 +22,15 @@ struct Problem {
 const NO_PANICS: [&str; 7] =
     ["unwrap_used", "expect_used", "panic", "unreachable", "todo", "unimplemented", "indexing_slicing"];
 
-/// All checks.
+/// All checks, so that one run tells everything that is wrong.
 pub(crate) fn run() -> Result<()> {
-    formatting()?;
-    structure()?;
-    clippy()
+    let results = [formatting(), structure(), clippy()];
+    let failed: Vec<_> =
+        results.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    if !failed.is_empty() {
+        bail!("{}", failed.join("; "));
+    }
+    Ok(())
 }
 
 /// `rustfmt`, also for the eBPF crate, which is not in the workspace.
