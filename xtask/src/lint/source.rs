@@ -29,9 +29,15 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn new(path: &str, text: &str) -> Self {
         let blanked = blank(text);
-        // Unit tests stand at the end of a file.
-        let code = blanked.lines().take_while(|line| line.trim() != "#[cfg(test)]").map(str::to_owned);
+        // Unit tests stand at the end of a file, or in one of their own.
+        let lines = if path.ends_with("/tests.rs") { "" } else { &blanked }.lines();
+        let code = lines.take_while(|line| line.trim() != "#[cfg(test)]").map(str::to_owned);
         Self { path: path.to_owned(), code: code.collect(), text: text.to_owned() }
+    }
+
+    /// Whether it is nothing but the unit tests of the module beside it.
+    pub(crate) fn is_tests(&self) -> bool {
+        self.path.ends_with("/tests.rs")
     }
 }
 
@@ -171,5 +177,6 @@ mod tests {
     fn test_modules_are_left_out() {
         let source = Source::new("a.rs", "fn a() {}\n#[cfg(test)]\nmod tests { fn b() {} }\n");
         assert_eq!(source.code, ["fn a() {}"]);
+        assert!(Source::new("a/tests.rs", "fn a() {}\n").code.is_empty());
     }
 }
