@@ -83,7 +83,7 @@ fn run(task: Task) -> Result<()> {
 
 /// Builds what is shipped.
 fn build() -> Result<()> {
-    shell::stream(shell::cargo().args(["build", "--release", "--package", "lb-userspace"]))
+    shell::stream(shell::cargo().args(["build", "--release"]))
 }
 
 fn need_root(why: &str) -> Result<()> {
