@@ -117,13 +117,15 @@ pub(crate) fn private_tier(screen: &mut Screen, lab: &Lab) -> Result<()> {
 /// One customer's packet, step by step.
 pub(crate) fn explain(screen: &mut Screen, lab: &Lab) -> Result<()> {
     screen.chapter("Why did this customer get that server?");
-    let source = format!("{}:{FIRST_PORT}", lab.customer().address());
+    // A port that no connection above came from: a customer who is new.
+    let port = FIRST_PORT - 1;
+    let source = format!("{}:{port}", lab.customer().address());
     let arguments = ["explain", "--src", &source, "--dst", "203.0.113.10:80", "--syn"];
     screen.say(&format!("$ sluice {}", arguments.join(" ")));
     let explained = lab.sluice(&arguments)?;
     let text = String::from_utf8_lossy(&explained.stdout).into_owned();
     screen.show(&text);
-    let connection = HttpConnection::open(lab.customer(), lab.vip(80), Some(FIRST_PORT))?;
+    let connection = HttpConnection::open(lab.customer(), lab.vip(80), Some(port))?;
     let server = connection.get_and_close("/")?.served_by().to_owned();
     screen.check(
         explained.status.success() && text.contains(&server),
