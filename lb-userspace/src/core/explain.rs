@@ -211,7 +211,8 @@ fn describe(step: Step, image: &Image) -> String {
             "entry not followed: {}",
             match refusal {
                 Refusal::BackendGone => "its backend is gone, disabled, or of another service",
-                Refusal::BackendUnhealthy => "its backend is unhealthy, and the packet has no connection to lose",
+                Refusal::BackendUnhealthy =>
+                    "its backend is unhealthy, and the packet has no connection to lose",
                 Refusal::OpensAnew => "the packet opens a connection anew",
             },
         ),
@@ -220,7 +221,11 @@ fn describe(step: Step, image: &Image) -> String {
         }
         Step::NextHop { backend, macs, interface } => {
             let [a, b, c, d, e, f, source @ ..] = macs;
-            let out = if interface == 0 { "where it came from".to_owned() } else { format!("interface {interface}") };
+            let out = if interface == 0 {
+                "where it came from".to_owned()
+            } else {
+                format!("interface {interface}")
+            };
             format!(
                 "next hop of {}: destination MAC {}, source MAC {}, out {out}",
                 backend_name(image, backend),

@@ -41,6 +41,14 @@ impl Knowledge {
         self.health.get(&BackendKey::new(service, backend)).copied().unwrap_or_default()
     }
 
+    /// The backends of a configuration that established flows may go to, by service and name.
+    pub fn enabled_backends(config: &Config) -> impl Iterator<Item = (&str, &str)> {
+        config.services.iter().flat_map(|service| {
+            let enabled = service.backends.iter().filter(|backend| backend.state != BackendState::Disabled);
+            enabled.map(|backend| (service.name.as_str(), backend.name.as_str()))
+        })
+    }
+
     /// How a service is, and which of its backends take new flows, in their order.
     pub fn serving(&self, service: &config::Service) -> Serving {
         let checked = service.health.probe != Probe::None;

@@ -44,7 +44,9 @@ impl Default for Histograms {
     fn default() -> Self {
         Self {
             // 0.25 ms to 8 s.
-            probe_duration: Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.000_25, 2.0, 16))),
+            probe_duration: Family::new_with_constructor(|| {
+                Histogram::new(exponential_buckets(0.000_25, 2.0, 16))
+            }),
             // 0.1 ms to 3.3 s.
             apply_duration: Histogram::new(exponential_buckets(0.000_1, 2.0, 16)),
         }

@@ -11,6 +11,7 @@ use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::slice::TableSlices;
 
 use super::region::Region;
+use crate::core::explain::Ingress;
 use crate::core::image::{Capacity, Image, LoadedBackend, LoadedService};
 use crate::core::vips;
 
@@ -229,6 +230,19 @@ impl TableSet {
             record.mac.store(mac_word(mac));
             record.index.store(index.into());
         }
+    }
+
+    /// The attached interfaces.
+    pub fn interfaces(&self) -> Vec<Ingress> {
+        let entries = self.control().map(|control| control.interfaces.as_slice()).unwrap_or_default();
+        let entries = entries.iter().map(|entry| (entry.index.load(), entry.mac.load().to_le_bytes()));
+        entries
+            .take_while(|(index, _)| *index != 0)
+            .map(|(index, [a, b, c, d, e, f, ..])| Ingress {
+                index: u32::try_from(index).unwrap_or(0),
+                mac: [a, b, c, d, e, f],
+            })
+            .collect()
     }
 
     /// Removes all flows of these backends.

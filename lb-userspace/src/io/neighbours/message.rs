@@ -3,13 +3,15 @@
 use std::net::IpAddr;
 
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::link::{
+    LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
 
-use super::Mac;
+use super::{Mac, XdpState};
 
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub(super) struct Link {
     pub(super) mtu: u32,
     /// Up, and with a carrier.
     pub(super) running: bool,
+    /// How an XDP program is attached.
+    pub(super) xdp: XdpState,
 }
 
 /// The question for the route to `address`.
@@ -137,11 +141,13 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         running: message.header.flags.contains(LinkFlags::Up | LinkFlags::Running),
+        xdp: XdpState::None,
     };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Xdp(values) => link.xdp = xdp(values),
             LinkAttribute::Address(bytes) if message.header.link_layer_type == LinkLayerType::Ether => {
                 link.mac = mac(bytes);
             }
@@ -149,6 +155,18 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn xdp(values: &[LinkXdp]) -> XdpState {
+    let attached = values.iter().find_map(|value| match value {
+        LinkXdp::Attached(attached) => Some(attached),
+        _ => None,
+    });
+    match attached {
+        Some(XdpAttached::Driver | XdpAttached::Hardware) => XdpState::Driver,
+        Some(XdpAttached::SocketBuffer) => XdpState::Generic,
+        _ => XdpState::None,
+    }
 }
 
 fn mac(bytes: &[u8]) -> Option<Mac> {

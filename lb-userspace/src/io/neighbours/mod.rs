@@ -50,6 +50,19 @@ pub struct Interface {
     pub mac: Mac,
     /// Its MTU: the largest IP packet it sends.
     pub mtu: u32,
+    /// How an XDP program is attached to it.
+    pub xdp: XdpState,
+}
+
+/// How an XDP program is attached to an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpState {
+    /// Not at all.
+    None,
+    /// In the driver.
+    Driver,
+    /// In the kernel's stack, behind the driver.
+    Generic,
 }
 
 /// Asks the kernel for next hops, in the network namespace in which it was made.
@@ -118,10 +131,10 @@ impl Resolver {
     /// An interface by its name.
     pub async fn interface(&self, name: &str) -> Result<Interface, InterfaceError> {
         let link = self.requests.link_named(name).await?;
-        let Link { ifindex, name, mac, mtu, .. } =
+        let Link { ifindex, name, mac, mtu, xdp, .. } =
             link.ok_or_else(|| InterfaceError::NotFound { name: name.to_owned() })?;
         let mac = mac.ok_or_else(|| InterfaceError::NotEthernet { name: name.clone() })?;
-        Ok(Interface { name, ifindex, mac, mtu })
+        Ok(Interface { name, ifindex, mac, mtu, xdp })
     }
 
     async fn outgoing_interface(&self, address: IpAddr) -> Result<u32, HopError> {

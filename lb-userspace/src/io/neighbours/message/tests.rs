@@ -102,7 +102,14 @@ fn link_has_a_mac_only_if_it_is_ethernet() {
         LinkAttribute::Mtu(1500),
         LinkAttribute::Address(MAC.to_vec()),
     ];
-    let expected = Link { ifindex: 7, name: "eth0".into(), mac: Some(MAC), mtu: 1500, running: true };
+    let expected = Link {
+        ifindex: 7,
+        name: "eth0".into(),
+        mac: Some(MAC),
+        mtu: 1500,
+        running: true,
+        xdp: XdpState::None,
+    };
     assert_eq!(link(&message), expected);
     message.header.link_layer_type = LinkLayerType::Loopback;
     message.header.flags = LinkFlags::Up;

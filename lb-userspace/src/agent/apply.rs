@@ -1,0 +1,184 @@
+//! A new configuration → in force, whole, or not at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lb_common::abi::RING_SIZE;
+
+use super::AgentError;
+use super::start::{self, capacity, flows, parse_config};
+use super::state::{Agent, Server};
+use crate::core::config::Config;
+use crate::core::diff::diff;
+use crate::core::image::Image;
+use crate::core::plan;
+use crate::core::ring::changed_slots;
+use crate::core::wanted::Knowledge;
+use crate::io::api::{ApiError, ApplyReport, ApplyRequest, ErrorKind, RingChange};
+use crate::io::datapath::Datapath;
+use crate::io::store;
+
+/// How long new backends may take to tell their MAC addresses.
+const NEW_HOPS: Duration = Duration::from_millis(500);
+
+/// What was made ready for a new configuration before anything old is given up.
+struct Prepared {
+    metrics: Option<Option<Server>>,
+}
+
+impl Agent {
+    /// SIGHUP: reads the file again.
+    pub(super) async fn reload(&mut self) {
+        let applied = match start::read_config(&self.options) {
+            Ok(config) => self.put_in_force(config).await,
+            Err(AgentError::Config(errors)) => Err(ApiError { kind: ErrorKind::Invalid, errors }),
+            Err(error) => Err(ApiError::failed(error)),
+        };
+        match applied {
+            Ok(report) => {
+                log::info!("reloaded: {} changes, revision {}", report.changes.len(), report.revision)
+            }
+            Err(error) => {
+                for line in &error.errors {
+                    log::error!("{line}");
+                }
+                log::error!("not reloaded: the configuration in force stays");
+            }
+        }
+    }
+
+    /// Brings a configuration into force, and then writes it to the agent's file.
+    pub(super) async fn on_apply(&mut self, request: ApplyRequest) -> Result<ApplyReport, ApiError> {
+        let config = parse_config(&request.config, &request.name)
+            .map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
+        if request.dry_run {
+            self.refuse_what_needs_a_restart(&config)?;
+            return self.predict(&config, true);
+        }
+        let mut report = self.put_in_force(config).await?;
+        let current = store::read(&self.options.config).ok();
+        if current.as_deref() != Some(request.config.as_str())
+            && let Err(error) = store::replace(&self.options.config, &request.config)
+        {
+            report
+                .warnings
+                .push(format!("in force, but not written to the agent's configuration file: {error}"));
+        }
+        Ok(report)
+    }
+
+    /// Brings a configuration into force. On an error the one before stays.
+    async fn put_in_force(&mut self, config: Config) -> Result<ApplyReport, ApiError> {
+        self.refuse_what_needs_a_restart(&config)?;
+        let mut report = self.predict(&config, false)?;
+        let prepared = self.prepare(&config).await?;
+        self.resolve(&config, NEW_HOPS).await;
+        let before = std::mem::replace(&mut self.config, config);
+        self.sync_probes(&BTreeMap::new());
+        if before.agent.ring_seed != self.config.agent.ring_seed {
+            self.kernel.set_ring_seed(self.config.agent.ring_seed);
+        }
+        let wanted = self.knowledge.wanted(&self.config);
+        if let Err(error) = self.bring_about(&wanted) {
+            self.config = before;
+            self.sync_probes(&BTreeMap::new());
+            self.kernel.set_ring_seed(self.config.agent.ring_seed);
+            self.reconcile();
+            return Err(ApiError::failed(error));
+        }
+        if let Some(metrics) = prepared.metrics {
+            self.metrics = metrics;
+        }
+        self.forget_unused(&before);
+        self.revision += 1;
+        report.revision = self.revision;
+        report.warnings = self.hop_errors.values().map(|error| format!("no next hop: {error}")).collect();
+        Ok(report)
+    }
+
+    /// What cannot change while the agent runs.
+    fn refuse_what_needs_a_restart(&self, config: &Config) -> Result<(), ApiError> {
+        let mut errors = Vec::new();
+        let restart = "restart the agent to change it (the data plane goes on meanwhile)";
+        if config.agent.interfaces != self.config.agent.interfaces {
+            errors.push(format!("agent.interfaces: {restart}"));
+        }
+        if config.agent.xdp_mode != self.config.agent.xdp_mode {
+            errors.push(format!("agent.xdp_mode: {restart}"));
+        }
+        let loaded = self.kernel.tables().capacity();
+        if capacity(config).flow_buckets != loaded.flow_buckets {
+            errors.push(format!(
+                "agent.flow_table_size: the loaded flow table holds {} flows; to change it, stop the agent, run \
+                 `sluice detach` and start it again (this ends the forwarding in between)",
+                flows(loaded)
+            ));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(ApiError { kind: ErrorKind::Invalid, errors }) }
+    }
+
+    /// Takes what the new configuration needs beyond the tables, while the old one still has its own.
+    async fn prepare(&self, config: &Config) -> Result<Prepared, ApiError> {
+        let wanted = config.agent.metrics;
+        if wanted == self.metrics.as_ref().map(|server| server.address) {
+            return Ok(Prepared { metrics: None });
+        }
+        let metrics = self.serve_metrics(wanted).await.map_err(ApiError::failed)?;
+        Ok(Prepared { metrics: Some(metrics) })
+    }
+
+    /// What a configuration would change: exactly, for the health that is known now.
+    fn predict(&self, config: &Config, dry_run: bool) -> Result<ApplyReport, ApiError> {
+        let image = self.kernel.tables().image();
+        let wanted = self.knowledge.wanted(config);
+        let rings = plan::rings(&image, &wanted).map_err(ApiError::failed)?;
+        let mut changed: Vec<RingChange> = rings
+            .iter()
+            .filter_map(|(service, ring)| {
+                let loaded = image.services.get(&image.service_id(service)?)?.ring.as_ref()?;
+                let slots =
+                    ring.as_ref().map_or(RING_SIZE, |ring| changed_slots(&loaded.1.slots, &ring.slots));
+                Some((service, slots))
+            })
+            .filter(|&(_, slots)| slots > 0)
+            .map(|(service, slots)| RingChange {
+                service: service.clone(),
+                slots_changed: slots as f64 / RING_SIZE as f64,
+            })
+            .collect();
+        let gone = image.services.values().filter(|service| !rings.contains_key(&service.name));
+        changed.extend(gone.map(|service| RingChange { service: service.name.clone(), slots_changed: 1.0 }));
+        Ok(ApplyReport {
+            dry_run,
+            revision: self.revision,
+            changes: diff(&self.config, config),
+            rings: changed,
+            flows_lost: self.flows_lost(&image, config)?,
+            warnings: Vec::new(),
+        })
+    }
+
+    /// Live flows of backends that are enabled now and would be gone or disabled.
+    fn flows_lost(&self, image: &Image, config: &Config) -> Result<u64, ApiError> {
+        let kept: BTreeSet<(&str, &str)> = Knowledge::enabled_backends(config).collect();
+        let lost = image.backends.iter().filter(|(_, backend)| {
+            let service = image.services.get(&backend.service).map_or("", |service| service.name.as_str());
+            backend.enabled && !kept.contains(&(service, backend.name.as_str()))
+        });
+        let counts = self.kernel.tables().flow_counts(self.kernel.now().map_err(ApiError::failed)?);
+        Ok(lost.filter_map(|(id, _)| counts.get(id)).map(|count| count.live()).sum())
+    }
+
+    /// Forgets what only the configuration before knew.
+    fn forget_unused(&mut self, before: &Config) {
+        let services: BTreeSet<&str> =
+            self.config.services.iter().map(|service| service.name.as_str()).collect();
+        for service in before.services.iter().filter(|service| !services.contains(service.name.as_str())) {
+            self.histograms.forget(&service.name);
+        }
+        let backends = self.config.services.iter().flat_map(|service| &service.backends);
+        let addresses: BTreeSet<_> = backends.map(|backend| backend.address).collect();
+        self.knowledge.hops.retain(|address, _| addresses.contains(address));
+        self.hop_errors.retain(|address, _| addresses.contains(address));
+    }
+}

@@ -1,0 +1,102 @@
+//! Routes, neighbours and interfaces as the kernel knows them → the next hops in force.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream;
+use lb_common::abi;
+
+use super::state::Agent;
+use crate::core::config::Config;
+use crate::io::datapath::Datapath;
+use crate::io::neighbours::{HopError, NextHop};
+
+/// Addresses that are resolved at the same time.
+const CONCURRENT: usize = 64;
+
+impl Agent {
+    /// Looks again at interfaces and next hops, and brings about what changed.
+    pub(super) async fn refresh_network(&mut self) {
+        self.refresh_interfaces().await;
+        if self.resolve(&self.config.clone(), Duration::ZERO).await {
+            self.reconcile();
+        }
+    }
+
+    /// Looks again at the interfaces: an own MAC address may change, and an interface be made anew under its name.
+    async fn refresh_interfaces(&mut self) {
+        for at in 0..self.interfaces.len() {
+            let Some(known) = self.interfaces.get(at).cloned() else { continue };
+            let Ok(found) = self.resolver.interface(&known.name).await else { continue };
+            if found == known {
+                continue;
+            }
+            if found.ifindex != known.ifindex && self.options.attach {
+                match self.kernel.attach(&self.pins, &known.name, self.config.agent.xdp_mode) {
+                    Ok(_) => log::warn!("{}: the interface was made anew; attached to it again", known.name),
+                    Err(error) => log::error!("{error}"),
+                }
+            }
+            let found = self.resolver.interface(&known.name).await.unwrap_or(found);
+            if let Some(interface) = self.interfaces.get_mut(at) {
+                *interface = found;
+            }
+            self.publish_interfaces();
+        }
+    }
+
+    /// Tells the program which interfaces it is on.
+    pub(super) fn publish_interfaces(&self) {
+        let interfaces: Vec<(u32, [u8; 6])> =
+            self.interfaces.iter().map(|interface| (interface.ifindex, interface.mac)).collect();
+        self.kernel.tables().set_interfaces(&interfaces);
+    }
+
+    /// Resolves the backends of a configuration; says whether a next hop changed. One that cannot be resolved now keeps
+    /// what was last known: health decides what becomes of the backend.
+    pub(super) async fn resolve(&mut self, config: &Config, patience: Duration) -> bool {
+        let addresses: BTreeSet<IpAddr> = config
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .map(|backend| backend.address)
+            .collect();
+        let resolver = &self.resolver;
+        let found: Vec<(IpAddr, Result<NextHop, HopError>)> = stream::iter(addresses)
+            .map(|address| async move { (address, resolver.resolve_within(address, patience).await) })
+            .buffer_unordered(CONCURRENT)
+            .collect()
+            .await;
+        let mut changed = false;
+        for (address, result) in found {
+            match result {
+                Ok(hop) => {
+                    let hop = self.shared_hop(hop);
+                    changed |= self.knowledge.hops.insert(address, hop) != Some(hop);
+                    self.hop_errors.remove(&address);
+                }
+                Err(error) => {
+                    let error = error.to_string();
+                    if self.hop_errors.get(&address) != Some(&error) {
+                        log::warn!("no next hop: {error}");
+                        self.hop_errors.insert(address, error);
+                    }
+                }
+            }
+        }
+        changed
+    }
+
+    /// The next hop as the program's record has it. With one interface there is no other to transmit on.
+    fn shared_hop(&self, hop: NextHop) -> abi::NextHop {
+        let only = matches!(self.interfaces.as_slice(), [only] if only.ifindex == hop.ifindex);
+        let [a, b, c, d, e, f] = hop.destination_mac;
+        let [g, h, i, j, k, l] = hop.source_mac;
+        abi::NextHop {
+            macs: [a, b, c, d, e, f, g, h, i, j, k, l],
+            interface: if only { 0 } else { hop.ifindex },
+        }
+    }
+}

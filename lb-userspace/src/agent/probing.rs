@@ -1,0 +1,119 @@
+//! The configuration's health checks → probe tasks; their reports → health.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use tokio::task::AbortHandle;
+
+use super::state::Agent;
+use crate::core::config::{self, Config, Probe};
+use crate::core::health::{Health, Monitor, first_probe_delay, next_probe_delay};
+use crate::core::names;
+use crate::core::wanted::BackendKey;
+use crate::io::probes::{ProbeReport, probe_loop};
+
+/// A probe's outcome.
+pub(super) type Report = ProbeReport<BackendKey>;
+
+/// A backend that is probed.
+pub(super) struct Probed {
+    pub(super) monitor: Monitor,
+    target: SocketAddr,
+    health: config::Health,
+    task: AbortHandle,
+    /// Why the last probe failed, if it did.
+    pub(super) failure: Option<String>,
+}
+
+impl Drop for Probed {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Agent {
+    /// Starts, restarts and ends probes so that they are those of the configuration. What is known of a backend stays
+    /// as long as the check is the same; `adopted` is what a former agent found out.
+    pub(super) fn sync_probes(&mut self, adopted: &BTreeMap<BackendKey, Health>) {
+        let wanted = targets(&self.config);
+        let keys: BTreeSet<&BackendKey> = wanted.iter().map(|(key, ..)| key).collect();
+        self.probed.retain(|key, _| keys.contains(key));
+        self.knowledge.health.retain(|key, _| keys.contains(key));
+        let count = wanted.len();
+        for (index, (key, target, health)) in wanted.iter().enumerate() {
+            let mut monitor = Monitor::new(health.rise, health.fall);
+            if let Some(probed) = self.probed.get_mut(key) {
+                if probed.target == *target && probed.health == *health {
+                    continue;
+                }
+                // Another address is another server; the same one, asked otherwise, keeps what is known of it.
+                if probed.target.ip() == target.ip() {
+                    monitor = probed.monitor.clone();
+                    monitor.reconfigure(health.rise, health.fall);
+                }
+            } else if let Some(&health) = adopted.get(key) {
+                monitor.adopt(health);
+            }
+            self.knowledge.health.insert(key.clone(), monitor.health());
+            let first = first_probe_delay(index, count, health.interval, fastrand::u64(..));
+            let task = tokio::spawn(probe_loop(
+                key.clone(),
+                *target,
+                health.clone(),
+                first,
+                |interval| next_probe_delay(interval, fastrand::u64(..)),
+                self.reports.clone(),
+            ));
+            let probed = Probed {
+                monitor,
+                target: *target,
+                health: health.clone(),
+                task: task.abort_handle(),
+                failure: None,
+            };
+            self.probed.insert(key.clone(), probed);
+        }
+    }
+
+    /// Judges a probe; says whether the backend's health changed.
+    pub(super) fn judge(&mut self, report: Report) -> bool {
+        let key = report.target_key;
+        let Some(probed) = self.probed.get_mut(&key) else { return false };
+        self.histograms.probed(&key.service, report.duration);
+        let result = report.result.map_err(|error| error.to_string());
+        probed.failure = result.as_ref().err().cloned();
+        let Some(transition) = probed.monitor.on_result(result) else { return false };
+        let (from, to) = (names::health(transition.from), names::health(transition.to));
+        let BackendKey { service, backend } = &key;
+        match transition.reason {
+            Some(reason) => log::warn!("service {service}: backend {backend}: {from} → {to}: {reason}"),
+            None => log::info!("service {service}: backend {backend}: {from} → {to}"),
+        }
+        self.set_health(&key, transition.to);
+        true
+    }
+
+    /// A probe reported: its consequences are brought about at once.
+    pub(super) fn on_probe(&mut self, report: Report) {
+        if self.judge(report) {
+            self.reconcile();
+        }
+    }
+
+    /// Whether every probed backend's health is known.
+    pub(super) fn all_known(&self) -> bool {
+        self.probed.values().all(|probed| probed.monitor.health() != Health::Unknown)
+    }
+}
+
+fn targets(config: &Config) -> Vec<(BackendKey, SocketAddr, config::Health)> {
+    let checked = config.services.iter().filter(|service| service.health.probe != Probe::None);
+    checked
+        .flat_map(|service| {
+            service.backends.iter().map(move |backend| {
+                let target = SocketAddr::new(backend.address, service.health.port);
+                (BackendKey::new(&service.name, &backend.name), target, service.health.clone())
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,213 @@
+//! What the agent knows and holds, and how it brings the datapath in line with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use lb_common::abi::FLOW_WAYS;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::Options;
+use super::probing::{Probed, Report};
+use crate::core::config::{Config, Protocol};
+use crate::core::health::Health;
+use crate::core::image::Wanted;
+use crate::core::plan::{Action, plan};
+use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, Readings, Snapshot, snapshot};
+use crate::core::wanted::{BackendKey, Knowledge};
+use crate::io::api::Requests;
+use crate::io::datapath::{Counted, Datapath, DatapathError, Kernel, PinDir, PinLock};
+use crate::io::exporters::Histograms;
+use crate::io::neighbours::{Interface, Resolver, XdpState};
+
+/// A server task that ends with its handle.
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The agent.
+pub(super) struct Agent {
+    pub(super) options: Options,
+    pub(super) config: Config,
+    pub(super) revision: u64,
+    pub(super) started: Instant,
+    pub(super) pins: PinDir,
+    pub(super) _lock: PinLock,
+    pub(super) kernel: Kernel,
+    pub(super) resolver: Resolver,
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) knowledge: Knowledge,
+    /// Why the next hop of an address is not known.
+    pub(super) hop_errors: BTreeMap<std::net::IpAddr, String>,
+    pub(super) probed: BTreeMap<BackendKey, Probed>,
+    pub(super) reports: mpsc::Sender<Report>,
+    pub(super) requests: Requests,
+    pub(super) metrics: Option<Server>,
+    pub(super) histograms: Histograms,
+    /// Set when the program was removed on request.
+    pub(super) detached: bool,
+}
+
+/// Changing the datapath failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReconcileError {
+    #[error(transparent)]
+    Plan(#[from] crate::core::plan::PlanError),
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+}
+
+impl Agent {
+    /// Brings the datapath in line with what is known; failures are logged, and tried again with the next event.
+    pub(super) fn reconcile(&mut self) {
+        let wanted = self.knowledge.wanted(&self.config);
+        if let Err(error) = self.bring_about(&wanted) {
+            log::error!("the datapath keeps its former state: {error}");
+        }
+    }
+
+    /// Brings the datapath to what is wanted.
+    pub(super) fn bring_about(&mut self, wanted: &Wanted) -> Result<(), ReconcileError> {
+        let began = Instant::now();
+        let actions = plan(&self.kernel.tables().image(), wanted)?;
+        for action in &actions {
+            log::debug!("{}", summary(action));
+            self.kernel.apply(action)?;
+        }
+        if !actions.is_empty() {
+            self.histograms.applied(began.elapsed());
+        }
+        Ok(())
+    }
+
+    /// A backend's health changed, or what is known of it otherwise.
+    pub(super) fn set_health(&mut self, key: &BackendKey, health: Health) {
+        self.knowledge.health.insert(key.clone(), health);
+    }
+
+    /// Removes idle flows.
+    pub(super) fn sweep(&mut self) {
+        let Ok(now) = self.kernel.now() else { return };
+        let image = self.kernel.tables().image();
+        let udp_services: BTreeSet<u32> = self
+            .config
+            .services
+            .iter()
+            .filter(|service| service.protocol == Protocol::Udp)
+            .filter_map(|service| image.service_id(&service.name))
+            .collect();
+        let udp = image.backends.iter().filter(|(_, backend)| udp_services.contains(&backend.service));
+        let udp: BTreeSet<u16> = udp.map(|(&id, _)| id).collect();
+        self.kernel.tables().sweep_idle(now, &udp);
+    }
+
+    /// Everything there is to show.
+    pub(super) fn snapshot(&self) -> Result<Snapshot, DatapathError> {
+        Ok(snapshot(self.status(), &self.config, &self.knowledge, &self.reasons(), &self.readings()?))
+    }
+
+    fn status(&self) -> AgentStatus {
+        AgentStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            interfaces: self.interfaces.iter().filter_map(interface_status).collect(),
+            revision: self.revision,
+            config: self.options.config.display().to_string(),
+        }
+    }
+
+    /// What is wrong with backends.
+    fn reasons(&self) -> BTreeMap<BackendKey, String> {
+        let mut reasons = BTreeMap::new();
+        for service in &self.config.services {
+            for backend in &service.backends {
+                let key = BackendKey::new(&service.name, &backend.name);
+                let failed = self.probed.get(&key).and_then(|probed| probed.failure.clone());
+                if let Some(reason) = failed.or_else(|| self.hop_errors.get(&backend.address).cloned()) {
+                    reasons.insert(key, reason);
+                }
+            }
+        }
+        reasons
+    }
+
+    fn readings(&self) -> Result<Readings, DatapathError> {
+        let tables = self.kernel.tables();
+        let image = tables.image();
+        let services = image.services.keys();
+        let services = services.map(|&id| Ok((id, self.kernel.traffic(Counted::Service(id))?)));
+        let services = services.collect::<Result<_, DatapathError>>()?;
+        let backends = image.backends.keys();
+        let backends = backends.map(|&id| Ok((id, self.kernel.traffic(Counted::Backend(id))?)));
+        let backends = backends.collect::<Result<_, DatapathError>>()?;
+        let flows = tables.flow_counts(self.kernel.now()?);
+        Ok(Readings {
+            verdicts: self.kernel.verdicts()?,
+            services,
+            backends,
+            flows: flows.into_iter().map(|(id, counts)| (id, counts.live())).collect(),
+            flow_table: FlowTable {
+                size: u64::from(image.capacity.flow_buckets) * FLOW_WAYS as u64,
+                entries: tables.flow_entries(),
+            },
+            image,
+        })
+    }
+
+    /// One line about what runs.
+    pub(super) fn describe(&self) -> String {
+        let backends: usize = self.config.services.iter().map(|service| service.backends.len()).sum();
+        let interfaces: Vec<String> = self
+            .interfaces
+            .iter()
+            .map(|interface| match interface_status(interface) {
+                Some(status) => format!("{} ({} mode)", status.name, status.xdp_mode),
+                None => format!("{} (not attached)", interface.name),
+            })
+            .collect();
+        format!("{} services, {backends} backends, on {}", self.config.services.len(), interfaces.join(", "))
+    }
+
+    /// What becomes of the data plane when the agent ends.
+    pub(super) fn farewell(&self) -> &'static str {
+        if self.detached {
+            "the program is removed"
+        } else if self.options.attach {
+            "the data plane goes on forwarding; `sluice detach` removes it"
+        } else {
+            "the program was not attached"
+        }
+    }
+}
+
+fn interface_status(interface: &Interface) -> Option<InterfaceStatus> {
+    let xdp_mode = match interface.xdp {
+        XdpState::None => return None,
+        XdpState::Driver => "driver",
+        XdpState::Generic => "generic",
+    };
+    Some(InterfaceStatus { name: interface.name.clone(), xdp_mode: xdp_mode.to_owned() })
+}
+
+fn summary(action: &Action) -> String {
+    match action {
+        Action::WriteBackend { id, backend, .. } => format!("write backend {id} ({})", backend.name),
+        Action::WriteRing { slot, .. } => format!("write ring {slot}"),
+        Action::WriteService { id, name, word, .. } => {
+            format!("switch service {id} ({name}) to ring {:?}", word.ring)
+        }
+        Action::WriteVips { .. } => "switch the VIP table".to_owned(),
+        Action::Grace => "wait for packets under way".to_owned(),
+        Action::ClearBackend(id) => format!("free backend {id}"),
+        Action::ClearService(id) => format!("free service {id}"),
+        Action::SweepFlows(gone) => format!("sweep the flows of backends {gone:?}"),
+    }
+}

@@ -1,0 +1,45 @@
+//! `sluice agent`: runs the agent in the foreground.
+
+use std::path::PathBuf;
+
+use super::client::Client;
+use super::{DEFAULT_PIN_DIR, Failure};
+use crate::agent::{self, AgentError, Options};
+
+/// Run the agent in the foreground
+///
+/// SIGHUP makes it read its configuration file again. SIGTERM ends it and leaves the data plane forwarding; `sluice
+/// detach` removes that.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// Configuration file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Where program, maps and links are pinned, on a BPF filesystem
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
+    pin_dir: PathBuf,
+    /// Load everything, but don't attach the program
+    #[arg(long)]
+    no_attach: bool,
+    /// Log each packet's verdict: for finding faults, at a fraction of the speed
+    #[arg(long)]
+    log_packets: bool,
+}
+
+pub(super) async fn run(arguments: Arguments, client: Client) -> Result<(), Failure> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .format_timestamp_millis()
+        .format_target(false)
+        .init();
+    let options = Options {
+        config: arguments.config,
+        socket: client.socket().to_owned(),
+        pin_dir: arguments.pin_dir,
+        attach: !arguments.no_attach,
+        log_packets: arguments.log_packets,
+    };
+    agent::run(options).await.map_err(|error| match error {
+        AgentError::Config(errors) => Failure::Invalid(errors),
+        error => Failure::failed(error),
+    })
+}

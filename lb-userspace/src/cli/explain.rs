@@ -1,0 +1,117 @@
+//! `sluice explain`: what the datapath does with a packet, and why.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use nix::net::if_::if_nametoindex;
+
+use super::client::Client;
+use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
+use crate::core::explain::{Explanation, Ingress, PacketSpec, Question, SpecProtocol, explain, frame};
+use crate::io::datapath::{Access, Datapath, Kernel, PinDir, TableSet};
+
+/// Show what the datapath does with a packet, step by step
+///
+/// Runs the datapath's own code over the live tables. Nothing is changed or counted. If no agent runs, the pinned
+/// tables are read.
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("packet").required(true).args(["src", "frame"]))]
+pub(super) struct Arguments {
+    /// Source of the packet
+    #[arg(long, value_name = "ADDR:PORT", requires = "dst")]
+    src: Option<SocketAddr>,
+    /// Destination of the packet
+    #[arg(long, value_name = "VIP:PORT", requires = "src")]
+    dst: Option<SocketAddr>,
+    /// Transport protocol
+    #[arg(long, value_enum, default_value_t, conflicts_with = "frame")]
+    proto: Proto,
+    /// The packet opens a TCP connection
+    #[arg(long, conflicts_with = "frame")]
+    syn: bool,
+    /// A whole frame in hexadecimal, from the destination MAC on
+    #[arg(long, value_name = "HEX")]
+    frame: Option<String>,
+    /// Interface it comes in on; the first attached one by default
+    #[arg(long, value_name = "IF")]
+    iface: Option<String>,
+    /// Where the tables are pinned, in case no agent runs
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
+    pin_dir: PathBuf,
+    #[command(flatten)]
+    format: OutputFlag,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+enum Proto {
+    #[default]
+    Tcp,
+    Udp,
+    Icmp,
+}
+
+pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
+    let question = question(arguments);
+    let explanation = match client.post("/v1/explain", &question).await {
+        Err(Failure::Unreachable(unreachable)) => {
+            let explained = from_pins(&arguments.pin_dir, &question);
+            let explained = explained.map_err(|error| match error {
+                Failure::Failed(error) => Failure::Unreachable(format!("{unreachable}\nsluice: {error}")),
+                error => error,
+            })?;
+            eprintln!("sluice: no agent answers; read from {}", arguments.pin_dir.display());
+            explained
+        }
+        answer => answer?,
+    };
+    match arguments.format.output {
+        Format::Json => output::json(&explanation),
+        Format::Table => output::print(&render(&explanation)),
+    }
+}
+
+fn question(arguments: &Arguments) -> Question {
+    let protocol = match arguments.proto {
+        Proto::Tcp => SpecProtocol::Tcp,
+        Proto::Udp => SpecProtocol::Udp,
+        Proto::Icmp => SpecProtocol::Icmp,
+    };
+    let packet = match (&arguments.frame, arguments.src, arguments.dst) {
+        (None, Some(source), Some(destination)) => {
+            PacketSpec::Tuple { source, destination, protocol, syn: arguments.syn }
+        }
+        (frame, ..) => PacketSpec::Frame(frame.clone().unwrap_or_default()),
+    };
+    Question { packet, interface: arguments.iface.clone() }
+}
+
+/// Answers from the pinned tables, which are only read.
+fn from_pins(pin_dir: &PathBuf, question: &Question) -> Result<Explanation, Failure> {
+    let kernel = Kernel::open(&PinDir::new(pin_dir), Access::Read).map_err(Failure::failed)?;
+    let tables = kernel.tables();
+    let ingress = ingress(tables, question.interface.as_deref())?;
+    let frame =
+        frame(&question.packet, ingress).map_err(|error| Failure::Invalid(vec![error.to_string()]))?;
+    let slices = tables.slices().ok_or_else(|| Failure::failed("the tables are empty"))?;
+    let now = kernel.now().map_err(Failure::failed)?;
+    Ok(explain(slices, &tables.image(), now, frame, ingress))
+}
+
+fn ingress(tables: &TableSet, name: Option<&str>) -> Result<Ingress, Failure> {
+    let attached = tables.interfaces();
+    let Some(name) = name else { return Ok(attached.first().copied().unwrap_or_default()) };
+    let unknown = || Failure::Invalid(vec![format!("--iface: {name} is not one of the agent's interfaces")]);
+    let index = if_nametoindex(name).map_err(|_| unknown())?;
+    attached.into_iter().find(|ingress| ingress.index == index).ok_or_else(unknown)
+}
+
+fn render(explanation: &Explanation) -> String {
+    let numbered = (1..).zip(&explanation.steps).map(|(number, step)| format!("{number:>2}. {step}"));
+    let mut lines: Vec<String> = numbered.collect();
+    lines.push(format!("verdict: {} ({})", explanation.verdict, explanation.meaning));
+    if !explanation.backend.is_empty() {
+        lines.push(format!("backend: {} of service {}", explanation.backend, explanation.service));
+    }
+    lines.join("\n")
+}

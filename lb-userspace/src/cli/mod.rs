@@ -1,0 +1,130 @@
+//! The command line → one command's work and its exit status.
+
+mod agent;
+mod apply;
+mod check;
+mod client;
+mod detach;
+mod explain;
+mod output;
+mod service;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Where the agent's API is, unless told otherwise.
+const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
+/// Where the agent pins, unless told otherwise.
+const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/sluice";
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, about = "XDP layer-4 load balancer", propagate_version = true)]
+#[command(
+    after_help = "Exit status: 0 done; 1 it failed; 2 usage or invalid configuration; 3 the agent cannot be \
+                        reached; 4 nothing wrong but not as wished."
+)]
+pub struct Arguments {
+    /// Unix socket of the agent's API
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Agent(agent::Arguments),
+    Check(check::Arguments),
+    Apply(apply::Arguments),
+    Status(status::Arguments),
+    #[command(subcommand)]
+    Service(service::Command),
+    Explain(explain::Arguments),
+    Detach(detach::Arguments),
+}
+
+/// How a command prints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    #[default]
+    Table,
+    /// For programs
+    Json,
+}
+
+/// The flag `-o`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+struct OutputFlag {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t, value_name = "FORMAT")]
+    output: Format,
+}
+
+/// Why a command did not do what was asked; the kinds are the exit statuses.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// It failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The usage or a configuration is wrong; one line a finding.
+    #[error("{}", .0.join("\n"))]
+    Invalid(Vec<String>),
+    /// The agent cannot be reached.
+    #[error("{0}")]
+    Unreachable(String),
+    /// Nothing is wrong, but it is not as wished.
+    #[error("{0}")]
+    NotAsWished(String),
+}
+
+impl Failure {
+    fn failed(error: impl ToString) -> Self {
+        Self::Failed(error.to_string())
+    }
+
+    fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) => 1,
+            Self::Invalid(_) => 2,
+            Self::Unreachable(_) => 3,
+            Self::NotAsWished(_) => 4,
+        }
+    }
+}
+
+/// Runs the command of the process' command line.
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&Failure::failed(error)),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let client = client::Client::new(arguments.socket);
+    match arguments.command {
+        Command::Agent(command) => agent::run(command, client).await,
+        Command::Check(command) => check::run(&command),
+        Command::Apply(command) => apply::run(&command, &client).await,
+        Command::Status(command) => status::run(&command, &client).await,
+        Command::Service(command) => service::run(&command, &client).await,
+        Command::Explain(command) => explain::run(&command, &client).await,
+        Command::Detach(command) => detach::run(&command, &client).await,
+    }
+}
+
+fn report(failure: &Failure) -> ExitCode {
+    let prefix = if matches!(failure, Failure::Invalid(_)) { "" } else { "sluice: " };
+    eprintln!("{prefix}{failure}");
+    ExitCode::from(failure.exit_code())
+}

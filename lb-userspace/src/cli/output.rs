@@ -1,0 +1,67 @@
+//! Values → what a command prints: JSON, or columns for people.
+
+use serde::Serialize;
+
+use super::Failure;
+
+/// Prints a value as JSON.
+pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::failed)?;
+    print(&text)
+}
+
+/// Prints a text and a line end. A reader that has seen enough (`| head`) is no failure.
+pub(super) fn print(text: &str) -> Result<(), Failure> {
+    use std::io::{ErrorKind, Write};
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Lines of cells → lines of aligned columns.
+#[derive(Debug, Default)]
+pub(super) struct Columns {
+    lines: Vec<Vec<String>>,
+}
+
+impl Columns {
+    pub(super) fn with_header(header: &[&str]) -> Self {
+        Self { lines: vec![header.iter().map(ToString::to_string).collect()] }
+    }
+
+    pub(super) fn line(&mut self, cells: Vec<String>) {
+        self.lines.push(cells);
+    }
+
+    /// The lines, each behind `indent` and without blanks at its end.
+    pub(super) fn render(&self, indent: &str) -> String {
+        let width = |column: usize| {
+            let cells = self.lines.iter().filter_map(|line| line.get(column));
+            cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let lines = self.lines.iter().map(|line| {
+            let cells = line.iter().enumerate().map(|(column, cell)| format!("{cell:<0$}", width(column)));
+            format!("{indent}{}", cells.collect::<Vec<_>>().join("  ")).trim_end().to_owned()
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// A share as a percentage.
+pub(super) fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_align_and_end_without_blanks() {
+        let mut columns = Columns::with_header(&["name", "state"]);
+        columns.line(vec!["web-server-1".into(), "up".into()]);
+        columns.line(vec!["b".into(), String::new()]);
+        assert_eq!(columns.render("  "), "  name          state\n  web-server-1  up\n  b");
+    }
+}
