@@ -9,7 +9,9 @@ use crate::io::datapath::Kernel;
 pub(super) fn spawn(kernel: &mut Kernel) {
     let Some(object) = kernel.object() else { return };
     let logger = EbpfLogger::init(object).map_err(|error| error.to_string());
-    let logger = logger.and_then(|logger| AsyncFd::register(logger).map_err(|error| error.to_string()));
+    // SAFETY: the logger keeps one descriptor for as long as it lives, and the registration owns the logger.
+    let logger =
+        logger.and_then(|logger| unsafe { AsyncFd::register(logger) }.map_err(|error| error.to_string()));
     let mut logger = match logger {
         Ok(logger) => logger,
         Err(error) => return log::warn!("packets cannot be logged: {error}"),
