@@ -25,7 +25,11 @@ pub(crate) fn web_server(screen: &mut Screen, lab: &Lab, agent: &Agent<'_>) -> R
     // Requests under way when the ring was switched are still web1's.
     flow_on(&load, 5)?;
     let failing = load.stop()?;
-    screen.say(&format!("{} requests were refused meanwhile, {} answered", failing.failed, failing.answered));
+    screen.say(&format!(
+        "until then web1's share was refused: {} of {} requests, each tried again at once",
+        failing.failed,
+        failing.failed + failing.answered
+    ));
 
     let load = Load::start(lab.customer(), lab.vip(80), "/", 1);
     flow_on(&load, 500)?;

@@ -29,7 +29,7 @@ const TOPOLOGY: &str = "\
 /// Tells the story; without `once` it then waits for Ctrl-C. An error if anything in it did not work.
 pub(crate) fn run(once: bool) -> Result<()> {
     let start = Instant::now();
-    let mut screen = Screen::new();
+    let mut screen = Screen::new(!once);
     println!("\nSluice: customers are served through one address by many servers\n");
     screen.show(TOPOLOGY);
     screen.chapter("The lab starts");

@@ -1,12 +1,14 @@
 //! The demo's page: turns headings, lines and checks into text, with colour on a terminal only, and counts what failed.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::Result;
 
 /// Where the story is told.
 pub(crate) struct Screen {
     colour: bool,
+    pause: Duration,
     chapters: u32,
     checks: u32,
     failures: u32,
@@ -18,11 +20,16 @@ const RED: &str = "31";
 const GREEN: &str = "32";
 /// How wide a full bar is.
 const BAR: u64 = 30;
+/// How long a reader gets for a chapter.
+const READING: Duration = Duration::from_millis(1_500);
 
 impl Screen {
-    pub(crate) fn new() -> Self {
-        let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        Self { colour, chapters: 0, checks: 0, failures: 0 }
+    /// `paced` leaves time to read before each chapter, if somebody is looking.
+    pub(crate) fn new(paced: bool) -> Self {
+        let terminal = std::io::stdout().is_terminal();
+        let colour = terminal && std::env::var_os("NO_COLOR").is_none();
+        let pause = if paced && terminal { READING } else { Duration::ZERO };
+        Self { colour, pause, chapters: 0, checks: 0, failures: 0 }
     }
 
     /// How many checks there were, and how many of them failed.
@@ -32,6 +39,7 @@ impl Screen {
 
     /// Begins a numbered chapter.
     pub(crate) fn chapter(&mut self, title: &str) {
+        std::thread::sleep(self.pause);
         self.chapters += 1;
         println!("\n{}", self.paint(BOLD, &format!("{}  {title}", self.chapters)));
     }
@@ -82,7 +90,7 @@ mod tests {
 
     #[test]
     fn failures_are_counted() {
-        let mut screen = Screen { colour: false, chapters: 0, checks: 0, failures: 0 };
+        let mut screen = Screen::new(false);
         screen.check(true, "water is wet", "");
         screen.check_result("sky falls", Err::<(), _>(anyhow::anyhow!("it does not")));
         assert_eq!(screen.result(), (2, 1));
