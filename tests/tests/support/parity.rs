@@ -1,0 +1,105 @@
+//! One frame through the kernel and through the slice implementation, over equal tables.
+
+use lb_common::abi::Verdicts;
+use lb_common::datapath::{self, Action, Outcome};
+use lb_common::slice::{SlicePacket, SliceTables};
+use lb_common::verdict::Verdict;
+use lb_userspace::core::image::Wanted;
+use lb_userspace::io::datapath::{Datapath, Kernel, Memory};
+
+use super::{Pins, SEED, apply, capacity, kernel};
+
+/// The interface that `BPF_PROG_TEST_RUN` has frames come in on: the loopback.
+const INTERFACE: u32 = 1;
+/// The shortest frame that the kernel lets a program be run on.
+pub const SHORTEST: usize = 14;
+
+/// The kernel's datapath and its twin in memory.
+pub struct Twins {
+    pub kernel: Kernel,
+    pub memory: Memory,
+    counted: Verdicts,
+    _pins: Pins,
+}
+
+/// What became of a frame, in both.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Result {
+    pub action: u32,
+    pub verdict: Verdict,
+    pub frame: Vec<u8>,
+}
+
+impl Twins {
+    pub fn new(wanted: &Wanted) -> Self {
+        let pins = Pins::new();
+        let kernel = kernel(&pins, wanted);
+        let mut memory = Memory::new(capacity(), SEED);
+        let shift = kernel.tables().control().unwrap().tick_shift;
+        let control = memory.tables_mut().control_mut().unwrap();
+        control.flow_key = kernel.tables().control().unwrap().flow_key;
+        control.tick_shift = shift;
+        apply(&mut memory, wanted);
+        let counted = kernel.verdicts().unwrap();
+        Self { kernel, memory, counted, _pins: pins }
+    }
+
+    /// Says in both which interface frames come in on.
+    pub fn set_own_mac(&self, mac: [u8; 6]) {
+        self.kernel.tables().set_interfaces(&[(INTERFACE, mac)]);
+        self.memory.tables().set_interfaces(&[(INTERFACE, mac)]);
+    }
+
+    /// Runs a frame through the kernel.
+    pub fn through_kernel(&mut self, frame: &[u8]) -> Result {
+        let run = self.kernel.run_frame(frame, 1).unwrap();
+        let now = self.kernel.verdicts().unwrap();
+        let counted = now.packets.iter().zip(self.counted.packets).map(|(now, before)| now - before);
+        let counted: Vec<(usize, u64)> = counted.enumerate().filter(|(_, count)| *count > 0).collect();
+        self.counted = now;
+        let [(verdict, 1)] = counted[..] else { panic!("one frame counted as {counted:?}") };
+        Result { action: run.action, verdict: Verdict::ALL[verdict], frame: run.frame }
+    }
+
+    /// Runs a frame through the slice implementation.
+    pub fn through_slice(&mut self, frame: &[u8]) -> (Result, Outcome) {
+        self.memory.now = self.kernel.now().unwrap();
+        let mut bytes = frame.to_vec();
+        let tables = SliceTables::new(self.memory.tables().slices().unwrap(), self.memory.now, |_| ());
+        let mut packet = SlicePacket { bytes: &mut bytes, interface: INTERFACE };
+        let outcome = datapath::process(&mut packet, &tables);
+        let verdicts = tables.counters.into_inner().verdicts;
+        assert_eq!(verdicts.packets.iter().sum::<u64>(), 1, "counted once");
+        assert_eq!(verdicts.packets[outcome.verdict.index()], 1);
+        let action = match outcome.action {
+            Action::Drop => 1,
+            Action::Pass => 2,
+            Action::Transmit => 3,
+            Action::Redirect => 4,
+        };
+        (Result { action, verdict: outcome.verdict, frame: bytes }, outcome)
+    }
+
+    /// Runs a frame through both, and insists that they agree.
+    pub fn agree(&mut self, frame: &[u8]) -> Outcome {
+        let (in_slice, outcome) = self.through_slice(frame);
+        if frame.len() >= SHORTEST {
+            let in_kernel = self.through_kernel(frame);
+            assert_eq!(in_kernel, in_slice, "kernel (left) and slice (right) differ over {frame:02x?}");
+        }
+        outcome
+    }
+
+    /// The flow tables of both, without the entries' ticks, which may have passed between the two.
+    pub fn flow_tables(&self) -> [Vec<u64>; 2] {
+        let entries = |tables: &lb_userspace::io::datapath::TableSet| {
+            let slices = tables.slices().unwrap();
+            slices
+                .flows
+                .iter()
+                .flat_map(|bucket| bucket.ways.iter().map(|way| way.load() & !0x3fff))
+                .collect()
+        };
+        [entries(self.kernel.tables()), entries(self.memory.tables())]
+    }
+}
