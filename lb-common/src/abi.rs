@@ -236,19 +236,8 @@ pub struct Service {
 pub struct ServiceWord {
     /// Whether the id is taken.
     pub used: bool,
-    /// The forwarding mode.
-    pub forwarding: Forwarding,
     /// Slot of the ring in force; none if no backend may take new flows.
     pub ring: Option<u16>,
-}
-
-/// How a service's packets reach its backends; the number is that of the shared record.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Forwarding {
-    /// Destination MAC rewritten, packet otherwise untouched.
-    #[default]
-    L2Dsr = 0,
 }
 
 impl ServiceWord {
@@ -260,7 +249,6 @@ impl ServiceWord {
     pub const fn from_word(word: u64) -> Self {
         Self {
             used: word & Self::USED != 0,
-            forwarding: Forwarding::L2Dsr,
             ring: if word & Self::HAS_RING != 0 { Some((word >> 16) as u16) } else { None },
         }
     }
@@ -272,7 +260,7 @@ impl ServiceWord {
             Some(slot) => Self::HAS_RING | (slot as u64) << 16,
             None => 0,
         };
-        used | (self.forwarding as u64) << 8 | ring
+        used | ring
     }
 }
 
@@ -296,6 +284,15 @@ pub struct Backend {
     pub padding: [u8; 24],
 }
 
+/// How a service's packets reach its backends; the number is that of the shared record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Forwarding {
+    /// Destination MAC rewritten, packet otherwise untouched.
+    #[default]
+    L2Dsr = 0,
+}
+
 /// The word [`Backend::word`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendWord {
@@ -309,6 +306,8 @@ pub struct BackendWord {
     pub resolved: bool,
     /// Which of the two next hops is in force.
     pub second_hop: bool,
+    /// The forwarding mode of its service.
+    pub forwarding: Forwarding,
     /// The service it belongs to.
     pub service: u16,
 }
@@ -329,6 +328,7 @@ impl BackendWord {
             healthy: word & Self::HEALTHY != 0,
             resolved: word & Self::RESOLVED != 0,
             second_hop: word & Self::SECOND_HOP != 0,
+            forwarding: Forwarding::L2Dsr,
             service: (word >> 16) as u16,
         }
     }
@@ -341,7 +341,16 @@ impl BackendWord {
             | bit(self.healthy, Self::HEALTHY)
             | bit(self.resolved, Self::RESOLVED)
             | bit(self.second_hop, Self::SECOND_HOP)
+            | (self.forwarding as u64) << 8
             | (self.service as u64) << 16
+    }
+}
+
+impl BackendWord {
+    /// Whether flows of this service may go here.
+    #[inline(always)]
+    pub const fn serves(self, service: u32) -> bool {
+        self.used && self.enabled && self.service as u32 == service
     }
 }
 
@@ -353,14 +362,37 @@ impl Backend {
     }
 }
 
-/// Where a backend's frames go.
+/// Where a backend's frames go. The MAC addresses are held as the words they are stored with: BPF has no fast copy of
+/// twelve bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct NextHop {
-    /// Destination MAC, then source MAC: the first twelve bytes of the frame.
-    pub macs: [u8; 12],
+    /// Bytes 0 to 7 of the frame: destination MAC and the source MAC's first two bytes.
+    pub first: u64,
+    /// Bytes 8 to 11 of the frame: the rest of the source MAC.
+    pub rest: u32,
     /// Index of the interface to transmit on; 0 for the one the packet came from.
     pub interface: u32,
+}
+
+impl NextHop {
+    /// The next hop with these MAC addresses.
+    pub const fn new(destination: [u8; 6], source: [u8; 6], interface: u32) -> Self {
+        let [a, b, c, d, e, f] = destination;
+        let [g, h, i, j, k, l] = source;
+        Self {
+            first: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            rest: u32::from_ne_bytes([i, j, k, l]),
+            interface,
+        }
+    }
+
+    /// Destination and source MAC address.
+    pub const fn macs(&self) -> ([u8; 6], [u8; 6]) {
+        let [a, b, c, d, e, f, g, h] = self.first.to_ne_bytes();
+        let [i, j, k, l] = self.rest.to_ne_bytes();
+        ([a, b, c, d, e, f], [g, h, i, j, k, l])
+    }
 }
 
 /// A ring: the backend id of every slot.
@@ -442,7 +474,7 @@ assert_layout! {
     VipBucket: 64 { slots: 0 }
     Service: 8 { word: 0 }
     Backend: 64 { word: 0, hops: 8 }
-    NextHop: 16 { macs: 0, interface: 12 }
+    NextHop: 16 { first: 0, rest: 8, interface: 12 }
     Ring: 131_080 { slots: 0 }
     FlowBucket: 64 { ways: 0 }
     Traffic: 32 { packets: 0, bytes: 8, new_flows: 16 }
@@ -473,14 +505,11 @@ mod tests {
                 healthy: bit(2),
                 resolved: bit(3),
                 second_hop: bit(4),
+                forwarding: Forwarding::L2Dsr,
                 service: bits * 1000,
             };
             assert_eq!(BackendWord::from_word(backend.to_word()), backend);
-            let service = ServiceWord {
-                used: bit(0),
-                forwarding: Forwarding::L2Dsr,
-                ring: bit(1).then_some(bits * 999),
-            };
+            let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 999) };
             assert_eq!(ServiceWord::from_word(service.to_word()), service);
             let vips = VipTable { second_half: bit(0), any_port: bit(1) };
             assert_eq!(VipTable::from_word(vips.to_word()), vips);

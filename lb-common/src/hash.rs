@@ -16,7 +16,7 @@ pub type Key = [u32; KEY_WORDS];
 pub fn expand(seed: u64) -> Key {
     let mut state = seed;
     core::array::from_fn(|_| {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        state = state.wrapping_add(GOLDEN_RATIO);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         ((mixed ^ (mixed >> 31)) >> 32) as u32
@@ -46,7 +46,7 @@ pub fn vip(address: Address, port: Be16, protocol: Protocol) -> u64 {
     let words = address.words();
     let low = u64::from(words[3]) << 32 | u64::from(port.raw()) << 8 | u64::from(protocol.0);
     let high = u64::from(words[0]) << 32 | u64::from(words[1] ^ words[2]);
-    finalize(low ^ high.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    finalize(low ^ high.wrapping_mul(0xff51_afd7_ed55_8ccd))
 }
 
 /// Maps the upper half of a hash onto `0..size` without a division (Lemire, "Fast Random Integer Generation in an
@@ -62,15 +62,16 @@ fn pair(key: &Key, at: usize, first: u32, second: u32) -> u64 {
     u64::from(first.wrapping_add(key[at])).wrapping_mul(u64::from(second.wrapping_add(key[at + 1])))
 }
 
-/// The 64-bit finalizer of MurmurHash3: a bijection in which every input bit moves every output bit.
+/// Carries every bit of the sum into the upper half (multiplicative hashing: Knuth, TAOCP vol. 3, section 6.4), and that
+/// into the lower. A bijection, so no two sums meet that did not before.
 #[inline(always)]
-fn finalize(mut hash: u64) -> u64 {
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    hash ^= hash >> 33;
-    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    hash ^ (hash >> 33)
+fn finalize(sum: u64) -> u64 {
+    let product = sum.wrapping_mul(GOLDEN_RATIO);
+    product ^ (product >> 32)
 }
+
+/// 2⁶⁴ divided by the golden ratio, made odd.
+const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]
 mod tests {
@@ -138,6 +139,6 @@ mod tests {
     #[test]
     fn hashes_stay_what_they_are() {
         assert_eq!(expand(0)[..2], [0xe220_a839, 0x6e78_9e6a]);
-        assert_eq!(flow(&expand(0), &tuple(0x0a00_0001, 40_000)), 10_533_461_326_659_945_341);
+        assert_eq!(flow(&expand(0), &tuple(0x0a00_0001, 40_000)), 13_879_760_475_646_949_854);
     }
 }

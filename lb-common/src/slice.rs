@@ -5,6 +5,7 @@ use core::cell::RefCell;
 use crate::abi::{Backend, Control, FlowBucket, MAX_BACKENDS, RING_SIZE, Ring, Service, Verdicts, VipBucket};
 use crate::datapath::{Header, Outcome, Packet, Step, Tables};
 use crate::flow::Tick;
+use crate::verdict::Verdict;
 
 /// A frame in memory.
 #[derive(Debug)]
@@ -59,15 +60,6 @@ pub struct TableSlices<'a> {
     pub flows: &'a [FlowBucket],
 }
 
-/// What packets through [`SliceTables`] counted.
-#[derive(Clone, Debug, Default)]
-pub struct Counters {
-    /// Packets by verdict.
-    pub verdicts: Verdicts,
-    /// How the last packet left.
-    pub last: Option<Outcome>,
-}
-
 /// [`Tables`] over slices, at a time that stands still, and with someone who follows the steps.
 pub struct SliceTables<'a, F: Fn(Step)> {
     /// The maps.
@@ -77,7 +69,7 @@ pub struct SliceTables<'a, F: Fn(Step)> {
     /// Stands in for every bucket of the flow table that is asked for: with it, a packet leaves the table as it was.
     pub scratch: Option<&'a FlowBucket>,
     /// What was counted.
-    pub counters: RefCell<Counters>,
+    pub verdicts: RefCell<Verdicts>,
     /// Is told each step.
     pub observer: F,
 }
@@ -85,7 +77,7 @@ pub struct SliceTables<'a, F: Fn(Step)> {
 impl<'a, F: Fn(Step)> SliceTables<'a, F> {
     /// Tables that packets change, as the kernel's do.
     pub fn new(tables: TableSlices<'a>, now: Tick, observer: F) -> Self {
-        Self { tables, now, scratch: None, counters: RefCell::default(), observer }
+        Self { tables, now, scratch: None, verdicts: RefCell::default(), observer }
     }
 }
 
@@ -123,13 +115,14 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
         self.now
     }
 
-    fn account(&self, outcome: &Outcome) {
-        let mut counters = self.counters.borrow_mut();
-        if let Some(count) = counters.verdicts.packets.get_mut(outcome.verdict.index()) {
+    fn count(&self, verdict: Verdict) {
+        if let Some(count) = self.verdicts.borrow_mut().packets.get_mut(verdict.index()) {
             *count += 1;
         }
-        counters.last = Some(*outcome);
     }
+
+    /// The outcome says it already.
+    fn count_traffic(&self, _: &Outcome) {}
 
     fn observe(&self, step: Step) {
         (self.observer)(step);

@@ -10,6 +10,7 @@ use lb_common::abi::{
 };
 use lb_common::datapath::{Outcome, Tables};
 use lb_common::flow::Tick;
+use lb_common::verdict::Verdict;
 
 /// The agent maps these into its memory: it reads and writes them without system calls, and atomically.
 const MAPPED: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
@@ -84,22 +85,23 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn account(&self, outcome: &Outcome) {
+    fn count(&self, verdict: Verdict) {
         if let Some(verdicts) = VERDICTS.get_ptr_mut(0) {
             // SAFETY: this CPU's own record; an XDP program is not interrupted by another on its CPU.
-            unsafe { (*verdicts).packets[outcome.verdict.index()] += 1 };
+            unsafe { (*verdicts).packets[verdict.index()] += 1 };
         }
-        if outcome.backend == 0 {
-            return;
-        }
-        count(SERVICE_TRAFFIC.get_ptr_mut(outcome.service), outcome);
-        count(BACKEND_TRAFFIC.get_ptr_mut(outcome.backend.into()), outcome);
+    }
+
+    #[inline(always)]
+    fn count_traffic(&self, forwarded: &Outcome) {
+        add(SERVICE_TRAFFIC.get_ptr_mut(forwarded.service), forwarded);
+        add(BACKEND_TRAFFIC.get_ptr_mut(forwarded.backend.into()), forwarded);
     }
 }
 
 /// Adds a packet to one of this CPU's records.
 #[inline(always)]
-fn count(record: Option<*mut Traffic>, outcome: &Outcome) {
+fn add(record: Option<*mut Traffic>, outcome: &Outcome) {
     let Some(record) = record else { return };
     // SAFETY: this CPU's own record; an XDP program is not interrupted by another on its CPU.
     let record = unsafe { &mut *record };

@@ -12,7 +12,8 @@ use support::{hop, wanted};
 
 /// The frame as it must leave, if it goes to the backend whose next hop ends in `last`.
 fn sent_to(frame: &[u8], last: u8) -> Vec<u8> {
-    [&hop(last).macs, &frame[12..]].concat()
+    let (destination, source) = hop(last).macs();
+    [&destination, &source, &frame[12..]].concat()
 }
 
 #[test]

@@ -17,8 +17,8 @@ use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
 use crate::abi::{
-    Backend, Control, FlowBucket, Forwarding, MAC_MASK, MAX_INTERFACES, Service, VIP_PROBES, VipBucket,
-    VipTable,
+    Backend, Control, FlowBucket, Forwarding, MAC_MASK, MAX_INTERFACES, NextHop, Service, VIP_PROBES,
+    VipBucket, VipTable,
 };
 use crate::flow::{State, Tick};
 use crate::hash;
@@ -44,6 +44,8 @@ unsafe impl Header for UdpHdr {}
 unsafe impl Header for Icmpv4Hdr {}
 // SAFETY: plain integers and bytes.
 unsafe impl Header for u64 {}
+// SAFETY: as above.
+unsafe impl Header for u32 {}
 // SAFETY: as above.
 unsafe impl<const N: usize> Header for [u8; N] {}
 
@@ -73,8 +75,10 @@ pub trait Tables {
     fn flow_bucket(&self, index: u32) -> Option<&FlowBucket>;
     /// The time.
     fn now(&self, control: &Control) -> Tick;
-    /// Counts a packet: the one place where that happens.
-    fn account(&self, outcome: &Outcome);
+    /// Counts a packet by its verdict. Called once a packet, by [`process`] alone.
+    fn count(&self, verdict: Verdict);
+    /// Counts a forwarded packet for its service and backend. Called by [`process`] alone.
+    fn count_traffic(&self, forwarded: &Outcome);
     /// Is told each step; `explain` listens, the kernel does not.
     #[inline(always)]
     fn observe(&self, _step: Step) {}
@@ -169,10 +173,8 @@ pub enum Step {
     NextHop {
         /// The backend's id.
         backend: u16,
-        /// Destination and source MAC.
-        macs: [u8; 12],
-        /// Interface to transmit on; 0 for the one the packet came from.
-        interface: u32,
+        /// Where its frames go.
+        hop: NextHop,
     },
 }
 
@@ -187,15 +189,23 @@ pub enum Refusal {
     OpensAnew,
 }
 
-/// Sends one frame through the datapath.
+/// Sends one frame through the datapath. Every packet leaves here, and here it is counted.
+///
+/// The two ways out are kept apart on purpose: joined, each of the many early exits would have to lay out a whole
+/// outcome, and on BPF the path of a forwarded packet pays for that.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
-    let outcome = match steer(packet, tables) {
-        Ok(outcome) => outcome,
-        Err(verdict) => Outcome::without_backend(verdict),
-    };
-    tables.account(&outcome);
-    outcome
+    match steer(packet, tables) {
+        Ok(forwarded) => {
+            tables.count(Verdict::Forward);
+            tables.count_traffic(&forwarded);
+            forwarded
+        }
+        Err(verdict) => {
+            tables.count(verdict);
+            Outcome::without_backend(verdict)
+        }
+    }
 }
 
 /// parse → classify → admit → pick → rewrite. `Err` carries the verdict of a packet that goes to no backend.
@@ -209,17 +219,16 @@ fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Ve
     }
     let service = classify(tables, control, &parsed)?;
     admit(packet, control, &parsed)?;
-    let word = tables.service(service).ok_or(Verdict::DropInconsistent)?.load();
-    let pick = pick::pick(tables, control, &parsed, service, word)?;
-    let backend = tables.backend(pick.backend).ok_or(Verdict::DropInconsistent)?;
-    let Forwarding::L2Dsr = word.forwarding;
-    let interface = rewrite::l2_dsr(packet, tables, pick.backend, backend)?;
+    let pick = pick::pick(tables, control, &parsed, service)?;
+    let interface = match pick.word.forwarding {
+        Forwarding::L2Dsr => rewrite::l2_dsr(packet, tables, &pick)?,
+    };
     Ok(Outcome {
         action: if interface == 0 { Action::Transmit } else { Action::Redirect },
         verdict: Verdict::Forward,
         interface,
         service,
-        backend: pick.backend,
+        backend: pick.id,
         bytes: parsed.bytes,
         new_flow: pick.new_flow,
     })

@@ -12,6 +12,8 @@ use crate::verdict::Verdict;
 
 /// VLAN tags a frame may carry.
 const MAX_VLAN_TAGS: usize = 2;
+/// Bytes of an EtherType.
+const ETHER_TYPE_BYTES: usize = 2;
 /// Bytes of a VLAN tag: tag control information and the EtherType that follows (IEEE 802.1Q).
 const VLAN_TAG_BYTES: usize = 4;
 
@@ -80,8 +82,8 @@ pub(super) fn parse<P: Packet>(packet: &P) -> Result<Parsed, Verdict> {
 /// Steps over the Ethernet header and VLAN tags.
 #[inline(always)]
 fn ethernet<P: Packet>(packet: &P) -> Result<(EtherType, usize), Verdict> {
-    let header: EthHdr = packet.read(0).ok_or(Verdict::PassMalformedEthernet)?;
-    let mut ether_type = EtherType(Be16::from_wire(header.ether_type.to_ne_bytes()));
+    let wire = packet.read(EthHdr::LEN - ETHER_TYPE_BYTES).ok_or(Verdict::PassMalformedEthernet)?;
+    let mut ether_type = EtherType(Be16::from_wire(wire));
     let mut offset = EthHdr::LEN;
     let mut tags = 0;
     while tags < MAX_VLAN_TAGS && ether_type.is_vlan() {

@@ -2,29 +2,31 @@
 
 use super::parse::{Opening, Parsed, Transport};
 use super::{Refusal, Step, Tables};
-use crate::abi::{Control, RING_SIZE, ServiceWord};
+use crate::abi::{Backend, BackendWord, Control, RING_SIZE};
 use crate::flow::{Entry, RETRANSMISSION_TICKS, State, Tick};
 use crate::hash;
 use crate::verdict::Verdict;
 
 /// The choice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pick {
+#[derive(Clone, Copy)]
+pub(super) struct Pick<'a> {
     /// The backend's id.
-    pub(super) backend: u16,
+    pub(super) id: u16,
+    /// Its record, and the word the choice was made by.
+    pub(super) backend: &'a Backend,
+    pub(super) word: BackendWord,
     /// Whether it was chosen just now.
     pub(super) new_flow: bool,
 }
 
 /// Picks the backend and remembers it.
 #[inline(always)]
-pub(super) fn pick<T: Tables>(
-    tables: &T,
+pub(super) fn pick<'a, T: Tables>(
+    tables: &'a T,
     control: &Control,
     parsed: &Parsed,
     service: u32,
-    word: ServiceWord,
-) -> Result<Pick, Verdict> {
+) -> Result<Pick<'a>, Verdict> {
     let now = tables.now(control);
     let hash = hash::flow(&control.flow_key, &parsed.tuple);
     let index = hash::reduce(hash, control.flow_buckets);
@@ -38,36 +40,37 @@ pub(super) fn pick<T: Tables>(
     });
     if let Some(found) = found {
         match keep(tables, found.entry, parsed.transport, service, now) {
-            Ok(()) => {
+            Ok((backend, word)) => {
                 let kept = advance(found.entry, parsed.transport, now);
                 if kept != found.entry {
                     bucket.store(found.way, kept);
                 }
-                return Ok(Pick { backend: kept.backend(), new_flow: false });
+                return Ok(Pick { id: kept.backend(), backend, word, new_flow: false });
             }
             Err(refusal) => tables.observe(Step::EntryRefused(refusal)),
         }
     }
-    let backend = choose(tables, control, parsed, service, word)?;
+    let (id, backend, word) = choose(tables, control, parsed, service)?;
     let way = match found {
         Some(found) => found.way,
         None => bucket.victim(now),
     };
-    bucket.store(way, Entry::new(signature, backend, State::Opening, now));
-    Ok(Pick { backend, new_flow: true })
+    bucket.store(way, Entry::new(signature, id, State::Opening, now));
+    Ok(Pick { id, backend, word, new_flow: true })
 }
 
 /// Whether a packet follows the entry found for it.
 #[inline(always)]
-fn keep<T: Tables>(
-    tables: &T,
+fn keep<'a, T: Tables>(
+    tables: &'a T,
     entry: Entry,
     transport: Transport,
     service: u32,
     now: Tick,
-) -> Result<(), Refusal> {
-    let backend = tables.backend(entry.backend()).ok_or(Refusal::BackendGone)?.load();
-    if !backend.used || !backend.enabled || u32::from(backend.service) != service {
+) -> Result<(&'a Backend, BackendWord), Refusal> {
+    let backend = tables.backend(entry.backend()).ok_or(Refusal::BackendGone)?;
+    let word = backend.load();
+    if !word.serves(service) {
         return Err(Refusal::BackendGone);
     }
     let opens = transport == Transport::Tcp(Opening::Opens);
@@ -76,7 +79,7 @@ fn keep<T: Tables>(
     }
     // An established TCP connection stays even so: the server may have failed its check and still be serving it.
     let may_move = opens || !matches!(transport, Transport::Tcp(_));
-    if may_move && !backend.healthy { Err(Refusal::BackendUnhealthy) } else { Ok(()) }
+    if may_move && !word.healthy { Err(Refusal::BackendUnhealthy) } else { Ok((backend, word)) }
 }
 
 /// The entry after a packet that followed it. Written at most once a tick, unless the state changes.
@@ -94,20 +97,18 @@ fn advance(entry: Entry, transport: Transport, now: Tick) -> Entry {
 
 /// Asks the service's ring.
 #[inline(always)]
-fn choose<T: Tables>(
-    tables: &T,
+fn choose<'a, T: Tables>(
+    tables: &'a T,
     control: &Control,
     parsed: &Parsed,
     service: u32,
-    word: ServiceWord,
-) -> Result<u16, Verdict> {
-    let ring = word.ring.ok_or(Verdict::DropNoBackend)?;
+) -> Result<(u16, &'a Backend, BackendWord), Verdict> {
+    let ring = tables.service(service).ok_or(Verdict::DropInconsistent)?.load().ring;
+    let ring = ring.ok_or(Verdict::DropNoBackend)?;
     let slot = hash::reduce(hash::flow(&control.ring_key, &parsed.tuple), RING_SIZE as u32);
     let id = tables.ring_slot(ring, slot).ok_or(Verdict::DropInconsistent)?;
     tables.observe(Step::RingLookup { ring, slot, backend: id });
-    let backend = tables.backend(id).ok_or(Verdict::DropInconsistent)?.load();
-    if !backend.used || !backend.enabled || u32::from(backend.service) != service {
-        return Err(Verdict::DropInconsistent);
-    }
-    Ok(id)
+    let backend = tables.backend(id).ok_or(Verdict::DropInconsistent)?;
+    let word = backend.load();
+    if word.serves(service) { Ok((id, backend, word)) } else { Err(Verdict::DropInconsistent) }
 }

@@ -1,7 +1,7 @@
 //! A packet and its backend → the frame as it leaves.
 
+use super::pick::Pick;
 use super::{Packet, Step, Tables};
-use crate::abi::Backend;
 use crate::verdict::Verdict;
 
 /// Direct server return on one segment: only the MAC addresses change. Yields the index of the interface to transmit
@@ -10,15 +10,14 @@ use crate::verdict::Verdict;
 pub(super) fn l2_dsr<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
-    id: u16,
-    backend: &Backend,
+    pick: &Pick<'_>,
 ) -> Result<u32, Verdict> {
-    let word = backend.load();
-    if !word.resolved {
+    if !pick.word.resolved {
         return Err(Verdict::DropNoNextHop);
     }
-    let hop = if word.second_hop { &backend.hops[1] } else { &backend.hops[0] };
-    tables.observe(Step::NextHop { backend: id, macs: hop.macs, interface: hop.interface });
-    packet.write(0, hop.macs).ok_or(Verdict::PassMalformedEthernet)?;
+    let hop = if pick.word.second_hop { &pick.backend.hops[1] } else { &pick.backend.hops[0] };
+    tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
+    packet.write(8, hop.rest).ok_or(Verdict::PassMalformedEthernet)?;
+    packet.write(0, hop.first).ok_or(Verdict::PassMalformedEthernet)?;
     Ok(if hop.interface == packet.interface() { 0 } else { hop.interface })
 }

@@ -92,11 +92,6 @@ impl Agent {
     /// The next hop as the program's record has it. With one interface there is no other to transmit on.
     fn shared_hop(&self, hop: NextHop) -> abi::NextHop {
         let only = matches!(self.interfaces.as_slice(), [only] if only.ifindex == hop.ifindex);
-        let [a, b, c, d, e, f] = hop.destination_mac;
-        let [g, h, i, j, k, l] = hop.source_mac;
-        abi::NextHop {
-            macs: [a, b, c, d, e, f, g, h, i, j, k, l],
-            interface: if only { 0 } else { hop.ifindex },
-        }
+        abi::NextHop::new(hop.destination_mac, hop.source_mac, if only { 0 } else { hop.ifindex })
     }
 }

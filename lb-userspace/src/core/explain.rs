@@ -219,17 +219,16 @@ fn describe(step: Step, image: &Image) -> String {
         Step::RingLookup { ring, slot, backend } => {
             format!("ring: slot {slot} of ring {ring}: backend {}", backend_name(image, backend))
         }
-        Step::NextHop { backend, macs, interface } => {
-            let [a, b, c, d, e, f, source @ ..] = macs;
-            let out = if interface == 0 {
-                "where it came from".to_owned()
-            } else {
-                format!("interface {interface}")
+        Step::NextHop { backend, hop } => {
+            let (destination, source) = hop.macs();
+            let out = match hop.interface {
+                0 => "where it came from".to_owned(),
+                index => format!("interface {index}"),
             };
             format!(
                 "next hop of {}: destination MAC {}, source MAC {}, out {out}",
                 backend_name(image, backend),
-                mac([a, b, c, d, e, f]),
+                mac(destination),
                 mac(source),
             )
         }

@@ -52,8 +52,6 @@ pub struct Capacity {
 pub struct LoadedService {
     /// Its name.
     pub name: String,
-    /// Its forwarding mode.
-    pub forwarding: Forwarding,
     /// The slot and contents of the ring in force.
     pub ring: Option<(u16, Arc<Ring>)>,
 }
@@ -69,6 +67,8 @@ pub struct LoadedBackend {
     pub enabled: bool,
     /// Whether it counts as healthy.
     pub healthy: bool,
+    /// The forwarding mode of its service.
+    pub forwarding: Forwarding,
     /// Its next hop, if it is known.
     pub hop: Option<NextHop>,
 }

@@ -7,10 +7,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lb_common::abi::{Ring, ServiceWord, VipBucket, VipTable};
+use lb_common::abi::{Forwarding, Ring, ServiceWord, VipBucket, VipTable};
 use lb_common::net::Protocol;
 
-use super::image::{Capacity, Image, LoadedBackend, Wanted, WantedService};
+use super::image::{Capacity, Image, LoadedBackend, Wanted, WantedBackend, WantedService};
 use super::{ring, vips};
 
 /// One change of the maps.
@@ -165,12 +165,18 @@ pub fn rings(loaded: &Image, wanted: &Wanted) -> Result<BTreeMap<String, Option<
 
 /// Writes new and changed backends. One that is to be disabled stays enabled until no ring names it.
 fn make_backends(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Action>) {
-    for (service, backend, id) in backends(wanted, ids) {
+    for (service, forwarding, backend, id) in backends(wanted, ids) {
         let before = loaded.backends.get(&id);
         let hop = backend.hop.or(before.and_then(|before| before.hop));
         let enabled = backend.enabled || before.is_some_and(|before| before.enabled);
-        let after =
-            LoadedBackend { name: backend.name.clone(), service, enabled, healthy: backend.healthy, hop };
+        let after = LoadedBackend {
+            name: backend.name.clone(),
+            service,
+            enabled,
+            healthy: backend.healthy,
+            forwarding,
+            hop,
+        };
         if before != Some(&after) {
             actions.push(Action::WriteBackend { id, backend: after, new: before.is_none() });
         }
@@ -180,12 +186,11 @@ fn make_backends(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<A
 fn backends<'a>(
     wanted: &'a Wanted,
     ids: &'a Ids,
-) -> impl Iterator<Item = (u32, &'a super::image::WantedBackend, u16)> {
+) -> impl Iterator<Item = (u32, Forwarding, &'a WantedBackend, u16)> {
     ids.of(wanted).flat_map(move |(service_id, service)| {
-        service
-            .backends
-            .iter()
-            .filter_map(move |backend| Some((service_id, backend, ids.backend(service_id, &backend.name)?)))
+        service.backends.iter().filter_map(move |backend| {
+            Some((service_id, service.forwarding, backend, ids.backend(service_id, &backend.name)?))
+        })
     })
 }
 
@@ -209,13 +214,12 @@ fn switch_services(
             (Some(ring), Some((_, loaded))) => ring.slots == loaded.slots,
             _ => false,
         };
-        if same && before.is_some_and(|before| before.forwarding == service.forwarding) {
+        if same && before.is_some() {
             continue;
         }
-        let slot = match (ring, loaded_ring) {
-            (None, _) => None,
-            (Some(_), Some((slot, _))) if same => Some(*slot),
-            (Some(ring), _) => {
+        let slot = match ring {
+            None => None,
+            Some(ring) => {
                 if free.is_empty() && !released.is_empty() {
                     actions.push(Action::Grace);
                     free.append(&mut released);
@@ -232,7 +236,7 @@ fn switch_services(
         actions.push(Action::WriteService {
             id,
             name: service.name.clone(),
-            word: ServiceWord { used: true, forwarding: service.forwarding, ring: slot },
+            word: ServiceWord { used: true, ring: slot },
             new: before.is_none(),
         });
         released.extend(loaded_ring.map(|(slot, _)| *slot).filter(|&old| Some(old) != slot));
@@ -274,7 +278,7 @@ fn break_rest(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Acti
     if actions.iter().any(|action| matches!(action, Action::WriteService { .. } | Action::WriteVips { .. })) {
         actions.push(Action::Grace);
     }
-    for (service, backend, id) in backends(wanted, ids) {
+    for (service, forwarding, backend, id) in backends(wanted, ids) {
         if let Some(before) = loaded.backends.get(&id)
             && before.enabled
             && !backend.enabled
@@ -284,6 +288,7 @@ fn break_rest(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Acti
                 service,
                 enabled: false,
                 healthy: backend.healthy,
+                forwarding,
                 hop: backend.hop.or(before.hop),
             };
             actions.push(Action::WriteBackend { id, backend, new: false });

@@ -34,8 +34,7 @@ pub enum Becomes {
 }
 
 /// A TCP segment's flags.
-#[derive(Clone, Copy)]
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Flags {
     Syn,
     SynAck,

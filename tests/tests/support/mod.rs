@@ -44,7 +44,7 @@ pub fn vip(address: &str, port: u16, protocol: Protocol) -> VipKey {
 }
 
 pub fn hop(last: u8) -> NextHop {
-    NextHop { macs: [2, 0, 0, 0, 1, last, 2, 0, 0, 0, 0, 1], interface: 0 }
+    NextHop::new([2, 0, 0, 0, 1, last], [2, 0, 0, 0, 0, 1], 0)
 }
 
 pub fn backend(name: &str, last: u8) -> WantedBackend {

@@ -68,7 +68,7 @@ impl Twins {
         let tables = SliceTables::new(self.memory.tables().slices().unwrap(), self.memory.now, |_| ());
         let mut packet = SlicePacket { bytes: &mut bytes, interface: INTERFACE };
         let outcome = datapath::process(&mut packet, &tables);
-        let verdicts = tables.counters.into_inner().verdicts;
+        let verdicts = tables.verdicts.into_inner();
         assert_eq!(verdicts.packets.iter().sum::<u64>(), 1, "counted once");
         assert_eq!(verdicts.packets[outcome.verdict.index()], 1);
         let action = match outcome.action {

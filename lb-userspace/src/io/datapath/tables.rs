@@ -122,7 +122,7 @@ impl TableSet {
                 let ring = word
                     .ring
                     .and_then(|slot| Some((slot, Arc::new(*self.rings.records().get(usize::from(slot))?))));
-                (id, LoadedService { name: name.as_str().to_owned(), forwarding: word.forwarding, ring })
+                (id, LoadedService { name: name.as_str().to_owned(), ring })
             })
             .collect()
     }
@@ -140,6 +140,7 @@ impl TableSet {
                     service: word.service.into(),
                     enabled: word.enabled,
                     healthy: word.healthy,
+                    forwarding: word.forwarding,
                     hop,
                 };
                 (id, loaded)
@@ -173,6 +174,7 @@ impl TableSet {
             healthy: backend.healthy,
             resolved: backend.hop.is_some(),
             second_hop,
+            forwarding: backend.forwarding,
             service: u16::try_from(backend.service).unwrap_or(u16::MAX),
         };
         record.word.store(word.to_word());
