@@ -1,2 +1,94 @@
-//! placeholder
-fn main() {}
+//! `cargo xtask COMMAND`: turns the commands people type into set-up, builds, the demo, tests and checks.
+
+mod ci;
+mod demo;
+mod lint;
+mod rings;
+mod setup;
+mod shell;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Sets up, builds, shows and checks Sluice")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Installs what is missing: the eBPF toolchain and the lab's programs
+    Setup,
+    /// Builds the agent with the eBPF program in it (after setup, if something is missing)
+    Build,
+    /// Shows customers being served, in network namespaces of its own; Ctrl-C tears it down
+    Demo {
+        /// Don't wait at the end; exit 0 only if everything worked
+        #[arg(long)]
+        once: bool,
+    },
+    /// Runs every test; what follows `--` goes to the test programs, for instance a filter
+    Test {
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Checks formatting, clippy's findings and the structure of the code
+    Lint,
+    /// Exactly what CI runs: setup, formatting, clippy, structure, all tests
+    Ci,
+}
+
+fn main() -> ExitCode {
+    let result = std::env::set_current_dir(shell::root())
+        .context("entering the workspace")
+        .and_then(|()| run(Cli::parse().task));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Setup => setup::run(),
+        Task::Build => {
+            setup::if_missing()?;
+            build()
+        }
+        Task::Demo { once } => {
+            need_root("the demo makes network namespaces and loads a BPF program")?;
+            setup::if_missing()?;
+            build()?;
+            demo::run(once)
+        }
+        Task::Test { arguments } => {
+            need_root("the tests make network namespaces and load BPF programs")?;
+            setup::if_missing()?;
+            rings::run(&arguments)
+        }
+        Task::Lint => lint::run(),
+        Task::Ci => {
+            need_root("CI runs the lab")?;
+            ci::run()
+        }
+    }
+}
+
+/// Builds what is shipped.
+fn build() -> Result<()> {
+    shell::stream(shell::cargo().args(["build", "--release"]))
+}
+
+fn need_root(why: &str) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("root is needed ({why}): run this as root");
+    }
+    Ok(())
+}

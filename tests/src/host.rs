@@ -1,0 +1,162 @@
+//! One machine of the lab: turns a namespace into a place where commands, closures and an nginx run.
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use socket2::{Domain, Socket, Type};
+
+use crate::netns::Netns;
+use crate::nginx::Nginx;
+use crate::process::{die_with_parent, search_path};
+use crate::topology::{Addresses, ip_batch};
+
+/// How long a connection attempt or an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A machine of the lab.
+#[derive(Debug)]
+pub struct Host {
+    name: String,
+    netns: Netns,
+    addresses: Addresses,
+    hosts_file: Option<PathBuf>,
+    nginx: Option<Nginx>,
+}
+
+impl Host {
+    pub(crate) fn new(name: &str, addresses: Addresses) -> Result<Self> {
+        let netns = Netns::new().with_context(|| format!("making host {name}"))?;
+        Ok(Self { name: name.to_owned(), netns, addresses, hosts_file: None, nginx: None })
+    }
+
+    pub(crate) fn resolve_by(&mut self, hosts_file: PathBuf) {
+        self.hosts_file = Some(hosts_file);
+    }
+
+    pub(crate) fn serve(&mut self, nginx: Nginx) {
+        self.nginx = Some(nginx);
+    }
+
+    /// Its name, which is also that of its port in the switch namespace.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.netns
+    }
+
+    /// Its address on the public segment; on the private one if it has no other.
+    pub fn address(&self) -> Ipv4Addr {
+        let addresses = self.addresses;
+        addresses.public.or(addresses.private).unwrap_or(Ipv4Addr::UNSPECIFIED)
+    }
+
+    /// Its addresses.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// The hardware address of one of its interfaces.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        let wanted = interface.to_owned();
+        let found = self.run(|| -> Result<Option<[u8; 6]>> {
+            let mut all = nix::ifaddrs::getifaddrs().context("listing interfaces")?;
+            Ok(all.find_map(|entry| {
+                let address = entry.address.filter(|_| entry.interface_name == wanted)?;
+                address.as_link_addr().and_then(|link| link.addr())
+            }))
+        })??;
+        found.with_context(|| format!("{} has no interface {interface}", self.name))
+    }
+
+    /// A command that will run in this host's namespace, see its `/etc/hosts`, and die with the calling thread.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env("PATH", search_path());
+        self.netns.apply_to(&mut command);
+        if let Some(file) = &self.hosts_file {
+            see_hosts_file(&mut command, file);
+        }
+        die_with_parent(&mut command);
+        command
+    }
+
+    /// Runs a closure on a thread in this host's namespace.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        self.netns.run(work)
+    }
+
+    /// Opens a TCP connection from this host, from a chosen source port if one is given.
+    pub fn connect(&self, to: SocketAddr, source_port: Option<u16>) -> io::Result<TcpStream> {
+        self.run(|| connect(to, source_port)).map_err(io::Error::other)?
+    }
+
+    /// Kills its nginx as a crash would.
+    pub fn stop_nginx(&self) -> Result<()> {
+        self.nginx()?.stop();
+        Ok(())
+    }
+
+    /// Starts its nginx again and waits until it answers.
+    pub fn start_nginx(&self) -> Result<()> {
+        self.nginx()?.start(self)
+    }
+
+    /// Takes one of its interfaces down, as a pulled cable would.
+    pub fn link_down(&self, interface: &str) -> Result<()> {
+        ip_batch(&self.netns, &format!("link set {interface} down\n"))
+    }
+
+    /// Brings an interface up again.
+    pub fn link_up(&self, interface: &str) -> Result<()> {
+        ip_batch(&self.netns, &format!("link set {interface} up\n"))
+    }
+
+    fn nginx(&self) -> Result<&Nginx> {
+        self.nginx.as_ref().with_context(|| format!("{} runs no nginx", self.name))
+    }
+}
+
+/// Connects from the calling thread's namespace.
+pub(crate) fn connect(to: SocketAddr, source_port: Option<u16>) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    if let Some(port) = source_port {
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    }
+    socket.connect_timeout(&to.into(), TIMEOUT)?;
+    socket.set_read_timeout(Some(TIMEOUT))?;
+    socket.set_write_timeout(Some(TIMEOUT))?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
+}
+
+/// Gives the command a mount namespace of its own in which `/etc/hosts` is `file`.
+fn see_hosts_file(command: &mut Command, file: &Path) {
+    let Ok(file) = CString::new(file.as_os_str().as_bytes()) else { return };
+    // SAFETY: the closure runs between fork and exec and makes system calls on strings made before; it neither
+    // allocates nor locks.
+    unsafe {
+        command.pre_exec(move || {
+            let nothing = std::ptr::null();
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            let hosts = c"/etc/hosts".as_ptr();
+            if libc::unshare(libc::CLONE_NEWNS) != 0
+                || libc::mount(nothing, c"/".as_ptr(), nothing, private, nothing.cast()) != 0
+                || libc::mount(file.as_ptr(), hosts, nothing, libc::MS_BIND, nothing.cast()) != 0
+            {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}

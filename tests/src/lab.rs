@@ -1,0 +1,287 @@
+//! The lab as a whole: turns a builder's wishes into hosts that are connected, configured and serving.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::agent::{Agent, sluice_binary};
+use crate::certs;
+use crate::config::SluiceToml;
+use crate::guard::Guard;
+use crate::host::Host;
+use crate::netns::Netns;
+use crate::nginx::{self, Nginx};
+use crate::process::on_path;
+use crate::topology::{self, Addresses, Port, Role, Routing};
+use crate::xdp_pass::attach_pass;
+
+/// The address that customers know.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// The name that customers know.
+pub const SHOP_NAME: &str = "shop.example";
+/// The name under which customers reach the CDN.
+pub const CDN_NAME: &str = "cdn.shop.example";
+
+const EDGE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+const CDN: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 50);
+const CUSTOMER: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
+
+/// What the lab cannot do without.
+const PROGRAMS: [&str; 5] = ["ip", "ethtool", "nginx", "openssl", "curl"];
+
+/// Wishes for a lab.
+#[derive(Clone, Debug)]
+pub struct LabBuilder {
+    web_servers: u8,
+    app_servers: u8,
+    mtu: u32,
+}
+
+impl LabBuilder {
+    /// How many web servers: `web1`, `web2`, …
+    #[must_use]
+    pub fn web_servers(mut self, count: u8) -> Self {
+        self.web_servers = count;
+        self
+    }
+
+    /// How many app servers: `app1`, `app2`, …
+    #[must_use]
+    pub fn app_servers(mut self, count: u8) -> Self {
+        self.app_servers = count;
+        self
+    }
+
+    /// The MTU of every link.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.mtu = mtu;
+        self
+    }
+
+    /// Builds it; the hosts serve when this returns, but no agent runs yet.
+    pub fn start(self) -> Result<Lab> {
+        check_machine()?;
+        let guard = Guard::new()?;
+        let directory = guard.directory();
+        let servers = |prefix: &str, count: u8, addresses: fn(u8) -> Addresses| {
+            (1..=count).map(|n| Host::new(&format!("{prefix}{n}"), addresses(n))).collect::<Result<Vec<_>>>()
+        };
+        let public = |address| Addresses { public: Some(address), private: None };
+        let mut lab = Lab {
+            customer: Host::new("customer", public(CUSTOMER))?,
+            cdn: Host::new("cdn", public(CDN))?,
+            edge: Host::new("edge", public(EDGE))?,
+            webs: servers("web", self.web_servers, web_addresses)?,
+            apps: servers("app", self.app_servers, app_addresses)?,
+            switch: Netns::new()?,
+            files: directory.join("files"),
+            authority: PathBuf::new(),
+            _pass_program: None,
+            guard,
+        };
+        lab.connect(self.mtu)?;
+        lab.serve()?;
+        Ok(lab)
+    }
+}
+
+fn web_addresses(n: u8) -> Addresses {
+    let host = 10 + n;
+    Addresses { public: Some(Ipv4Addr::new(10, 0, 1, host)), private: Some(Ipv4Addr::new(10, 0, 2, host)) }
+}
+
+fn app_addresses(n: u8) -> Addresses {
+    Addresses { public: None, private: Some(Ipv4Addr::new(10, 0, 2, 100 + n)) }
+}
+
+/// A running lab. Everything in it ends when it is dropped, or when its process ends in any way.
+#[derive(Debug)]
+pub struct Lab {
+    // Fields are dropped in this order: servers first, files last.
+    customer: Host,
+    cdn: Host,
+    edge: Host,
+    webs: Vec<Host>,
+    apps: Vec<Host>,
+    switch: Netns,
+    files: PathBuf,
+    authority: PathBuf,
+    _pass_program: Option<OwnedFd>,
+    guard: Guard,
+}
+
+impl Lab {
+    /// The longest that the standard health checks take to see a dead server: `fall × interval + timeout`.
+    pub const FAILOVER: Duration = Duration::from_millis(3 * 300 + 300);
+
+    /// A lab with two web servers and two app servers, to be varied.
+    pub fn builder() -> LabBuilder {
+        LabBuilder { web_servers: 2, app_servers: 2, mtu: 1500 }
+    }
+
+    /// The host of the customers.
+    pub fn customer(&self) -> &Host {
+        &self.customer
+    }
+
+    /// The caching proxy between customers and VIP.
+    pub fn cdn(&self) -> &Host {
+        &self.cdn
+    }
+
+    /// The host that runs Sluice, on its interface `eth0`.
+    pub fn edge(&self) -> &Host {
+        &self.edge
+    }
+
+    /// The web server with this index: `web(0)` is `web1`.
+    ///
+    /// # Panics
+    /// If the lab has not so many.
+    pub fn web(&self, index: usize) -> &Host {
+        &self.webs[index]
+    }
+
+    /// All web servers.
+    pub fn webs(&self) -> &[Host] {
+        &self.webs
+    }
+
+    /// All app servers.
+    pub fn apps(&self) -> &[Host] {
+        &self.apps
+    }
+
+    /// The namespace with the bridges; its ports carry the hosts' names. What XDP transmits is seen here only.
+    pub fn switch(&self) -> &Netns {
+        &self.switch
+    }
+
+    /// The VIP with a port.
+    pub fn vip(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((VIP, port))
+    }
+
+    /// The authority that signed the web servers' certificate, for `curl --cacert`.
+    pub fn authority(&self) -> &Path {
+        &self.authority
+    }
+
+    /// Where the web servers keep what is stored under `/files/`.
+    pub fn files(&self) -> &Path {
+        &self.files
+    }
+
+    /// A directory that is removed with the lab.
+    pub fn directory(&self) -> &Path {
+        self.guard.directory()
+    }
+
+    /// Where the lab's agents pin their programs and maps.
+    pub fn pins(&self) -> &Path {
+        self.guard.pins()
+    }
+
+    /// The socket of the lab's agents.
+    pub fn socket(&self) -> PathBuf {
+        self.directory().join("sluice.sock")
+    }
+
+    /// The file that the lab's agents are configured by.
+    pub fn config_file(&self) -> PathBuf {
+        self.directory().join("sluice.toml")
+    }
+
+    /// The standard configuration: HTTP and HTTPS on the VIP, over all web servers.
+    pub fn config(&self) -> SluiceToml {
+        SluiceToml::new(VIP, self.webs.iter().map(|web| (web.name().to_owned(), web.address())))
+    }
+
+    /// Starts `sluice agent` on the edge host with this configuration and waits until it answers. Started again, it
+    /// finds what the one before has pinned.
+    pub fn start_agent(&self, config: &str) -> Result<Agent<'_>> {
+        let file = self.config_file();
+        fs::write(&file, config).with_context(|| format!("writing {}", file.display()))?;
+        Agent::start(self)
+    }
+
+    /// Like [`Lab::start_agent`], and waits until every backend of every service has proved healthy.
+    pub fn start_healthy_agent(&self, config: &SluiceToml) -> Result<Agent<'_>> {
+        let agent = self.start_agent(&config.to_string())?;
+        agent.wait_until_healthy()?;
+        Ok(agent)
+    }
+
+    /// A `sluice` command on the edge host, pointed at the lab's socket.
+    pub fn sluice_command(&self) -> Result<Command> {
+        let mut command = self.edge.command(sluice_binary()?);
+        command.arg("--socket").arg(self.socket());
+        Ok(command)
+    }
+
+    /// Runs a `sluice` command on the edge host.
+    pub fn sluice(&self, arguments: &[&str]) -> Result<Output> {
+        self.sluice_command()?.args(arguments).output().context("running sluice")
+    }
+
+    fn connect(&mut self, mtu: u32) -> Result<()> {
+        let port = |host: &Host, role| (host.name().to_owned(), host.netns().clone(), host.addresses(), role);
+        let mut ports = vec![
+            port(&self.customer, Role::Client),
+            port(&self.cdn, Role::Client),
+            port(&self.edge, Role::Edge),
+        ];
+        ports.extend(self.webs.iter().map(|web| port(web, Role::Backend)));
+        ports.extend(self.apps.iter().map(|app| port(app, Role::App)));
+        let ports: Vec<_> = ports
+            .iter()
+            .map(|(name, netns, addresses, role)| Port { name, netns, addresses: *addresses, role: *role })
+            .collect();
+        topology::connect(&self.switch, &ports, &Routing { vip: VIP, edge: EDGE, mtu })?;
+        self._pass_program = Some(attach_pass(&self.switch, self.edge.name())?);
+        Ok(())
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let directory = self.guard.directory().to_owned();
+        fs::create_dir(&self.files).context("creating the directory of stored files")?;
+        let certificates = certs::make(&directory, SHOP_NAME)?;
+        self.authority.clone_from(&certificates.authority);
+        let hosts = directory.join("hosts");
+        let names = format!("127.0.0.1 localhost\n{VIP} {SHOP_NAME}\n{CDN} {CDN_NAME}\n");
+        fs::write(&hosts, names).context("writing the customers' hosts file")?;
+        self.customer.resolve_by(hosts);
+
+        let apps: Vec<_> = self.apps.iter().map(Host::address).collect();
+        for app in &mut self.apps {
+            let server = nginx::app_server(app.name());
+            app.serve(Nginx::new(&directory, app.name(), nginx::APP_PORT, &server)?);
+        }
+        for web in &mut self.webs {
+            let server = nginx::web_server(web.name(), &apps, &certificates, &self.files);
+            web.serve(Nginx::new(&directory, web.name(), 80, &server)?);
+        }
+        let server = nginx::cdn(VIP, SHOP_NAME, &directory);
+        self.cdn.serve(Nginx::new(&directory, "cdn", 80, &server)?);
+        let servers = self.apps.iter().chain(&self.webs).chain([&self.cdn]);
+        servers.into_iter().try_for_each(Host::start_nginx)
+    }
+}
+
+/// Says at once what would otherwise fail later and less clearly.
+fn check_machine() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the lab makes network namespaces and loads BPF programs: run it as root");
+    }
+    let missing: Vec<_> = PROGRAMS.into_iter().filter(|program| !on_path(program)).collect();
+    if !missing.is_empty() {
+        bail!("the lab needs {}: run `cargo xtask setup`", missing.join(", "));
+    }
+    Ok(())
+}

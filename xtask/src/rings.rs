@@ -1,0 +1,69 @@
+//! The rings of tests: turns "test everything" into cargo runs from the fastest ring to the slowest.
+
+use std::fs;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::shell::{cargo, root, stream};
+
+/// Builds what is shipped, then runs every ring; `arguments` go to the test programs.
+pub(crate) fn run(arguments: &[String]) -> Result<()> {
+    crate::build()?;
+    let mut units: Vec<_> = ["--lib", "--bins"].map(str::to_owned).into();
+    units.extend(["lb-common/tests", "lb-userspace/tests"].into_iter().flat_map(test_targets));
+    let in_kernel = test_targets("tests/tests");
+    let (lab, program) = in_kernel.into_iter().partition(|target| target.starts_with("--test=lab_"));
+    let rings = [
+        ("unit and property tests", units),
+        ("examples in the documentation", vec!["--doc".to_owned()]),
+        ("program tests (the XDP program in the kernel)", program),
+        ("lab tests (customers, agent and servers in namespaces)", lab),
+    ];
+    // Every ring is run: one report of everything that fails beats the first failure.
+    let mut failed = Vec::new();
+    for (name, targets) in rings.iter().filter(|(_, targets)| !targets.is_empty()) {
+        if let Err(error) = ring(name, targets, arguments) {
+            eprintln!("✘ {name}: {error:#}");
+            failed.push(*name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("rings that failed: {}", failed.join("; "));
+    }
+    println!("✔ every ring passed");
+    Ok(())
+}
+
+fn ring(name: &str, targets: &[String], arguments: &[String]) -> Result<()> {
+    println!("━━ ring: {name}");
+    let start = Instant::now();
+    let mut test = cargo();
+    // Always the whole workspace: with fewer packages cargo resolves other features and builds everything anew.
+    test.args(["test", "--workspace", "--no-fail-fast"]).args(targets).arg("--").args(arguments);
+    stream(&mut test)?;
+    println!("✔ {name}: {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The integration tests in a directory, if there is one, as cargo's target selection.
+fn test_targets(directory: &str) -> Vec<String> {
+    let entries = fs::read_dir(root().join(directory)).into_iter().flatten().flatten();
+    let files =
+        entries.map(|entry| entry.path()).filter(|file| file.extension().is_some_and(|end| end == "rs"));
+    let mut targets: Vec<_> =
+        files.filter_map(|file| Some(format!("--test={}", file.file_stem()?.to_string_lossy()))).collect();
+    targets.sort();
+    targets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lab_is_a_ring() {
+        assert!(test_targets("tests/tests").contains(&"--test=lab_itself".to_owned()));
+        assert!(test_targets("no/such/place").is_empty());
+    }
+}
