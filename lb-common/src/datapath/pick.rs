@@ -61,13 +61,13 @@ pub(super) fn pick<'a, T: Tables>(
 
 /// Whether a packet follows the entry found for it.
 #[inline(always)]
-fn keep<'a, T: Tables>(
-    tables: &'a T,
+fn keep<T: Tables>(
+    tables: &T,
     entry: Entry,
     transport: Transport,
     service: u32,
     now: Tick,
-) -> Result<(&'a Backend, BackendWord), Refusal> {
+) -> Result<(&Backend, BackendWord), Refusal> {
     let backend = tables.backend(entry.backend()).ok_or(Refusal::BackendGone)?;
     let word = backend.load();
     if !word.serves(service) {

@@ -15,7 +15,7 @@ pub(super) fn l2_dsr<P: Packet, T: Tables>(
     if !pick.word.resolved {
         return Err(Verdict::DropNoNextHop);
     }
-    let hop = if pick.word.second_hop { &pick.backend.hops[1] } else { &pick.backend.hops[0] };
+    let hop = pick.backend.hop(pick.word);
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
     packet.write(8, hop.rest).ok_or(Verdict::PassMalformedEthernet)?;
     packet.write(0, hop.first).ok_or(Verdict::PassMalformedEthernet)?;

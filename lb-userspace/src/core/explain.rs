@@ -252,7 +252,7 @@ pub fn parse_hex(text: &str) -> Result<Vec<u8>, QuestionError> {
         .filter(|c| !c.is_whitespace() && *c != ':')
         .map(|c| c.to_digit(16).ok_or_else(|| QuestionError::Hex(format!("{c:?} is no digit"))))
         .collect::<Result<_, _>>()?;
-    if digits.len() % 2 != 0 {
+    if !digits.len().is_multiple_of(2) {
         return Err(QuestionError::Hex("an odd number of digits".into()));
     }
     let bytes: Vec<u8> = digits

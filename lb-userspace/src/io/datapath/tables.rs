@@ -134,7 +134,7 @@ impl TableSet {
             .map(|(id, (backend, name))| (id, backend, backend.load(), name))
             .filter(|(_, _, word, _)| word.used)
             .map(|(id, backend, word, name)| {
-                let hop = word.resolved.then_some(backend.hops[usize::from(word.second_hop)]);
+                let hop = word.resolved.then_some(*backend.hop(word));
                 let loaded = LoadedBackend {
                     name: name.as_str().to_owned(),
                     service: word.service.into(),
@@ -159,13 +159,14 @@ impl TableSet {
         let before = record.load();
         let mut second_hop = before.second_hop;
         if let Some(hop) = backend.hop
-            && !(before.resolved && record.hops[usize::from(second_hop)] == hop)
+            && !(before.resolved && *record.hop(before) == hop)
         {
             if !self.fresh_hops.insert(id) {
                 return Err(NeedsGrace);
             }
             second_hop = !second_hop;
-            record.hops[usize::from(second_hop)] = hop;
+            let [first, second] = &mut record.hops;
+            *(if second_hop { second } else { first }) = hop;
         }
         *name = Name::new(&backend.name);
         let word = BackendWord {

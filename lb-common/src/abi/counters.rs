@@ -1,0 +1,34 @@
+//! What is counted, per CPU.
+
+use crate::verdict::VERDICT_SLOTS;
+
+/// What went to a service or a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Traffic {
+    /// Packets forwarded.
+    pub packets: u64,
+    /// Their bytes, by the IP header: without Ethernet header and padding.
+    pub bytes: u64,
+    /// Flows that were given a backend.
+    pub new_flows: u64,
+    /// To half a cache line.
+    pub padding: u64,
+}
+
+/// Packets by [`crate::verdict::Verdict`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Verdicts {
+    /// Packets, by [`crate::verdict::Verdict::index`].
+    pub packets: [u64; VERDICT_SLOTS],
+}
+
+/// Lets aya read and write the records that go through map system calls.
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)` of plain integers without padding between them; every bit pattern is a value.
+    unsafe impl aya::Pod for super::Traffic {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Verdicts {}
+}

@@ -1,0 +1,180 @@
+//! What the kernel's program and the agent share: map names, limits, and the records in the maps.
+//!
+//! Records are `repr(C)` of fixed-size integers with named padding. What the agent changes while packets are read is
+//! one aligned word and an atomic; everything else is written before it is published, and not touched again until no
+//! packet can see it.
+
+mod backend;
+mod control;
+mod counters;
+mod service;
+mod vips;
+mod word;
+
+pub use backend::{Backend, BackendWord, Forwarding, NextHop};
+pub use control::{Control, Interface, MAC_MASK, VipTable, mac_word};
+pub use counters::{Traffic, Verdicts};
+pub use service::{Ring, Service, ServiceWord};
+pub use vips::{VipBucket, VipSlot};
+pub use word::Word;
+
+/// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the maps, in the object and under `PIN_DIR/maps`.
+pub mod map {
+    /// One [`Control`](super::Control).
+    pub const CONTROL: &str = "control";
+    /// Two halves of [`VipBucket`](super::VipBucket)s, of which one is in force.
+    pub const VIPS: &str = "vips";
+    /// [`Service`](super::Service)s by id.
+    pub const SERVICES: &str = "services";
+    /// [`Backend`](super::Backend)s by id.
+    pub const BACKENDS: &str = "backends";
+    /// [`Ring`](super::Ring)s by slot.
+    pub const RINGS: &str = "rings";
+    /// The flow table: [`FlowBucket`](super::FlowBucket)s.
+    pub const FLOWS: &str = "flows";
+    /// One [`Verdicts`](super::Verdicts), per CPU.
+    pub const VERDICTS: &str = "verdicts";
+    /// [`Traffic`](super::Traffic) by service id, per CPU.
+    pub const SERVICE_TRAFFIC: &str = "service_traffic";
+    /// [`Traffic`](super::Traffic) by backend id, per CPU.
+    pub const BACKEND_TRAFFIC: &str = "backend_traffic";
+    /// [`Name`](super::Name) by service id; only the agent reads it.
+    pub const SERVICE_NAMES: &str = "service_names";
+    /// [`Name`](super::Name) by backend id; only the agent reads it.
+    pub const BACKEND_NAMES: &str = "backend_names";
+    /// All of them.
+    pub const ALL: [&str; 11] = [
+        CONTROL,
+        VIPS,
+        SERVICES,
+        BACKENDS,
+        RINGS,
+        FLOWS,
+        VERDICTS,
+        SERVICE_TRAFFIC,
+        BACKEND_TRAFFIC,
+        SERVICE_NAMES,
+        BACKEND_NAMES,
+    ];
+}
+
+/// Name of the main program in the object and under the pin directory.
+pub const PROGRAM: &str = "prog";
+/// Name of the program that tells the time of the flow table's clock, in the object and under the pin directory.
+pub const CLOCK_PROGRAM: &str = "clock";
+/// Name of the object's switch for the log of every packet's verdict (aya-log); 0 turns it into dead code.
+pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
+
+/// Entries of a ring: a prime (Maglev needs one), 1 above 2¹⁶ so that a thousand backends share within 2 %.
+pub const RING_SIZE: usize = 65_537;
+/// Flow entries in a bucket: one cache line of 64-bit words.
+pub const FLOW_WAYS: usize = 8;
+/// VIPs in a bucket: one cache line.
+pub const VIP_WAYS: usize = 2;
+/// Buckets a VIP may lie away from where its hash points. The agent builds the table so.
+pub const VIP_PROBES: u32 = 8;
+/// Interfaces the program may be attached to.
+pub const MAX_INTERFACES: usize = 16;
+/// Services at most; ids are `0..MAX_SERVICES`.
+pub const MAX_SERVICES: u32 = 4_096;
+/// Backends of all services at most; ids are `1..=MAX_BACKENDS`, 0 is none.
+pub const MAX_BACKENDS: u32 = 65_534;
+/// Bytes by which a frame may grow on its way, at most.
+pub const HEADROOM: usize = 256;
+/// Flows in the flow table at least.
+pub const MIN_FLOWS: u32 = 1 << 12;
+/// Flows in the flow table at most (512 MiB).
+pub const MAX_FLOWS: u32 = 1 << 26;
+
+/// A bucket of the flow table: eight [`crate::flow::Entry`]s in a cache line.
+#[derive(Debug, Default)]
+#[repr(C, align(64))]
+pub struct FlowBucket {
+    /// Words of [`crate::flow::Entry`]; 0 is empty.
+    pub ways: [Word; FLOW_WAYS],
+}
+
+/// A service's or backend's name: up to 63 bytes of UTF-8, then zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Name {
+    /// The bytes.
+    pub bytes: [u8; 64],
+}
+
+impl Name {
+    /// From a text of at most 63 bytes; a longer one is cut.
+    pub fn new(text: &str) -> Self {
+        let mut bytes = [0; 64];
+        for (byte, from) in bytes.iter_mut().take(63).zip(text.bytes()) {
+            *byte = from;
+        }
+        Self { bytes }
+    }
+
+    /// The text; empty if the record is.
+    pub fn as_str(&self) -> &str {
+        let bytes = self.bytes.split(|&byte| byte == 0).next().unwrap_or_default();
+        core::str::from_utf8(bytes).unwrap_or_default()
+    }
+}
+
+macro_rules! assert_layout {
+    ($($record:ty: $size:literal { $($field:ident: $offset:literal),* })*) => {
+        $(
+            const _: () = assert!(size_of::<$record>() == $size);
+            $(const _: () = assert!(core::mem::offset_of!($record, $field) == $offset);)*
+        )*
+    };
+}
+
+assert_layout! {
+    Control: 384 { abi_version: 0, vip_table: 8, flow_buckets: 16, flow_key: 28, ring_key: 68, interfaces: 128 }
+    Interface: 16 { mac: 0, index: 8 }
+    VipSlot: 32 { address: 0, service: 16, port: 20, protocol: 22, used: 23 }
+    VipBucket: 64 { slots: 0 }
+    Service: 8 { word: 0 }
+    Backend: 64 { word: 0, hops: 8 }
+    NextHop: 16 { first: 0, rest: 8, interface: 12 }
+    Ring: 131_080 { slots: 0 }
+    FlowBucket: 64 { ways: 0 }
+    Traffic: 32 { packets: 0, bytes: 8, new_flows: 16 }
+    Verdicts: 256 { packets: 0 }
+    Name: 64 { bytes: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_round_trip() {
+        for bits in 0..64_u16 {
+            let bit = |n: u16| bits & (1 << n) != 0;
+            let backend = BackendWord {
+                used: bit(0),
+                enabled: bit(1),
+                healthy: bit(2),
+                resolved: bit(3),
+                second_hop: bit(4),
+                forwarding: Forwarding::L2Dsr,
+                service: bits * 1000,
+            };
+            assert_eq!(BackendWord::from_word(backend.to_word()), backend);
+            let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 999) };
+            assert_eq!(ServiceWord::from_word(service.to_word()), service);
+            let vips = VipTable { second_half: bit(0), any_port: bit(1) };
+            assert_eq!(VipTable::from_word(vips.to_word()), vips);
+        }
+    }
+
+    #[test]
+    fn names_are_cut_not_split() {
+        assert_eq!(Name::new("web1").as_str(), "web1");
+        assert_eq!(Name::new("").as_str(), "");
+        assert_eq!(Name::new(&"x".repeat(80)).as_str().len(), 63);
+    }
+}

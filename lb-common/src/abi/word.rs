@@ -1,0 +1,46 @@
+//! One 64-bit word, shared by the program and the agent without tearing.
+
+use core::sync::atomic::AtomicU64;
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::Ordering::Relaxed;
+
+/// A 64-bit word that the agent and the program read and write while the other does: it cannot tear.
+///
+/// BPF's word loads and stores are single instructions, but LLVM knows them as atomics only from `cpu=v4` on; so there
+/// they are volatile accesses.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Word(AtomicU64);
+
+impl Word {
+    /// A word of this value.
+    pub const fn new(value: u64) -> Self {
+        Self(AtomicU64::new(value))
+    }
+
+    /// The value as it is now.
+    #[inline(always)]
+    pub fn load(&self) -> u64 {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: the pointer is that of a live, aligned word.
+        return unsafe { self.0.as_ptr().read_volatile() };
+        #[cfg(not(target_arch = "bpf"))]
+        self.0.load(Relaxed)
+    }
+
+    /// Replaces the value.
+    #[inline(always)]
+    pub fn store(&self, value: u64) {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: as above; all who share the word use this type.
+        return unsafe { self.0.as_ptr().write_volatile(value) };
+        #[cfg(not(target_arch = "bpf"))]
+        self.0.store(value, Relaxed)
+    }
+
+    /// Replaces the value if it still is `current`; says whether it was.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn replace(&self, current: u64, new: u64) -> bool {
+        self.0.compare_exchange(current, new, Relaxed, Relaxed).is_ok()
+    }
+}
