@@ -243,9 +243,9 @@ fn an_id_is_used_again_only_after_its_flows_are_swept() {
     carry_out(&mut memory, &wanted("old"), usize::MAX);
     send(&memory, 0, 1_000, true);
     let old = send(&memory, 0, 1_000, false).backend;
-    assert_eq!(memory.tables().flow_counts(memory.now)[&old].established, 1);
+    assert_eq!(memory.tables().live_flows(memory.now)[&old], 1);
     carry_out(&mut memory, &wanted("other"), usize::MAX);
-    assert_eq!(memory.tables().flow_counts(memory.now).get(&old), None);
+    assert_eq!(memory.tables().live_flows(memory.now).get(&old), None);
     carry_out(&mut memory, &wanted("third"), usize::MAX);
     let third = memory.tables().image().backend_id(0, "third").unwrap();
     assert_eq!(third, old, "the id is free again");

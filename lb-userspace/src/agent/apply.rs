@@ -165,8 +165,8 @@ impl Agent {
             let service = image.services.get(&backend.service).map_or("", |service| service.name.as_str());
             backend.enabled && !kept.contains(&(service, backend.name.as_str()))
         });
-        let counts = self.kernel.tables().flow_counts(self.kernel.now().map_err(ApiError::failed)?);
-        Ok(lost.filter_map(|(id, _)| counts.get(id)).map(|count| count.live()).sum())
+        let counts = self.kernel.tables().live_flows(self.kernel.now().map_err(ApiError::failed)?);
+        Ok(lost.filter_map(|(id, _)| counts.get(id)).sum())
     }
 
     /// Forgets what only the configuration before knew.

@@ -148,12 +148,11 @@ impl Agent {
         let backends = image.backends.keys();
         let backends = backends.map(|&id| Ok((id, self.kernel.traffic(Counted::Backend(id))?)));
         let backends = backends.collect::<Result<_, DatapathError>>()?;
-        let flows = tables.flow_counts(self.kernel.now()?);
         Ok(Readings {
             verdicts: self.kernel.verdicts()?,
             services,
             backends,
-            flows: flows.into_iter().map(|(id, counts)| (id, counts.live())).collect(),
+            flows: tables.live_flows(self.kernel.now()?),
             flow_table: FlowTable {
                 size: u64::from(image.capacity.flow_buckets) * FLOW_WAYS as u64,
                 entries: tables.flow_entries(),

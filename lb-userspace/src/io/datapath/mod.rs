@@ -13,7 +13,7 @@ pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
 pub use pins::{PinDir, PinError, PinLock};
 pub use region::Access;
-pub use tables::{FlowCounts, TableSet};
+pub use tables::TableSet;
 
 use lb_common::abi::{Traffic, Verdicts};
 use lb_common::flow::Tick;

@@ -29,22 +29,6 @@ pub struct TableSet {
     pub(super) fresh_hops: HashSet<u16>,
 }
 
-/// Live flows of a backend, as the flow table shows them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FlowCounts {
-    /// Seen only by their opening packet.
-    pub opening: u64,
-    /// Established.
-    pub established: u64,
-}
-
-impl FlowCounts {
-    /// All live flows.
-    pub fn live(self) -> u64 {
-        self.opening + self.established
-    }
-}
-
 /// A next hop must not be replaced twice without a grace period in between.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NeedsGrace;
@@ -270,19 +254,18 @@ impl TableSet {
         }
     }
 
-    /// Live flows by backend id.
-    pub fn flow_counts(&self, now: Tick) -> BTreeMap<u16, FlowCounts> {
-        let mut counts: Vec<FlowCounts> = vec![FlowCounts::default(); self.backends.records().len()];
+    /// Live flows by backend id: those established and not idle for too long. One that was only opened may never have
+    /// been answered.
+    pub fn live_flows(&self, now: Tick) -> BTreeMap<u16, u64> {
+        let mut counts = vec![0_u64; self.backends.records().len()];
         let words = self.flows.records().iter().flat_map(|bucket| &bucket.ways).map(|way| way.load());
-        for entry in words.filter_map(Entry::from_word).filter(|entry| !entry.is_expired(now)) {
-            let Some(count) = counts.get_mut(usize::from(entry.backend())) else { continue };
-            match entry.state() {
-                State::Opening => count.opening += 1,
-                State::Established => count.established += 1,
-                State::Closing => {}
+        let entries = words.filter_map(Entry::from_word);
+        for entry in entries.filter(|entry| entry.state() == State::Established && !entry.is_expired(now)) {
+            if let Some(count) = counts.get_mut(usize::from(entry.backend())) {
+                *count += 1;
             }
         }
-        (0..).zip(counts).filter(|(_, count)| *count != FlowCounts::default()).collect()
+        (0..).zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
     /// Entries of the flow table that are taken.
