@@ -26,8 +26,7 @@ pub fn expand(seed: u64) -> Key {
 /// Hashes a flow.
 #[inline(always)]
 pub fn flow(key: &Key, tuple: &Tuple) -> u64 {
-    let ports = u32::from(tuple.source_port.raw()) | (u32::from(tuple.destination_port.raw()) << 16);
-    let last = pair(key, 8, ports, u32::from(tuple.protocol.0));
+    let last = pair(key, 8, tuple.ports.word(), u32::from(tuple.protocol.0));
     let (source, destination) = (tuple.source.words(), tuple.destination.words());
     let sum = if tuple.destination.is_v4() {
         last.wrapping_add(pair(key, 0, source[3], destination[3]))
@@ -76,6 +75,7 @@ const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Ports;
     use std::collections::HashSet;
     use std::vec;
 
@@ -83,8 +83,7 @@ mod tests {
         Tuple {
             source: Address::v4(source.to_be_bytes()),
             destination: Address::v4([203, 0, 113, 10]),
-            source_port: Be16::new(source_port),
-            destination_port: Be16::new(443),
+            ports: Ports::new(source_port, 443),
             protocol: Protocol::TCP,
         }
     }
@@ -127,8 +126,8 @@ mod tests {
         let others = [
             Tuple { source: Address::v4([9, 9, 9, 9]), ..base },
             Tuple { destination: Address::v4([9, 9, 9, 9]), ..base },
-            Tuple { source_port: Be16::new(2), ..base },
-            Tuple { destination_port: Be16::new(2), ..base },
+            Tuple { ports: Ports::new(2, 443), ..base },
+            Tuple { ports: Ports::new(1, 2), ..base },
             Tuple { protocol: Protocol::UDP, ..base },
         ];
         assert!(others.iter().all(|other| flow(&key, other) != same));

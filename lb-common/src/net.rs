@@ -159,6 +159,50 @@ impl fmt::Debug for Address {
     }
 }
 
+/// Source and destination port as the four bytes that every transport header begins with. Kept in one word, for so they
+/// are loaded, hashed and compared.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Ports(u32);
+
+impl Ports {
+    /// From two ports.
+    pub const fn new(source: u16, destination: u16) -> Self {
+        let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
+        Self(u32::from_le_bytes([a, b, c, d]))
+    }
+
+    /// From the four bytes of the wire, loaded little-endian.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        Self(word)
+    }
+
+    /// The four bytes of the wire as a word.
+    #[inline(always)]
+    pub const fn word(self) -> u32 {
+        self.0
+    }
+
+    /// The source port.
+    #[inline(always)]
+    pub const fn source(self) -> Be16 {
+        Be16(self.0 as u16)
+    }
+
+    /// The destination port.
+    #[inline(always)]
+    pub const fn destination(self) -> Be16 {
+        Be16((self.0 >> 16) as u16)
+    }
+}
+
+impl fmt::Debug for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} → {:?}", self.source(), self.destination())
+    }
+}
+
 /// Whose packet it is: the five fields that name a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
@@ -166,10 +210,8 @@ pub struct Tuple {
     pub source: Address,
     /// Destination address.
     pub destination: Address,
-    /// Source port; zero for protocols without ports.
-    pub source_port: Be16,
-    /// Destination port; zero for protocols without ports.
-    pub destination_port: Be16,
+    /// The ports; zero for protocols without.
+    pub ports: Ports,
     /// Transport protocol.
     pub protocol: Protocol,
 }
@@ -185,6 +227,14 @@ mod tests {
             assert_eq!(Address::from(address).to_ip(), address);
             assert_eq!(Address::from(address).is_v4(), address.is_ipv4());
         }
+    }
+
+    #[test]
+    fn ports_are_those_of_the_wire() {
+        let ports = Ports::new(40_000, 443);
+        assert_eq!((ports.source().get(), ports.destination().get()), (40_000, 443));
+        let [a, b, c, d] = [0x9c, 0x40, 0x01, 0xbb];
+        assert_eq!(Ports::from_word(u32::from_le_bytes([a, b, c, d])), ports);
     }
 
     #[test]

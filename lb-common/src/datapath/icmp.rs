@@ -11,7 +11,8 @@ use crate::checksum;
 use crate::net::{Address, Be16};
 use crate::verdict::Verdict;
 
-const ECHO_REQUEST: u8 = 8;
+/// Type of an echo request.
+pub(super) const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;
 /// Time to live of what we send (RFC 1700, "IP TIME TO LIVE PARAMETER").
 const TTL: u8 = 64;
@@ -30,7 +31,7 @@ pub(super) fn answer<P: Packet, T: Tables>(
     if let Err(verdict) = admit(packet, control, parsed) {
         return verdict;
     }
-    if parsed.transport != Transport::Icmp(ECHO_REQUEST, 0) || !can_be_answered(parsed) {
+    if parsed.transport != Transport::ECHO_REQUEST || !can_be_answered(parsed) {
         return Verdict::PassIcmp;
     }
     match reply(packet, parsed) {

@@ -8,13 +8,12 @@ mod parse;
 mod pick;
 mod rewrite;
 
-pub use parse::{Opening, Parsed, Transport};
+pub use parse::{Parsed, Transport};
 
 use network_types::eth::EthHdr;
 use network_types::icmp::Icmpv4Hdr;
 use network_types::ip::Ipv4Hdr;
 use network_types::tcp::TcpHdr;
-use network_types::udp::UdpHdr;
 
 use crate::abi::{
     Backend, Control, FlowBucket, Forwarding, MAC_MASK, MAX_INTERFACES, NextHop, Service, VIP_PROBES,
@@ -38,8 +37,6 @@ unsafe impl Header for EthHdr {}
 unsafe impl Header for Ipv4Hdr {}
 // SAFETY: as above.
 unsafe impl Header for TcpHdr {}
-// SAFETY: as above.
-unsafe impl Header for UdpHdr {}
 // SAFETY: as above.
 unsafe impl Header for Icmpv4Hdr {}
 // SAFETY: plain integers and bytes.
@@ -240,7 +237,7 @@ fn classify<T: Tables>(tables: &T, control: &Control, parsed: &Parsed) -> Result
     let tuple = &parsed.tuple;
     let table = VipTable::from_word(control.vip_table.load());
     if !parsed.is_fragment()
-        && let Some(service) = find_vip(tables, control, table, tuple.destination_port, tuple)
+        && let Some(service) = find_vip(tables, control, table, tuple.ports.destination(), tuple)
     {
         tables.observe(Step::Classified { service, any_port: false });
         return Ok(service);

@@ -6,8 +6,9 @@ use network_types::ip::Ipv4Hdr;
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
-use super::Packet;
-use crate::net::{Address, Be16, EtherType, Protocol, Tuple};
+use super::icmp::ECHO_REQUEST;
+use super::{Header, Packet};
+use crate::net::{Address, Be16, EtherType, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;
 
 /// VLAN tags a frame may carry.
@@ -17,28 +18,39 @@ const ETHER_TYPE_BYTES: usize = 2;
 /// Bytes of a VLAN tag: tag control information and the EtherType that follows (IEEE 802.1Q).
 const VLAN_TAG_BYTES: usize = 4;
 
-/// How a packet bears on the flow it belongs to.
+/// What a transport header says beyond the ports: a set of flags in a byte, which stays in a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Opening {
-    /// It opens a connection: TCP SYN without ACK.
-    Opens,
-    /// It closes one: TCP FIN or RST.
-    Closes,
-    /// It does neither.
-    Neither,
-}
+pub struct Transport(u8);
 
-/// What the transport header says beyond the ports.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// TCP, and what the segment does to the connection.
-    Tcp(Opening),
-    /// UDP.
-    Udp,
-    /// ICMP: type and code.
-    Icmp(u8, u8),
-    /// A fragment, or a protocol without ports.
-    Other,
+impl Transport {
+    /// Nothing: a fragment, UDP, or a protocol without ports.
+    pub const OTHER: Self = Self(0);
+    /// A TCP segment that does not change its connection's state.
+    pub const TCP: Self = Self(1);
+    /// A TCP segment that opens a connection: SYN without ACK.
+    pub const TCP_OPENS: Self = Self(1 | 2);
+    /// A TCP segment that closes its connection: FIN or RST.
+    pub const TCP_CLOSES: Self = Self(1 | 4);
+    /// An ICMP echo request.
+    pub const ECHO_REQUEST: Self = Self(8);
+
+    /// Whether the packet is part of a connection, or opens one.
+    #[inline(always)]
+    pub const fn is_tcp(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// Whether the packet opens a connection.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    /// Whether the packet closes a connection.
+    #[inline(always)]
+    pub const fn closes(self) -> bool {
+        self.0 & 4 != 0
+    }
 }
 
 /// A packet understood.
@@ -107,77 +119,64 @@ fn ipv4<P: Packet>(packet: &P, ip_offset: usize) -> Result<Parsed, Verdict> {
     }
     let protocol = Protocol(header.proto);
     let transport_offset = ip_offset + header_bytes;
+    let room = usize::from(bytes) - header_bytes;
     // "More fragments" or an offset: without both, the packet is whole.
     let fragment = Be16::from_wire(header.frags).get() & 0x3fff != 0;
-    let transport = if fragment {
-        Ports { source: Be16::new(0), destination: Be16::new(0), transport: Transport::Other }
-    } else {
-        let room = usize::from(bytes) - header_bytes;
-        ports(packet, protocol, transport_offset, room).ok_or(Verdict::PassMalformedTransport)?
-    };
-    Ok(Parsed {
-        tuple: Tuple {
-            source: Address::v4(header.src_addr),
-            destination: Address::v4(header.dst_addr),
-            source_port: transport.source,
-            destination_port: transport.destination,
-            protocol,
-        },
-        transport: transport.transport,
-        ip_offset,
-        transport_offset,
-        bytes,
-        fragment,
-    })
-}
-
-/// What a transport header yields.
-struct Ports {
-    source: Be16,
-    destination: Be16,
-    transport: Transport,
-}
-
-/// Reads the transport header; `room` is what the IP header leaves for it, in bytes.
-#[inline(always)]
-fn ports<P: Packet>(packet: &P, protocol: Protocol, offset: usize, room: usize) -> Option<Ports> {
-    match protocol {
-        Protocol::TCP => {
-            let header: TcpHdr = if room < TcpHdr::LEN { None } else { packet.read(offset) }?;
-            Some(Ports {
-                source: Be16::from_wire(header.source),
-                destination: Be16::from_wire(header.dest),
-                transport: Transport::Tcp(opening(&header)),
-            })
+    let mut ports = 0;
+    let mut transport = Transport::OTHER;
+    if !fragment {
+        match protocol {
+            Protocol::TCP => {
+                let header: TcpHdr = transport_header(packet, transport_offset, room)?;
+                ports = ports_word(header.source, header.dest);
+                transport = tcp(&header);
+            }
+            Protocol::UDP => {
+                let header: [u8; UdpHdr::LEN] = transport_header(packet, transport_offset, room)?;
+                let [a, b, c, d, ..] = header;
+                ports = ports_word([a, b], [c, d]);
+            }
+            Protocol::ICMP => {
+                let header: Icmpv4Hdr = transport_header(packet, transport_offset, room)?;
+                if header.type_ == ECHO_REQUEST && header.code == 0 {
+                    transport = Transport::ECHO_REQUEST;
+                }
+            }
+            _ => {}
         }
-        Protocol::UDP => {
-            let header: UdpHdr = if room < UdpHdr::LEN { None } else { packet.read(offset) }?;
-            Some(Ports {
-                source: Be16::from_wire(header.src),
-                destination: Be16::from_wire(header.dst),
-                transport: Transport::Udp,
-            })
-        }
-        Protocol::ICMP => {
-            let header: Icmpv4Hdr = if room < Icmpv4Hdr::LEN { None } else { packet.read(offset) }?;
-            Some(Ports {
-                source: Be16::new(0),
-                destination: Be16::new(0),
-                transport: Transport::Icmp(header.type_, header.code),
-            })
-        }
-        _ => Some(Ports { source: Be16::new(0), destination: Be16::new(0), transport: Transport::Other }),
     }
+    let tuple = Tuple {
+        source: Address::v4(header.src_addr),
+        destination: Address::v4(header.dst_addr),
+        ports: Ports::from_word(ports),
+        protocol,
+    };
+    Ok(Parsed { tuple, transport, ip_offset, transport_offset, bytes, fragment })
+}
+
+/// Reads a transport header; `room` is what the IP header leaves for it, in bytes.
+#[inline(always)]
+fn transport_header<P: Packet, T: Header>(packet: &P, offset: usize, room: usize) -> Result<T, Verdict> {
+    if room < size_of::<T>() {
+        return Err(Verdict::PassMalformedTransport);
+    }
+    packet.read(offset).ok_or(Verdict::PassMalformedTransport)
+}
+
+/// The four bytes of two ports as one little-endian word.
+#[inline(always)]
+fn ports_word(source: [u8; 2], destination: [u8; 2]) -> u32 {
+    u32::from_le_bytes([source[0], source[1], destination[0], destination[1]])
 }
 
 /// What a TCP segment does to its connection (RFC 9293 section 3.1).
 #[inline(always)]
-fn opening(header: &TcpHdr) -> Opening {
+fn tcp(header: &TcpHdr) -> Transport {
     if header.fin() != 0 || header.rst() != 0 {
-        Opening::Closes
+        Transport::TCP_CLOSES
     } else if header.syn() != 0 && header.ack() == 0 {
-        Opening::Opens
+        Transport::TCP_OPENS
     } else {
-        Opening::Neither
+        Transport::TCP
     }
 }

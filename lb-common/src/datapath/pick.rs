@@ -1,6 +1,6 @@
 //! A service's packet → the backend it goes to: the one its flow is with, else the ring's choice.
 
-use super::parse::{Opening, Parsed, Transport};
+use super::parse::{Parsed, Transport};
 use super::{Refusal, Step, Tables};
 use crate::abi::{Backend, BackendWord, Control, RING_SIZE};
 use crate::flow::{Entry, RETRANSMISSION_TICKS, State, Tick};
@@ -73,24 +73,25 @@ fn keep<T: Tables>(
     if !word.serves(service) {
         return Err(Refusal::BackendGone);
     }
-    let opens = transport == Transport::Tcp(Opening::Opens);
-    if opens && !(entry.state() == State::Opening && entry.age(now) <= RETRANSMISSION_TICKS) {
+    if transport.opens() && !(entry.state() == State::Opening && entry.age(now) <= RETRANSMISSION_TICKS) {
         return Err(Refusal::OpensAnew);
     }
     // An established TCP connection stays even so: the server may have failed its check and still be serving it.
-    let may_move = opens || !matches!(transport, Transport::Tcp(_));
+    let may_move = transport.opens() || !transport.is_tcp();
     if may_move && !word.healthy { Err(Refusal::BackendUnhealthy) } else { Ok((backend, word)) }
 }
 
 /// The entry after a packet that followed it. Written at most once a tick, unless the state changes.
 #[inline(always)]
 fn advance(entry: Entry, transport: Transport, now: Tick) -> Entry {
-    let state = match (transport, entry.state()) {
+    if transport.opens() {
         // A retransmitted SYN keeps its first one's time, so that it cannot be a retransmission for ever.
-        (Transport::Tcp(Opening::Opens), _) => return entry,
-        (Transport::Tcp(Opening::Closes), _) => State::Closing,
-        (_, State::Opening) => State::Established,
-        (_, state) => state,
+        return entry;
+    }
+    let state = match entry.state() {
+        _ if transport.closes() => State::Closing,
+        State::Opening => State::Established,
+        state => state,
     };
     Entry::new(entry.signature(), entry.backend(), state, now)
 }

@@ -187,8 +187,8 @@ fn describe(step: Step, image: &Image) -> String {
         Step::Parsed(tuple) => format!(
             "parsed: {} from {} to {}",
             tuple.protocol,
-            SocketAddr::new(tuple.source.to_ip(), tuple.source_port.get()),
-            SocketAddr::new(tuple.destination.to_ip(), tuple.destination_port.get()),
+            SocketAddr::new(tuple.source.to_ip(), tuple.ports.source().get()),
+            SocketAddr::new(tuple.destination.to_ip(), tuple.ports.destination().get()),
         ),
         Step::Classified { service, any_port } => format!(
             "service: {}{}",
