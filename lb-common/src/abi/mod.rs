@@ -15,7 +15,7 @@ pub use backend::{Backend, BackendWord, Forwarding, NextHop};
 pub use control::{Control, Interface, MAC_MASK, VipTable, mac_word};
 pub use counters::{Traffic, Verdicts};
 pub use service::{Ring, Service, ServiceWord};
-pub use vips::{VipBucket, VipSlot};
+pub use vips::{VipBucket, VipSlot, vip_key};
 pub use word::Word;
 
 /// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
@@ -134,7 +134,7 @@ macro_rules! assert_layout {
 assert_layout! {
     Control: 384 { abi_version: 0, vip_table: 8, flow_buckets: 16, flow_key: 28, ring_key: 68, interfaces: 128 }
     Interface: 16 { mac: 0, index: 8 }
-    VipSlot: 32 { address: 0, service: 16, port: 20, protocol: 22, used: 23 }
+    VipSlot: 32 { address: 0, key: 16, service: 20 }
     VipBucket: 64 { slots: 0 }
     Service: 8 { word: 0 }
     Backend: 64 { word: 0, hops: 8 }

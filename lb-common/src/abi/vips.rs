@@ -9,23 +9,49 @@ use crate::net::{Address, Be16, Protocol};
 pub struct VipSlot {
     /// The virtual address.
     pub address: Address,
+    /// Port and protocol: see [`vip_key`]. 0 marks an empty slot.
+    pub key: u32,
     /// The service's id.
     pub service: u32,
-    /// The port; 0 for every port.
-    pub port: Be16,
-    /// IP protocol number. ICMP marks that the address is a VIP at all.
-    pub protocol: u8,
-    /// 1 if the slot holds a VIP, 0 if it is empty.
-    pub used: u8,
     /// To half a cache line.
     pub padding: [u8; 8],
 }
 
+/// Port (0 for every port) and protocol as one word to compare. ICMP marks that the address is a VIP at all. Never 0.
+#[inline(always)]
+pub const fn vip_key(port: Be16, protocol: Protocol) -> u32 {
+    port.raw() as u32 | (protocol.0 as u32) << 16 | USED
+}
+
+const USED: u32 = 1 << 24;
+
 impl VipSlot {
     /// Whether this slot holds this VIP.
     #[inline(always)]
-    pub fn is(&self, address: Address, port: Be16, protocol: Protocol) -> bool {
-        self.used != 0 && self.address == address && self.port == port && self.protocol == protocol.0
+    pub fn is(&self, address: Address, key: u32) -> bool {
+        let words = |address: Address| {
+            let [a, b, c, d] = address.words();
+            (u64::from(a) | u64::from(b) << 32, u64::from(c) | u64::from(d) << 32)
+        };
+        let ((a, b), (c, d)) = (words(self.address), words(address));
+        // One branch for all: the parts match together or, mostly, not at all.
+        (a ^ c) | (b ^ d) | u64::from(self.key ^ key) == 0
+    }
+
+    /// Whether the slot is empty.
+    #[inline(always)]
+    pub const fn is_empty(&self) -> bool {
+        self.key == 0
+    }
+
+    /// The port; 0 for every port.
+    pub const fn port(&self) -> Be16 {
+        Be16::from_wire((self.key as u16).to_ne_bytes())
+    }
+
+    /// The protocol.
+    pub const fn protocol(&self) -> Protocol {
+        Protocol((self.key >> 16) as u8)
     }
 }
 

@@ -17,7 +17,7 @@ use network_types::tcp::TcpHdr;
 
 use crate::abi::{
     Backend, Control, FlowBucket, Forwarding, MAC_MASK, MAX_INTERFACES, NextHop, Service, VIP_PROBES,
-    VipBucket, VipTable,
+    VipBucket, VipTable, vip_key,
 };
 use crate::flow::{State, Tick};
 use crate::hash;
@@ -43,6 +43,8 @@ unsafe impl Header for Icmpv4Hdr {}
 unsafe impl Header for u64 {}
 // SAFETY: as above.
 unsafe impl Header for u32 {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Header for [u32; N] {}
 // SAFETY: as above.
 unsafe impl<const N: usize> Header for [u8; N] {}
 
@@ -272,6 +274,7 @@ fn find_vip<T: Tables>(
     tuple: &Tuple,
 ) -> Option<u32> {
     let first = hash::reduce(hash::vip(tuple.destination, port, tuple.protocol), control.vip_buckets);
+    let key = vip_key(port, tuple.protocol);
     let half = if table.second_half { control.vip_buckets } else { 0 };
     let mut probe = 0;
     while probe < VIP_PROBES {
@@ -280,10 +283,10 @@ fn find_vip<T: Tables>(
             if place >= control.vip_buckets { place.wrapping_sub(control.vip_buckets) } else { place };
         let bucket = tables.vip_bucket(half.wrapping_add(wrapped))?;
         for slot in &bucket.slots {
-            if slot.is(tuple.destination, port, tuple.protocol) {
+            if slot.is(tuple.destination, key) {
                 return Some(slot.service);
             }
-            if slot.used == 0 {
+            if slot.is_empty() {
                 return None;
             }
         }

@@ -108,20 +108,26 @@ fn ethernet<P: Packet>(packet: &P) -> Result<(EtherType, usize), Verdict> {
     Ok((ether_type, offset))
 }
 
+/// Words of an IPv4 header without options: version, IHL, TOS and total length; identification and fragmentation; TTL,
+/// protocol and checksum; source; destination. Read as words, for BPF loads bytes one by one.
+const IPV4_WORDS: usize = Ipv4Hdr::LEN / size_of::<u32>();
+
 /// Reads an IPv4 header (RFC 791), with options, and what follows it.
 #[inline(always)]
 fn ipv4<P: Packet>(packet: &P, ip_offset: usize) -> Result<Parsed, Verdict> {
-    let header: Ipv4Hdr = packet.read(ip_offset).ok_or(Verdict::PassMalformedIpv4)?;
-    let header_bytes = usize::from(header.ihl());
-    let bytes = Be16::from_wire(header.tot_len).get();
-    if header.version() != 4 || header_bytes < Ipv4Hdr::LEN || usize::from(bytes) < header_bytes {
+    let [first, second, third, source, destination] =
+        packet.read::<[u32; IPV4_WORDS]>(ip_offset).ok_or(Verdict::PassMalformedIpv4)?;
+    let [version_and_length, _, bytes @ ..] = first.to_ne_bytes();
+    let bytes = Be16::from_wire(bytes).get();
+    let header_bytes = usize::from(version_and_length & 0x0f) * 4;
+    if version_and_length & 0xf0 != 0x40 || header_bytes < Ipv4Hdr::LEN || usize::from(bytes) < header_bytes {
         return Err(Verdict::PassMalformedIpv4);
     }
-    let protocol = Protocol(header.proto);
+    let protocol = Protocol(third.to_ne_bytes()[1]);
     let transport_offset = ip_offset + header_bytes;
     let room = usize::from(bytes) - header_bytes;
     // "More fragments" or an offset: without both, the packet is whole.
-    let fragment = Be16::from_wire(header.frags).get() & 0x3fff != 0;
+    let fragment = second & u32::from_ne_bytes([0, 0, 0x3f, 0xff]) != 0;
     let mut ports = 0;
     let mut transport = Transport::OTHER;
     if !fragment {
@@ -146,8 +152,8 @@ fn ipv4<P: Packet>(packet: &P, ip_offset: usize) -> Result<Parsed, Verdict> {
         }
     }
     let tuple = Tuple {
-        source: Address::v4(header.src_addr),
-        destination: Address::v4(header.dst_addr),
+        source: Address::v4(source.to_ne_bytes()),
+        destination: Address::v4(destination.to_ne_bytes()),
         ports: Ports::from_word(ports),
         protocol,
     };

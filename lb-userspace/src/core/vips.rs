@@ -1,6 +1,6 @@
 //! VIPs → the buckets of the VIP table, by open addressing.
 
-use lb_common::abi::{VIP_PROBES, VIP_WAYS, VipBucket, VipSlot, VipTable};
+use lb_common::abi::{VIP_PROBES, VIP_WAYS, VipBucket, VipSlot, VipTable, vip_key};
 use lb_common::hash;
 use lb_common::net::Be16;
 
@@ -20,18 +20,12 @@ pub fn build(entries: &[(VipKey, u32)], count: u32) -> Option<Vec<VipBucket>> {
         let first = hash::reduce(hash::vip(key.address, port, key.protocol), count);
         let slot = (0..VIP_PROBES).find_map(|probe| {
             let bucket = ((first + probe) % count) as usize;
-            let way = buckets.get(bucket)?.slots.iter().position(|slot| slot.used == 0)?;
+            let way = buckets.get(bucket)?.slots.iter().position(VipSlot::is_empty)?;
             Some((bucket, way))
         });
         let (bucket, way) = slot?;
-        *buckets.get_mut(bucket)?.slots.get_mut(way)? = VipSlot {
-            address: key.address,
-            service,
-            port,
-            protocol: key.protocol.0,
-            used: 1,
-            padding: [0; 8],
-        };
+        *buckets.get_mut(bucket)?.slots.get_mut(way)? =
+            VipSlot { address: key.address, key: vip_key(port, key.protocol), service, padding: [0; 8] };
     }
     Some(buckets)
 }
@@ -41,13 +35,9 @@ pub fn read(buckets: &[VipBucket], table: VipTable) -> Vec<(VipKey, u32)> {
     let (first, second) = buckets.split_at(buckets.len() / 2);
     let half = if table.second_half { second } else { first };
     half.iter()
-        .flat_map(|bucket| bucket.slots.iter().filter(|slot| slot.used != 0))
+        .flat_map(|bucket| bucket.slots.iter().filter(|slot| !slot.is_empty()))
         .map(|slot| {
-            let key = VipKey {
-                address: slot.address,
-                port: slot.port.get(),
-                protocol: lb_common::net::Protocol(slot.protocol),
-            };
+            let key = VipKey { address: slot.address, port: slot.port().get(), protocol: slot.protocol() };
             (key, slot.service)
         })
         .collect()
