@@ -98,7 +98,7 @@ impl fmt::Display for Protocol {
 
 /// An IP address of either family: four words in network byte order. IPv4 is held as an IPv4-mapped IPv6 address
 /// (RFC 4291 section 2.5.5.2), so one comparison serves both.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(transparent)]
 pub struct Address([u32; 4]);
 

@@ -11,7 +11,7 @@ use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
 use lb_userspace::core::explain::{Ingress, PacketSpec, SpecProtocol, frame};
 use lb_userspace::core::image::{Capacity, Image, VipKey, Wanted, WantedBackend, WantedService};
-use lb_userspace::core::plan::{Action, PlanError, plan};
+use lb_userspace::core::plan::{self, Action, Plan, PlanError, RingCache};
 use lb_userspace::io::datapath::{Datapath, Memory, capacity_for};
 use proptest::prelude::*;
 
@@ -26,13 +26,27 @@ fn capacity() -> Capacity {
     }
 }
 
+/// Plans without rings built before.
+fn plan(image: &Image, wanted: &Wanted) -> Result<Plan, PlanError> {
+    plan::plan(image, wanted, &mut RingCache::default())
+}
+
+/// The id of the one backend of this name in a service.
+fn backend_id(image: &Image, service: u32, name: &str) -> Option<u16> {
+    let mut found =
+        image.backend_ids().into_iter().filter(|((id, found, _), _)| *id == service && *found == name);
+    let id = found.next().map(|(_, id)| id);
+    assert!(found.next().is_none(), "two backends {name}");
+    id
+}
+
 fn vip(service: usize) -> Ipv4Addr {
     Ipv4Addr::new(203, 0, 113, 10 + service as u8)
 }
 
 /// What may be wanted of one backend: absent, or with these settings.
-fn any_backend() -> impl Strategy<Value = Option<(bool, bool, u16, u8)>> {
-    prop::option::weighted(0.7, (any::<bool>(), any::<bool>(), 0..4_u16, 0..3_u8))
+fn any_backend() -> impl Strategy<Value = Option<(bool, bool, u16, u8, u8)>> {
+    prop::option::weighted(0.7, (any::<bool>(), any::<bool>(), 0..4_u16, 0..3_u8, 1..3_u8))
 }
 
 fn any_wanted() -> impl Strategy<Value = Wanted> {
@@ -41,13 +55,16 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
     (services, 0..2_u64).prop_map(|(services, ring_seed)| {
         let services = services.into_iter().enumerate().filter_map(|(n, backends)| {
             let backends = backends?.into_iter().enumerate().filter_map(|(m, settings)| {
-                let (enabled, healthy, weight, hop) = settings?;
+                let (enabled, healthy, weight, hop, address) = settings?;
                 Some(WantedBackend {
                     name: format!("b{m}"),
+                    address: Address::v4([10, 0, m as u8, address]),
                     enabled,
                     healthy,
+                    probed_healthy: healthy,
                     ring_weight: if enabled && healthy { weight } else { 0 },
-                    hop: (hop > 0).then(|| NextHop::new([2, 0, 0, n as u8, m as u8, hop], [2; 6], 0)),
+                    // The MAC says whose it is: another address, another server.
+                    hop: (hop > 0).then(|| NextHop::new([2, address, 0, n as u8, m as u8, hop], [2; 6], 0)),
                 })
             });
             Some(WantedService {
@@ -112,7 +129,7 @@ impl Guard {
 
 /// Carries a plan out, up to `stop` actions, checking every state on the way.
 fn carry_out(memory: &mut Memory, wanted: &Wanted, stop: usize) {
-    let actions = plan(&memory.tables().image(), wanted).unwrap();
+    let actions = plan(&memory.tables().image(), wanted).unwrap().actions;
     let mut guard = Guard { seen: memory.tables().image().rings_in_use() };
     for action in actions.iter().take(stop) {
         guard.before(action, &memory.tables().image());
@@ -136,9 +153,17 @@ fn check_reached(image: &Image, wanted: &Wanted) {
         assert_eq!(ring.is_some(), !weighted.is_empty());
         for backend in &service.backends {
             backends += 1;
-            let backend_id = image.backend_id(id, &backend.name).unwrap();
+            let backend_id = backend_id(image, id, &backend.name).unwrap();
             let loaded = &image.backends[&backend_id];
             assert_eq!((loaded.enabled, loaded.healthy), (backend.enabled, backend.healthy));
+            assert_eq!(loaded.address, backend.address);
+            if let Some(hop) = loaded.hop {
+                let ([_, whose, ..], _) = hop.macs();
+                assert!(
+                    loaded.address.to_ip().to_string().ends_with(&format!(".{whose}")),
+                    "another server's MAC"
+                );
+            }
             assert!(backend.hop.is_none() || loaded.hop == backend.hop);
             if let Some((_, ring)) = ring {
                 assert_eq!(ring.slots.contains(&backend_id), backend.ring_weight > 0);
@@ -166,20 +191,23 @@ proptest! {
             }
             carry_out(&mut memory, wanted, usize::MAX);
             check_reached(&memory.tables().image(), wanted);
-            prop_assert!(plan(&memory.tables().image(), wanted).unwrap().is_empty(), "nothing is left to do");
+            prop_assert!(plan(&memory.tables().image(), wanted).unwrap().actions.is_empty(), "nothing is left to do");
         }
     }
 
     #[test]
     fn no_flow_loses_a_backend_that_stays(steps in prop::collection::vec(any_wanted(), 2..5)) {
         let mut memory = Memory::new(capacity(), 0);
-        let mut flows: BTreeMap<(usize, u16), (String, u16)> = BTreeMap::new();
+        let mut flows: BTreeMap<(usize, u16), ((String, Address), u16)> = BTreeMap::new();
         for wanted in &steps {
             carry_out(&mut memory, wanted, usize::MAX);
             let image = memory.tables().image();
             for (&(service, customer), (name, id)) in &flows {
                 let outcome = send(&memory, service, customer, false);
-                let stays = image.backends.get(id).is_some_and(|backend| backend.enabled && backend.name == *name);
+                let stays = image
+                    .backends
+                    .get(id)
+                    .is_some_and(|backend| backend.enabled && (&backend.name, backend.address) == (&name.0, name.1));
                 if stays && outcome.verdict == Verdict::Forward {
                     prop_assert_eq!(outcome.backend, *id, "flow {} of service {}", customer, service);
                 }
@@ -190,7 +218,8 @@ proptest! {
                     send(&memory, service, customer, true);
                     let outcome = send(&memory, service, customer, false);
                     if outcome.verdict == Verdict::Forward {
-                        let name = image.backends[&outcome.backend].name.clone();
+                        let backend = &image.backends[&outcome.backend];
+                        let name = (backend.name.clone(), backend.address);
                         flows.insert((service, customer), (name, outcome.backend));
                     }
                 }
@@ -203,8 +232,10 @@ proptest! {
 fn what_does_not_fit_is_refused_before_anything_changes() {
     let backend = |n: usize| WantedBackend {
         name: format!("b{n}"),
+        address: Address::v4([10, 1, 0, 0]),
         enabled: true,
         healthy: true,
+        probed_healthy: true,
         ring_weight: 1,
         hop: None,
     };
@@ -216,7 +247,7 @@ fn what_does_not_fit_is_refused_before_anything_changes() {
     };
     let image = Memory::new(capacity(), 0).tables().image();
     let services = Wanted { ring_seed: 0, services: (0..17).map(|n| service(n, 1)).collect() };
-    let full = |what, needed, capacity| PlanError::Full { what, needed, capacity };
+    let full = |what, needed, capacity| PlanError::Full { what, needed, gone: 0, capacity };
     assert_eq!(plan(&image, &services).unwrap_err(), full("services", 17, 16));
     let backends = Wanted { ring_seed: 0, services: vec![service(0, 1_025)] };
     assert_eq!(plan(&image, &backends).unwrap_err(), full("backends", 1_025, 1_024));
@@ -232,8 +263,10 @@ fn an_id_is_used_again_only_after_its_flows_are_swept() {
             vips: vec![VipKey { address: Address::from(vip(0)), port: 80, protocol: Protocol::TCP }],
             backends: vec![WantedBackend {
                 name: name.into(),
+                address: Address::v4([10, 0, 0, 1]),
                 enabled: true,
                 healthy: true,
+                probed_healthy: true,
                 ring_weight: 1,
                 hop: Some(NextHop::new([2; 6], [2; 6], 0)),
             }],
@@ -247,8 +280,42 @@ fn an_id_is_used_again_only_after_its_flows_are_swept() {
     carry_out(&mut memory, &wanted("other"), usize::MAX);
     assert_eq!(memory.tables().live_flows(memory.now).get(&old), None);
     carry_out(&mut memory, &wanted("third"), usize::MAX);
-    let third = memory.tables().image().backend_id(0, "third").unwrap();
+    let third = backend_id(&memory.tables().image(), 0, "third").unwrap();
     assert_eq!(third, old, "the id is free again");
     let outcome = send(&memory, 0, 1_000, false);
     assert!(outcome.new_flow, "and no flow of its former owner comes with it");
+}
+
+/// An agent killed between freeing a backend and sweeping its flows leaves entries that name a free id.
+#[test]
+fn flows_left_by_a_killed_agent_are_swept() {
+    let backend = |name: &str| WantedBackend {
+        name: name.into(),
+        address: Address::v4([10, 0, 0, 1]),
+        enabled: true,
+        healthy: true,
+        probed_healthy: true,
+        ring_weight: 1,
+        hop: Some(NextHop::new([2; 6], [2; 6], 0)),
+    };
+    let wanted = |name: &str| Wanted {
+        ring_seed: 0,
+        services: vec![WantedService {
+            name: "s0".into(),
+            forwarding: Forwarding::L2Dsr,
+            vips: vec![VipKey { address: Address::from(vip(0)), port: 80, protocol: Protocol::TCP }],
+            backends: vec![backend(name)],
+        }],
+    };
+    let mut memory = Memory::new(capacity(), 0);
+    carry_out(&mut memory, &wanted("old"), usize::MAX);
+    send(&memory, 0, 1_000, true);
+    send(&memory, 0, 1_000, false);
+    let actions = plan(&memory.tables().image(), &wanted("new")).unwrap().actions;
+    for action in actions.iter().filter(|action| !matches!(action, Action::SweepFlows(_))) {
+        memory.apply(action).unwrap();
+    }
+    assert!(memory.tables().flow_entries() > 0);
+    memory.tables().sweep_orphans(&memory.tables().image().backends);
+    assert_eq!(memory.tables().flow_entries(), 0);
 }

@@ -1,6 +1,7 @@
 //! A backend: where its packets go, and whether they may.
 
 use super::Word;
+use crate::net::Address;
 
 /// A backend: everything its packets need, in one cache line.
 #[derive(Debug, Default)]
@@ -10,8 +11,10 @@ pub struct Backend {
     pub word: Word,
     /// Two next hops of which the word names the one in force: the other may be rewritten.
     pub hops: [NextHop; 2],
+    /// The server's own address: with the name, the backend's identity. The program does not read it.
+    pub address: Address,
     /// To the end of the cache line.
-    pub padding: [u8; 24],
+    pub padding: [u8; 8],
 }
 
 /// How a service's packets reach its backends; the number is that of the shared record.
@@ -30,8 +33,10 @@ pub struct BackendWord {
     pub used: bool,
     /// Not disabled: established flows may go here.
     pub enabled: bool,
-    /// Healthy, or standing in for healthy ones: flows without a connection to lose may stay here.
+    /// Not known to be unhealthy, or standing in for healthy ones: flows without a connection to lose may stay here.
     pub healthy: bool,
+    /// Its probes succeed, or it needs none: what an agent that adopts the tables begins with.
+    pub probed_healthy: bool,
     /// Whether the next hop in force is known.
     pub resolved: bool,
     /// Which of the two next hops is in force.
@@ -48,6 +53,7 @@ impl BackendWord {
     const HEALTHY: u64 = 4;
     const RESOLVED: u64 = 8;
     const SECOND_HOP: u64 = 16;
+    const PROBED_HEALTHY: u64 = 32;
 
     /// From the word in the map.
     #[inline(always)]
@@ -56,6 +62,7 @@ impl BackendWord {
             used: word & Self::USED != 0,
             enabled: word & Self::ENABLED != 0,
             healthy: word & Self::HEALTHY != 0,
+            probed_healthy: word & Self::PROBED_HEALTHY != 0,
             resolved: word & Self::RESOLVED != 0,
             second_hop: word & Self::SECOND_HOP != 0,
             forwarding: Forwarding::L2Dsr,
@@ -69,6 +76,7 @@ impl BackendWord {
         bit(self.used, Self::USED)
             | bit(self.enabled, Self::ENABLED)
             | bit(self.healthy, Self::HEALTHY)
+            | bit(self.probed_healthy, Self::PROBED_HEALTHY)
             | bit(self.resolved, Self::RESOLVED)
             | bit(self.second_hop, Self::SECOND_HOP)
             | (self.forwarding as u64) << 8

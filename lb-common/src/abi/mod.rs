@@ -137,7 +137,7 @@ assert_layout! {
     VipSlot: 32 { address: 0, key: 16, service: 20 }
     VipBucket: 64 { slots: 0 }
     Service: 8 { word: 0 }
-    Backend: 64 { word: 0, hops: 8 }
+    Backend: 64 { word: 0, hops: 8, address: 40 }
     NextHop: 16 { first: 0, rest: 8, interface: 12 }
     Ring: 131_080 { slots: 0 }
     FlowBucket: 64 { ways: 0 }
@@ -152,19 +152,20 @@ mod tests {
 
     #[test]
     fn words_survive_the_round_trip() {
-        for bits in 0..64_u16 {
+        for bits in 0..128_u16 {
             let bit = |n: u16| bits & (1 << n) != 0;
             let backend = BackendWord {
                 used: bit(0),
                 enabled: bit(1),
                 healthy: bit(2),
+                probed_healthy: bit(5),
                 resolved: bit(3),
                 second_hop: bit(4),
                 forwarding: Forwarding::L2Dsr,
-                service: bits * 1000,
+                service: bits * 500,
             };
             assert_eq!(BackendWord::from_word(backend.to_word()), backend);
-            let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 999) };
+            let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 500) };
             assert_eq!(ServiceWord::from_word(service.to_word()), service);
             let vips = VipTable { second_half: bit(0), any_port: bit(1) };
             assert_eq!(VipTable::from_word(vips.to_word()), vips);

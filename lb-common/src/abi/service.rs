@@ -52,7 +52,7 @@ impl Service {
 }
 
 /// A ring: the backend id of every slot.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Ring {
     /// Backend ids.

@@ -2,7 +2,9 @@
 
 use core::sync::atomic::AtomicU64;
 #[cfg(not(target_arch = "bpf"))]
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+#[cfg(target_arch = "bpf")]
+use core::sync::atomic::{Ordering::Acquire, compiler_fence};
 
 /// A 64-bit word that the agent and the program read and write while the other does: it cannot tear.
 ///
@@ -18,24 +20,28 @@ impl Word {
         Self(AtomicU64::new(value))
     }
 
-    /// The value as it is now.
+    /// The value as it is now. What was written before it was stored is seen from here on.
     #[inline(always)]
     pub fn load(&self) -> u64 {
         #[cfg(target_arch = "bpf")]
-        // SAFETY: the pointer is that of a live, aligned word.
-        return unsafe { self.0.as_ptr().read_volatile() };
+        {
+            // SAFETY: the pointer is that of a live, aligned word.
+            let value = unsafe { self.0.as_ptr().read_volatile() };
+            compiler_fence(Acquire);
+            return value;
+        }
         #[cfg(not(target_arch = "bpf"))]
-        self.0.load(Relaxed)
+        self.0.load(Acquire)
     }
 
-    /// Replaces the value.
+    /// Replaces the value, and publishes what was written before.
     #[inline(always)]
     pub fn store(&self, value: u64) {
         #[cfg(target_arch = "bpf")]
         // SAFETY: as above; all who share the word use this type.
         return unsafe { self.0.as_ptr().write_volatile(value) };
         #[cfg(not(target_arch = "bpf"))]
-        self.0.store(value, Relaxed)
+        self.0.store(value, Release)
     }
 
     /// Replaces the value if it still is `current`; says whether it was.

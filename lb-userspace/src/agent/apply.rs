@@ -11,9 +11,8 @@ use super::state::{Agent, Server};
 use crate::core::config::Config;
 use crate::core::diff::diff;
 use crate::core::image::Image;
-use crate::core::plan;
+use crate::core::plan::{Plan, plan};
 use crate::core::ring::changed_slots;
-use crate::core::wanted::Knowledge;
 use crate::io::api::{ApiError, ApplyReport, ApplyRequest, ErrorKind, RingChange};
 use crate::io::datapath::Datapath;
 use crate::io::store;
@@ -74,14 +73,15 @@ impl Agent {
         let prepared = self.prepare(&config).await?;
         self.resolve(&config, NEW_HOPS).await;
         let before = std::mem::replace(&mut self.config, config);
-        self.sync_probes(&BTreeMap::new());
+        let known = start::adopted_health(&self.kernel.tables().image());
+        self.sync_probes(&known);
         if before.agent.ring_seed != self.config.agent.ring_seed {
             self.kernel.set_ring_seed(self.config.agent.ring_seed);
         }
         let wanted = self.knowledge.wanted(&self.config);
         if let Err(error) = self.bring_about(&wanted) {
             self.config = before;
-            self.sync_probes(&BTreeMap::new());
+            self.sync_probes(&known);
             self.kernel.set_ring_seed(self.config.agent.ring_seed);
             self.reconcile();
             return Err(ApiError::failed(error));
@@ -100,11 +100,12 @@ impl Agent {
     fn refuse_what_needs_a_restart(&self, config: &Config) -> Result<(), ApiError> {
         let mut errors = Vec::new();
         let restart = "restart the agent to change it (the data plane goes on meanwhile)";
+        let detach = "a link keeps its mode; to change it, run `sluice detach` and start the agent again";
         if config.agent.interfaces != self.config.agent.interfaces {
             errors.push(format!("agent.interfaces: {restart}"));
         }
         if config.agent.xdp_mode != self.config.agent.xdp_mode {
-            errors.push(format!("agent.xdp_mode: {restart}"));
+            errors.push(format!("agent.xdp_mode: {detach}"));
         }
         let loaded = self.kernel.tables().capacity();
         if capacity(config).flow_buckets != loaded.flow_buckets {
@@ -127,15 +128,17 @@ impl Agent {
         Ok(Prepared { metrics: Some(metrics) })
     }
 
-    /// What a configuration would change: exactly, for the health that is known now.
-    fn predict(&self, config: &Config, dry_run: bool) -> Result<ApplyReport, ApiError> {
+    /// What a configuration would change: exactly, if backends that have not been probed yet turn out well.
+    fn predict(&mut self, config: &Config, dry_run: bool) -> Result<ApplyReport, ApiError> {
         let image = self.kernel.tables().image();
-        let wanted = self.knowledge.wanted(config);
-        let rings = plan::rings(&image, &wanted).map_err(ApiError::failed)?;
+        let wanted = self.knowledge.clone().hopeful(config).wanted(config);
+        let Plan { rings, kept, .. } = plan(&image, &wanted, &mut self.rings).map_err(ApiError::failed)?;
+        let ids: BTreeMap<&str, u32> =
+            image.services.iter().map(|(&id, service)| (service.name.as_str(), id)).collect();
         let mut changed: Vec<RingChange> = rings
             .iter()
             .filter_map(|(service, ring)| {
-                let loaded = image.services.get(&image.service_id(service)?)?.ring.as_ref()?;
+                let loaded = image.services.get(ids.get(service.as_str())?)?.ring.as_ref()?;
                 let slots =
                     ring.as_ref().map_or(RING_SIZE, |ring| changed_slots(&loaded.1.slots, &ring.slots));
                 Some((service, slots))
@@ -153,18 +156,14 @@ impl Agent {
             revision: self.revision,
             changes: diff(&self.config, config),
             rings: changed,
-            flows_lost: self.flows_lost(&image, config)?,
+            flows_lost: self.flows_lost(&image, &kept)?,
             warnings: Vec::new(),
         })
     }
 
-    /// Live flows of backends that are enabled now and would be gone or disabled.
-    fn flows_lost(&self, image: &Image, config: &Config) -> Result<u64, ApiError> {
-        let kept: BTreeSet<(&str, &str)> = Knowledge::enabled_backends(config).collect();
-        let lost = image.backends.iter().filter(|(_, backend)| {
-            let service = image.services.get(&backend.service).map_or("", |service| service.name.as_str());
-            backend.enabled && !kept.contains(&(service, backend.name.as_str()))
-        });
+    /// Live flows of backends that are enabled now and would not be kept.
+    fn flows_lost(&self, image: &Image, kept: &BTreeSet<u16>) -> Result<u64, ApiError> {
+        let lost = image.backends.iter().filter(|(id, backend)| backend.enabled && !kept.contains(id));
         let counts = self.kernel.tables().live_flows(self.kernel.now().map_err(ApiError::failed)?);
         Ok(lost.filter_map(|(id, _)| counts.get(id)).sum())
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream;
@@ -20,7 +20,7 @@ impl Agent {
     /// Looks again at interfaces and next hops, and brings about what changed.
     pub(super) async fn refresh_network(&mut self) {
         self.refresh_interfaces().await;
-        if self.resolve(&self.config.clone(), Duration::ZERO).await {
+        if self.resolve(&self.config.clone(), Duration::ZERO).await || self.unsettled {
             self.reconcile();
         }
     }
@@ -34,13 +34,12 @@ impl Agent {
                 continue;
             }
             if found.ifindex != known.ifindex && self.options.attach {
-                match self.kernel.attach(&self.pins, &known.name, self.config.agent.xdp_mode) {
-                    Ok(_) => log::warn!("{}: the interface was made anew; attached to it again", known.name),
-                    Err(error) => log::error!("{error}"),
+                log::warn!("{}: the interface was made anew", known.name);
+                // On an error what is known stays, so that the next look tries again.
+                if let Err(error) = self.attach(&known.name).await {
+                    log::error!("{error}");
                 }
-            }
-            let found = self.resolver.interface(&known.name).await.unwrap_or(found);
-            if let Some(interface) = self.interfaces.get_mut(at) {
+            } else if let Some(interface) = self.interfaces.get_mut(at) {
                 *interface = found;
             }
             self.publish_interfaces();
@@ -63,12 +62,14 @@ impl Agent {
             .flat_map(|service| &service.backends)
             .map(|backend| backend.address)
             .collect();
+        let deadline = Instant::now() + patience;
         let resolver = &self.resolver;
-        let found: Vec<(IpAddr, Result<NextHop, HopError>)> = stream::iter(addresses)
-            .map(|address| async move { (address, resolver.resolve_within(address, patience).await) })
-            .buffer_unordered(CONCURRENT)
-            .collect()
-            .await;
+        let resolve = async |address| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            (address, resolver.resolve_within(address, left).await)
+        };
+        let found: Vec<(IpAddr, Result<NextHop, HopError>)> =
+            stream::iter(addresses).map(resolve).buffer_unordered(CONCURRENT).collect().await;
         let mut changed = false;
         for (address, result) in found {
             match result {

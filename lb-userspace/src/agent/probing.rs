@@ -1,7 +1,7 @@
 //! The configuration's health checks → probe tasks; their reports → health.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use tokio::task::AbortHandle;
 
@@ -12,8 +12,11 @@ use crate::core::names;
 use crate::core::wanted::BackendKey;
 use crate::io::probes::{ProbeReport, probe_loop};
 
-/// A probe's outcome.
-pub(super) type Report = ProbeReport<BackendKey>;
+/// A probe's outcome. The target tells a backend's server from one that had its name before.
+pub(super) type Report = ProbeReport<(BackendKey, SocketAddr)>;
+
+/// What is known of servers, by backend and address.
+pub(super) type KnownHealth = BTreeMap<(BackendKey, IpAddr), Health>;
 
 /// A backend that is probed.
 pub(super) struct Probed {
@@ -34,7 +37,7 @@ impl Drop for Probed {
 impl Agent {
     /// Starts, restarts and ends probes so that they are those of the configuration. What is known of a backend stays
     /// as long as the check is the same; `adopted` is what a former agent found out.
-    pub(super) fn sync_probes(&mut self, adopted: &BTreeMap<BackendKey, Health>) {
+    pub(super) fn sync_probes(&mut self, adopted: &KnownHealth) {
         let wanted = targets(&self.config);
         let keys: BTreeSet<&BackendKey> = wanted.iter().map(|(key, ..)| key).collect();
         self.probed.retain(|key, _| keys.contains(key));
@@ -51,13 +54,13 @@ impl Agent {
                     monitor = probed.monitor.clone();
                     monitor.reconfigure(health.rise, health.fall);
                 }
-            } else if let Some(&health) = adopted.get(key) {
+            } else if let Some(&health) = adopted.get(&(key.clone(), target.ip())) {
                 monitor.adopt(health);
             }
             self.knowledge.health.insert(key.clone(), monitor.health());
             let first = first_probe_delay(index, count, health.interval, fastrand::u64(..));
             let task = tokio::spawn(probe_loop(
-                key.clone(),
+                (key.clone(), *target),
                 *target,
                 health.clone(),
                 first,
@@ -77,8 +80,10 @@ impl Agent {
 
     /// Judges a probe; says whether the backend's health changed.
     pub(super) fn judge(&mut self, report: Report) -> bool {
-        let key = report.target_key;
-        let Some(probed) = self.probed.get_mut(&key) else { return false };
+        let (key, target) = report.target_key;
+        let Some(probed) = self.probed.get_mut(&key).filter(|probed| probed.target == target) else {
+            return false;
+        };
         self.histograms.probed(&key.service, report.duration);
         let result = report.result.map_err(|error| error.to_string());
         probed.failure = result.as_ref().err().cloned();

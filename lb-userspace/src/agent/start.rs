@@ -1,23 +1,25 @@
 //! The options → a running agent: configuration, program, first health, tables, and only then packets.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::FLOW_WAYS;
+use lb_common::abi::{FLOW_WAYS, NextHop};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::probing::Report;
+use super::probing::{KnownHealth, Report};
 use super::state::{Agent, ReconcileError};
 use super::{AgentError, Options, packet_log};
-use crate::core::config::{self, Config};
+use crate::core::config::{self, Config, XdpMode};
 use crate::core::health::Health;
 use crate::core::image::{Capacity, Image};
+use crate::core::plan::RingCache;
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
-use crate::io::datapath::{Attached, Datapath, Kernel, PinDir, capacity_for};
+use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
 use crate::io::exporters::Histograms;
-use crate::io::neighbours::{InterfaceError, Resolver};
+use crate::io::neighbours::{InterfaceError, Resolver, XdpState};
 use crate::io::store;
 
 /// How long backends may take to tell their MAC addresses before the start goes on without.
@@ -47,8 +49,8 @@ pub(super) async fn start(
     }
     // What a former agent left in the middle of a change may still be seen by a packet.
     kernel.grace()?;
-    kernel.set_ring_seed(config.agent.ring_seed);
     let image = kernel.tables().image();
+    kernel.tables().sweep_orphans(&image.backends);
     if adopted {
         log::info!("adopted {} services with their flows", image.services.len());
     }
@@ -62,13 +64,15 @@ pub(super) async fn start(
         kernel,
         resolver,
         interfaces,
-        knowledge: Knowledge::default(),
+        knowledge: Knowledge { hops: adopted_hops(&image), ..Knowledge::default() },
         hop_errors: BTreeMap::new(),
         probed: BTreeMap::new(),
         reports: report_sender,
         requests,
         metrics: None,
         histograms: Histograms::default(),
+        rings: RingCache::default(),
+        unsettled: false,
         detached: false,
     };
     agent.publish_interfaces();
@@ -78,6 +82,7 @@ pub(super) async fn start(
     agent.resolve(&config, FIRST_HOPS).await;
     agent.wait_for_health(reports).await;
     let wanted = agent.knowledge.wanted(&agent.config);
+    agent.kernel.set_ring_seed(agent.config.agent.ring_seed);
     agent.bring_about(&wanted).map_err(|error| match error {
         ReconcileError::Plan(error) => AgentError::Plan(error),
         ReconcileError::Datapath(error) => AgentError::Datapath(error),
@@ -120,15 +125,20 @@ pub(super) fn flows(capacity: Capacity) -> u64 {
     u64::from(capacity.flow_buckets) * FLOW_WAYS as u64
 }
 
-/// What a former agent had found out about the backends that are loaded.
-fn adopted_health(image: &Image) -> BTreeMap<BackendKey, Health> {
-    let backends = image.backends.values();
+/// What was found out about the servers that are loaded. One that was not known to be healthy is probed as a new one.
+pub(super) fn adopted_health(image: &Image) -> KnownHealth {
+    let backends = image.backends.values().filter(|backend| backend.probed_healthy);
     let known = backends.filter_map(|backend| {
         let service = image.services.get(&backend.service)?;
-        let health = if backend.healthy { Health::Healthy } else { Health::Unhealthy };
-        Some((BackendKey::new(&service.name, &backend.name), health))
+        let key = BackendKey::new(&service.name, &backend.name);
+        Some(((key, backend.address.to_ip()), Health::Healthy))
     });
     known.collect()
+}
+
+/// The next hops that are loaded, by address: good until the kernel tells better ones.
+fn adopted_hops(image: &Image) -> BTreeMap<IpAddr, NextHop> {
+    image.backends.values().filter_map(|backend| Some((backend.address.to_ip(), backend.hop?))).collect()
 }
 
 impl Agent {
@@ -145,10 +155,21 @@ impl Agent {
         }
     }
 
-    /// Attaches the program to every interface of the configuration, and detaches it from those no longer there.
-    pub(super) async fn attach_all(&mut self) -> Result<(), AgentError> {
+    /// Attaches the program to every interface of the configuration, and detaches it from those no longer there. If one
+    /// fails, none is left attached that was not so before: nobody would look after it.
+    async fn attach_all(&mut self) -> Result<(), AgentError> {
+        let mut new = Vec::new();
         for name in self.config.agent.interfaces.clone() {
-            self.attach(&name).await?;
+            match self.attach(&name).await {
+                Ok(Attached::Replaced) => {}
+                Ok(Attached::New | Attached::Fallback(_)) => new.push(name),
+                Err(error) => {
+                    for name in new {
+                        self.pins.remove(&self.pins.link(&name))?;
+                    }
+                    return Err(error);
+                }
+            }
         }
         for name in self.pins.linked_interfaces()? {
             if !self.config.agent.interfaces.contains(&name) {
@@ -160,21 +181,46 @@ impl Agent {
     }
 
     /// Attaches the program to one interface, and looks at what came of it.
-    pub(super) async fn attach(&mut self, name: &str) -> Result<(), AgentError> {
+    pub(super) async fn attach(&mut self, name: &str) -> Result<Attached, AgentError> {
         let mode = self.config.agent.xdp_mode;
-        match self.kernel.attach(&self.pins, name, mode)? {
+        let attached = self.kernel.attach(&self.pins, name, mode)?;
+        let found = self.resolver.interface(name).await?;
+        match &attached {
             Attached::New => log::info!("{name}: attached"),
-            Attached::Replaced => log::info!("{name}: took over from the former agent"),
+            Attached::Replaced => {
+                log::info!("{name}: took over from the former agent");
+                check_mode(name, mode, found.xdp)?;
+            }
             Attached::Fallback(cause) => log::warn!(
                 "{name}: the driver does not take the program ({cause}); running in the slower generic mode. \
                  Set agent.xdp_mode = \"driver\" to make this an error"
             ),
         }
-        let found = self.resolver.interface(name).await?;
         match self.interfaces.iter_mut().find(|interface| interface.name == name) {
             Some(interface) => *interface = found,
             None => return Err(InterfaceError::NotFound { name: name.to_owned() }.into()),
         }
-        Ok(())
+        Ok(attached)
     }
+}
+
+/// A link keeps the mode it was made with: says so where that is not the configured one.
+fn check_mode(name: &str, wanted: XdpMode, found: XdpState) -> Result<(), AttachError> {
+    let found = match (wanted, found) {
+        (XdpMode::Driver, XdpState::Generic) => {
+            return Err(AttachError::Driver {
+                interface: name.to_owned(),
+                cause: "a former agent attached it in generic mode, and a link keeps its mode; run `sluice detach` \
+                        and start again"
+                    .to_owned(),
+            });
+        }
+        (XdpMode::Auto, XdpState::Generic) => "slower generic",
+        (XdpMode::Generic, XdpState::Driver) => "driver",
+        _ => return Ok(()),
+    };
+    log::warn!(
+        "{name}: stays in {found} mode, in which a former agent attached it; `sluice detach` ends that"
+    );
+    Ok(())
 }

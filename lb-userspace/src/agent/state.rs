@@ -13,7 +13,7 @@ use super::probing::{Probed, Report};
 use crate::core::config::{Config, Protocol};
 use crate::core::health::Health;
 use crate::core::image::Wanted;
-use crate::core::plan::{Action, plan};
+use crate::core::plan::{Action, RingCache, plan};
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, Readings, Snapshot, snapshot};
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
@@ -52,6 +52,10 @@ pub(super) struct Agent {
     pub(super) requests: Requests,
     pub(super) metrics: Option<Server>,
     pub(super) histograms: Histograms,
+    /// Rings built before.
+    pub(super) rings: RingCache,
+    /// Set while a change of the datapath is under way, and after one that was broken off.
+    pub(super) unsettled: bool,
     /// Set when the program was removed on request.
     pub(super) detached: bool,
 }
@@ -66,7 +70,7 @@ pub(super) enum ReconcileError {
 }
 
 impl Agent {
-    /// Brings the datapath in line with what is known; failures are logged, and tried again with the next event.
+    /// Brings the datapath in line with what is known; failures are logged, and tried again later.
     pub(super) fn reconcile(&mut self) {
         let wanted = self.knowledge.wanted(&self.config);
         if let Err(error) = self.bring_about(&wanted) {
@@ -77,12 +81,18 @@ impl Agent {
     /// Brings the datapath to what is wanted.
     pub(super) fn bring_about(&mut self, wanted: &Wanted) -> Result<(), ReconcileError> {
         let began = Instant::now();
-        let actions = plan(&self.kernel.tables().image(), wanted)?;
-        for action in &actions {
+        if self.unsettled {
+            // What was broken off may have released what packets under way still read.
+            self.kernel.grace()?;
+        }
+        let plan = plan(&self.kernel.tables().image(), wanted, &mut self.rings)?;
+        self.unsettled = true;
+        for action in &plan.actions {
             log::debug!("{}", summary(action));
             self.kernel.apply(action)?;
         }
-        if !actions.is_empty() {
+        self.unsettled = false;
+        if !plan.actions.is_empty() {
             self.histograms.applied(began.elapsed());
         }
         Ok(())
@@ -172,7 +182,11 @@ impl Agent {
                 None => format!("{} (not attached)", interface.name),
             })
             .collect();
-        format!("{} services, {backends} backends, on {}", self.config.services.len(), interfaces.join(", "))
+        format!(
+            "services: {}, backends: {backends}, on {}",
+            self.config.services.len(),
+            interfaces.join(", ")
+        )
     }
 
     /// What becomes of the data plane when the agent ends.

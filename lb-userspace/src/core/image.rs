@@ -61,12 +61,16 @@ pub struct LoadedService {
 pub struct LoadedBackend {
     /// Its name.
     pub name: String,
+    /// The server's own address.
+    pub address: Address,
     /// The id of its service.
     pub service: u32,
     /// Whether established flows may go to it.
     pub enabled: bool,
     /// Whether it counts as healthy.
     pub healthy: bool,
+    /// Whether its probes succeed, or it needs none.
+    pub probed_healthy: bool,
     /// The forwarding mode of its service.
     pub forwarding: Forwarding,
     /// Its next hop, if it is known.
@@ -98,12 +102,16 @@ pub struct WantedService {
 /// A backend as it should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WantedBackend {
-    /// Its name, which is its identity within the service.
+    /// Its name.
     pub name: String,
+    /// The server's own address: with the name, its identity within the service. Another address is another server.
+    pub address: Address,
     /// Whether established flows may go to it.
     pub enabled: bool,
     /// Whether it counts as healthy.
     pub healthy: bool,
+    /// Whether its probes succeed, or it needs none.
+    pub probed_healthy: bool,
     /// Its weight in the ring; 0 if it takes no new flows.
     pub ring_weight: u16,
     /// Its next hop; none leaves the loaded one as it is.
@@ -116,12 +124,13 @@ impl Image {
         self.services.iter().find(|(_, service)| service.name == name).map(|(&id, _)| id)
     }
 
-    /// The id of a service's backend with this name.
-    pub fn backend_id(&self, service: u32, name: &str) -> Option<u16> {
-        self.backends
-            .iter()
-            .find(|(_, backend)| backend.service == service && backend.name == name)
-            .map(|(&id, _)| id)
+    /// The ids of backends whose service is loaded, by service id, name and address.
+    pub fn backend_ids(&self) -> BTreeMap<(u32, &str, Address), u16> {
+        let backends =
+            self.backends.iter().filter(|(_, backend)| self.services.contains_key(&backend.service));
+        backends
+            .map(|(&id, backend)| ((backend.service, backend.name.as_str(), backend.address), id))
+            .collect()
     }
 
     /// The ring slots in force.
@@ -131,6 +140,11 @@ impl Image {
 }
 
 impl Wanted {
+    /// Whether a service of this name is wanted.
+    pub fn has_service(&self, name: &str) -> bool {
+        self.services.iter().any(|service| service.name == name)
+    }
+
     /// Everything the VIP table should hold, by service name: the VIPs, and for each address a mark by which a ping
     /// finds it.
     pub fn vip_entries(&self) -> Vec<(VipKey, &str)> {

@@ -4,13 +4,13 @@
 //! switched; whatever they were pointed at before stays until none can see it. So the actions may stop anywhere, and
 //! an agent that reads the maps back can go on from there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 
 use lb_common::abi::{Forwarding, Ring, ServiceWord, VipBucket, VipTable};
 use lb_common::net::Protocol;
 
-use super::image::{Capacity, Image, LoadedBackend, Wanted, WantedBackend, WantedService};
+use super::image::{Capacity, Image, LoadedBackend, VipKey, Wanted, WantedBackend, WantedService};
 use super::{ring, vips};
 
 /// One change of the maps.
@@ -65,32 +65,64 @@ pub enum Action {
 pub enum PlanError {
     /// More of something than the loaded maps hold.
     #[error(
-        "the loaded tables hold {capacity} {what}, this configuration needs {needed}: run `sluice detach` and start \
-         the agent again to load larger ones (this ends the forwarding in between)"
+        "the loaded tables hold {capacity} {what}, but {needed} are wanted, and {gone} that go are still held while \
+         the new ones come: make the change in two steps if that helps, or run `sluice detach` and start the agent \
+         again to load larger tables (this ends the forwarding in between)"
     )]
     Full {
         /// What there is too much of.
         what: &'static str,
-        /// How many there would be.
+        /// How many are wanted.
         needed: usize,
+        /// How many that are not wanted any more have their place until the new ones are in force.
+        gone: usize,
         /// How many fit.
         capacity: u32,
     },
 }
 
+/// The way from what is loaded to what is wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// What to do, in this order.
+    pub actions: Vec<Action>,
+    /// The rings that are then in force, by service name.
+    pub rings: BTreeMap<String, Option<Arc<Ring>>>,
+    /// Backends that then may keep their flows, by id.
+    pub kept: BTreeSet<u16>,
+}
+
 /// Plans the way from `loaded` to `wanted`.
-pub fn plan(loaded: &Image, wanted: &Wanted) -> Result<Vec<Action>, PlanError> {
+pub fn plan(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Plan, PlanError> {
     let ids = Ids::assign(loaded, wanted)?;
+    let rings: BTreeMap<String, Option<Arc<Ring>>> = ids
+        .of(wanted)
+        .map(|(id, service)| (service.name.clone(), ids.ring(wanted.ring_seed, id, service, cache)))
+        .collect();
+    cache.0.retain(|name, _| rings.contains_key(name));
     let mut actions = Vec::new();
     make_backends(loaded, wanted, &ids, &mut actions);
-    switch_services(loaded, wanted, &ids, &mut actions)?;
+    switch_services(loaded, wanted, &ids, &rings, &mut actions)?;
     switch_vips(loaded, wanted, &ids, &mut actions)?;
     break_rest(loaded, wanted, &ids, &mut actions);
-    Ok(actions)
+    let kept = backends(wanted, &ids).filter(|(.., backend, _)| backend.enabled).map(|(.., id)| id).collect();
+    Ok(Plan { actions, rings, kept })
+}
+
+/// Rings built before, by service name: one event seldom changes more than one of them. Two of each service are kept, for
+/// a prediction looks at other members than what is loaded.
+#[derive(Debug, Default)]
+pub struct RingCache(BTreeMap<String, VecDeque<CachedRing>>);
+
+#[derive(Debug)]
+struct CachedRing {
+    seed: u64,
+    members: Vec<(String, u16, u16)>,
+    ring: Option<Arc<Ring>>,
 }
 
 /// Ids of everything wanted: those it has, else free ones.
-pub struct Ids {
+struct Ids {
     services: BTreeMap<String, u32>,
     backends: BTreeMap<(u32, String), u16>,
 }
@@ -99,32 +131,36 @@ impl Ids {
     /// Assigns them.
     fn assign(loaded: &Image, wanted: &Wanted) -> Result<Self, PlanError> {
         let Capacity { services: service_room, backends: backend_room, .. } = loaded.capacity;
+        let named: BTreeMap<&str, u32> =
+            loaded.services.iter().map(|(&id, service)| (service.name.as_str(), id)).collect();
         let mut free = (0..service_room).filter(|id| !loaded.services.contains_key(id));
         let mut services = BTreeMap::new();
         for service in &wanted.services {
-            let id = loaded.service_id(&service.name).or_else(|| free.next()).ok_or(PlanError::Full {
-                what: "services",
-                needed: loaded.services.len().max(wanted.services.len()),
-                capacity: service_room,
+            let held = named.get(service.name.as_str()).copied();
+            let id = held.or_else(|| free.next()).ok_or_else(|| {
+                let gone = named.len() - named.keys().filter(|name| wanted.has_service(name)).count();
+                PlanError::Full {
+                    what: "services",
+                    needed: wanted.services.len(),
+                    gone,
+                    capacity: service_room,
+                }
             })?;
             services.insert(service.name.clone(), id);
         }
         let last = u16::try_from(backend_room).unwrap_or(u16::MAX);
         let mut free = (1..=last).filter(|id| !loaded.backends.contains_key(id));
-        let held: BTreeMap<(u32, &str), u16> = loaded
-            .backends
-            .iter()
-            .map(|(&id, backend)| ((backend.service, backend.name.as_str()), id))
-            .collect();
+        let held = loaded.backend_ids();
         let mut backends = BTreeMap::new();
         for service in &wanted.services {
             let Some(&service_id) = services.get(&service.name) else { continue };
             for backend in &service.backends {
-                let held = held.get(&(service_id, backend.name.as_str())).copied();
-                let id = held.or_else(|| free.next()).ok_or_else(|| PlanError::Full {
-                    what: "backends",
-                    needed: wanted.services.iter().map(|service| service.backends.len()).sum(),
-                    capacity: backend_room,
+                let held = held.get(&(service_id, backend.name.as_str(), backend.address)).copied();
+                let id = held.or_else(|| free.next()).ok_or_else(|| {
+                    let needed = wanted.services.iter().map(|service| service.backends.len()).sum();
+                    let wanted: BTreeSet<&u16> = backends.values().collect();
+                    let gone = loaded.backends.keys().filter(|id| !wanted.contains(id)).count();
+                    PlanError::Full { what: "backends", needed, gone, capacity: backend_room }
                 })?;
                 backends.insert((service_id, backend.name.clone()), id);
             }
@@ -141,42 +177,54 @@ impl Ids {
     }
 
     /// The ring a service should have.
-    fn ring(&self, seed: u64, id: u32, service: &WantedService) -> Option<Arc<Ring>> {
-        let members: Vec<ring::Member<'_>> = service
+    fn ring(&self, seed: u64, id: u32, service: &WantedService, cache: &mut RingCache) -> Option<Arc<Ring>> {
+        let members: Vec<(String, u16, u16)> = service
             .backends
             .iter()
             .filter_map(|backend| {
-                let id = self.backend(id, &backend.name)?;
-                Some(ring::Member { name: &backend.name, id, weight: backend.ring_weight })
+                Some((backend.name.clone(), self.backend(id, &backend.name)?, backend.ring_weight))
             })
             .collect();
-        ring::build(seed, &members).map(|ring| Arc::new(Ring { slots: *ring.slots() }))
+        let cached = cache.0.entry(service.name.clone()).or_default();
+        if let Some(found) = cached.iter().find(|cached| cached.seed == seed && cached.members == members) {
+            return found.ring.clone();
+        }
+        let named: Vec<ring::Member<'_>> = members
+            .iter()
+            .map(|(name, id, weight)| ring::Member { name, id: *id, weight: *weight })
+            .collect();
+        let ring = ring::build(seed, &named).map(Arc::from);
+        cached.push_front(CachedRing { seed, members, ring: ring.clone() });
+        cached.truncate(2);
+        ring
     }
 }
 
-/// The rings that `wanted` leads to, by service name, with the ids it would assign: what a dry run compares.
-pub fn rings(loaded: &Image, wanted: &Wanted) -> Result<BTreeMap<String, Option<Arc<Ring>>>, PlanError> {
-    let ids = Ids::assign(loaded, wanted)?;
-    Ok(ids
-        .of(wanted)
-        .map(|(id, service)| (service.name.clone(), ids.ring(wanted.ring_seed, id, service)))
-        .collect())
+/// A backend as it is loaded when it is as wanted. A next hop that is not known now stays what it was.
+fn as_loaded(
+    service: u32,
+    forwarding: Forwarding,
+    wanted: &WantedBackend,
+    before: Option<&LoadedBackend>,
+) -> LoadedBackend {
+    LoadedBackend {
+        name: wanted.name.clone(),
+        address: wanted.address,
+        service,
+        enabled: wanted.enabled,
+        healthy: wanted.healthy,
+        probed_healthy: wanted.probed_healthy,
+        forwarding,
+        hop: wanted.hop.or(before.and_then(|before| before.hop)),
+    }
 }
 
 /// Writes new and changed backends. One that is to be disabled stays enabled until no ring names it.
 fn make_backends(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Action>) {
     for (service, forwarding, backend, id) in backends(wanted, ids) {
         let before = loaded.backends.get(&id);
-        let hop = backend.hop.or(before.and_then(|before| before.hop));
-        let enabled = backend.enabled || before.is_some_and(|before| before.enabled);
-        let after = LoadedBackend {
-            name: backend.name.clone(),
-            service,
-            enabled,
-            healthy: backend.healthy,
-            forwarding,
-            hop,
-        };
+        let mut after = as_loaded(service, forwarding, backend, before);
+        after.enabled |= before.is_some_and(|before| before.enabled);
         if before != Some(&after) {
             actions.push(Action::WriteBackend { id, backend: after, new: before.is_none() });
         }
@@ -199,6 +247,7 @@ fn switch_services(
     loaded: &Image,
     wanted: &Wanted,
     ids: &Ids,
+    rings: &BTreeMap<String, Option<Arc<Ring>>>,
     actions: &mut Vec<Action>,
 ) -> Result<(), PlanError> {
     let in_use = loaded.rings_in_use();
@@ -207,11 +256,11 @@ fn switch_services(
     let mut released = Vec::new();
     for (id, service) in ids.of(wanted) {
         let before = loaded.services.get(&id);
-        let ring = ids.ring(wanted.ring_seed, id, service);
+        let ring = rings.get(&service.name).cloned().flatten();
         let loaded_ring = before.and_then(|before| before.ring.as_ref());
         let same = match (&ring, loaded_ring) {
             (None, None) => true,
-            (Some(ring), Some((_, loaded))) => ring.slots == loaded.slots,
+            (Some(ring), Some((_, loaded))) => Arc::ptr_eq(ring, loaded) || ring.slots == loaded.slots,
             _ => false,
         };
         if same && before.is_some() {
@@ -227,6 +276,7 @@ fn switch_services(
                 let slot = free.pop().ok_or(PlanError::Full {
                     what: "rings",
                     needed: wanted.services.len() + 1,
+                    gone: loaded.services.len().saturating_sub(wanted.services.len()),
                     capacity: loaded.capacity.rings,
                 })?;
                 actions.push(Action::WriteRing { slot, ring });
@@ -256,13 +306,14 @@ fn switch_vips(
         .into_iter()
         .filter_map(|(vip, name)| Some((vip, *ids.services.get(name)?)))
         .collect();
-    let holds = |entry| loaded.vips.contains(entry);
-    if entries.len() == loaded.vips.len() && entries.iter().all(holds) {
+    let held: HashSet<&(VipKey, u32)> = loaded.vips.iter().collect();
+    if entries.len() == held.len() && entries.iter().all(|entry| held.contains(entry)) {
         return Ok(());
     }
     let buckets = vips::build(&entries, loaded.capacity.vip_buckets).ok_or(PlanError::Full {
-        what: "VIP buckets",
-        needed: vips::buckets_for(entries.len()) as usize,
+        what: "VIPs and VIP addresses",
+        needed: entries.len(),
+        gone: 0,
         capacity: loaded.capacity.vip_buckets,
     })?;
     let table = VipTable {
@@ -283,14 +334,7 @@ fn break_rest(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Acti
             && before.enabled
             && !backend.enabled
         {
-            let backend = LoadedBackend {
-                name: backend.name.clone(),
-                service,
-                enabled: false,
-                healthy: backend.healthy,
-                forwarding,
-                hop: backend.hop.or(before.hop),
-            };
+            let backend = as_loaded(service, forwarding, backend, Some(before));
             actions.push(Action::WriteBackend { id, backend, new: false });
         }
     }

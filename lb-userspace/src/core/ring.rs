@@ -10,13 +10,11 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::abi::{RING_SIZE, Ring};
 use siphasher::sip::SipHasher13;
 
 #[cfg(test)]
 mod tests;
-
-/// Slots of a ring; a prime, so that every skip visits every slot.
-pub const RING_SIZE: usize = 65_537;
 
 const SLOTS: u32 = RING_SIZE as u32;
 const BITS: usize = u64::BITS as usize;
@@ -32,24 +30,15 @@ pub struct Member<'a> {
     pub weight: u16,
 }
 
-/// A full ring of backend ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ring(Box<[u16; RING_SIZE]>);
-
-impl Ring {
-    /// The backend id in each slot.
-    pub fn slots(&self) -> &[u16; RING_SIZE] {
-        &self.0
-    }
-
-    /// How many slots each id has; ids without slots are absent.
-    pub fn slots_by_id(&self) -> BTreeMap<u16, usize> {
-        let mut counts = BTreeMap::new();
-        for &id in self.0.iter() {
-            *counts.entry(id).or_insert(0) += 1;
+/// How many slots each backend id has; ids without slots are absent.
+pub fn slots_by_id(ring: &Ring) -> BTreeMap<u16, usize> {
+    let mut counts = vec![0_usize; usize::from(u16::MAX) + 1];
+    for &id in &ring.slots {
+        if let Some(count) = counts.get_mut(usize::from(id)) {
+            *count += 1;
         }
-        counts
     }
+    (0..=u16::MAX).zip(counts).filter(|(_, count)| *count > 0).collect()
 }
 
 /// How many slots have another owner in `new` than in `old`: the share of new flows that would move.
@@ -62,7 +51,7 @@ pub fn changed_slots(old: &[u16], new: &[u16]) -> usize {
 ///
 /// Every member's number of slots is within one of its exact share, so one whose exact share is less than a
 /// slot may get none.
-pub fn build(seed: u64, members: &[Member<'_>]) -> Option<Ring> {
+pub fn build(seed: u64, members: &[Member<'_>]) -> Option<Box<Ring>> {
     let mut claims: Vec<Claim> =
         members.iter().filter(|member| member.weight > 0).map(|member| Claim::new(seed, member)).collect();
     // An order that all nodes agree on, and that favours no name in every service alike.
@@ -82,7 +71,8 @@ pub fn build(seed: u64, members: &[Member<'_>]) -> Option<Ring> {
     if claims.is_empty() {
         return None;
     }
-    slots.into_boxed_slice().try_into().ok().map(Ring)
+    let slots: Box<[u16; RING_SIZE]> = slots.into_boxed_slice().try_into().ok()?;
+    Some(Box::new(Ring { slots: *slots }))
 }
 
 /// A member with weight, and its way through the slots: `offset`, `offset + skip`, `offset + 2 skip`, …

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::{RING_SIZE, Ring, Traffic, Verdicts};
+use lb_common::abi::{RING_SIZE, Traffic, Verdicts};
+use lb_common::net::Address;
 use lb_common::verdict::Verdict;
 use serde::{Deserialize, Serialize};
 
 use super::config::{self, Config, Probe};
 use super::image::Image;
 use super::names;
+use super::ring::slots_by_id;
 use super::wanted::{BackendKey, Knowledge};
 
 /// Everything the agent shows, at one moment.
@@ -132,7 +134,8 @@ pub fn snapshot(
     reasons: &BTreeMap<BackendKey, String>,
     readings: &Readings,
 ) -> Snapshot {
-    let service = |service| service_stats(service, knowledge, reasons, readings);
+    let ids = readings.image.backend_ids();
+    let service = |service| service_stats(service, knowledge, reasons, readings, &ids);
     Snapshot {
         agent,
         services: config.services.iter().map(service).collect(),
@@ -152,6 +155,7 @@ fn service_stats(
     knowledge: &Knowledge,
     reasons: &BTreeMap<BackendKey, String>,
     readings: &Readings,
+    ids: &BTreeMap<(u32, &str, Address), u16>,
 ) -> ServiceStats {
     let id = readings.image.service_id(&service.name);
     let traffic = id.and_then(|id| readings.services.get(&id)).copied().unwrap_or_default();
@@ -159,7 +163,7 @@ fn service_stats(
     let slots = ring.map(|ring| slots_by_id(ring)).unwrap_or_default();
     let serving = knowledge.serving(service);
     let backends = service.backends.iter().zip(&serving.eligible).map(|(backend, &eligible)| {
-        let id = id.and_then(|service| readings.image.backend_id(service, &backend.name));
+        let id = id.and_then(|id| ids.get(&(id, backend.name.as_str(), backend.address.into()))).copied();
         let traffic = id.and_then(|id| readings.backends.get(&id)).copied().unwrap_or_default();
         let slots = id.and_then(|id| slots.get(&id)).copied().unwrap_or(0);
         let health = match service.health.probe {
@@ -191,12 +195,4 @@ fn service_stats(
         new_flows: traffic.new_flows,
         backends: backends.collect(),
     }
-}
-
-fn slots_by_id(ring: &Ring) -> BTreeMap<u16, usize> {
-    let mut slots = BTreeMap::new();
-    for &id in &ring.slots {
-        *slots.entry(id).or_default() += 1;
-    }
-    slots
 }

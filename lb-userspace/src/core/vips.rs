@@ -6,9 +6,12 @@ use lb_common::net::Be16;
 
 use super::image::VipKey;
 
+/// Room for hundreds of VIPs to come: 64 KiB a half.
+const MIN_BUCKETS: usize = 1_024;
+
 /// Buckets of one half for `entries` VIPs: filled to a quarter at most, so that searches end at once.
 pub fn buckets_for(entries: usize) -> u32 {
-    let buckets = (entries * 4).div_ceil(VIP_WAYS).max(64).next_power_of_two();
+    let buckets = (entries * 4).div_ceil(VIP_WAYS).max(MIN_BUCKETS).next_power_of_two();
     u32::try_from(buckets).unwrap_or(u32::MAX)
 }
 

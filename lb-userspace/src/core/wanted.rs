@@ -41,16 +41,35 @@ impl Knowledge {
         self.health.get(&BackendKey::new(service, backend)).copied().unwrap_or_default()
     }
 
-    /// The backends of a configuration that established flows may go to, by service and name.
-    pub fn enabled_backends(config: &Config) -> impl Iterator<Item = (&str, &str)> {
-        config.services.iter().flat_map(|service| {
-            let enabled = service.backends.iter().filter(|backend| backend.state != BackendState::Disabled);
-            enabled.map(|backend| (service.name.as_str(), backend.name.as_str()))
-        })
+    /// The same, as it will be if backends that have not been probed yet turn out well.
+    pub fn hopeful(mut self, config: &Config) -> Self {
+        for service in &config.services {
+            for backend in &service.backends {
+                let health = self.health.entry(BackendKey::new(&service.name, &backend.name)).or_default();
+                if *health == Health::Unknown {
+                    *health = Health::Healthy;
+                }
+            }
+        }
+        self
     }
 
     /// How a service is, and which of its backends take new flows, in their order.
+    ///
+    /// A backend that no frame can be sent to, for its MAC address was never known, takes none while another can.
     pub fn serving(&self, service: &config::Service) -> Serving {
+        let mut serving = self.serving_by_health(service);
+        let reachable = |backend: &config::Backend| self.hops.contains_key(&backend.address);
+        let takes_flows = service.backends.iter().zip(&serving.eligible).filter(|(_, eligible)| **eligible);
+        if takes_flows.map(|(backend, _)| backend).any(reachable) {
+            for (eligible, backend) in serving.eligible.iter_mut().zip(&service.backends) {
+                *eligible &= reachable(backend);
+            }
+        }
+        serving
+    }
+
+    fn serving_by_health(&self, service: &config::Service) -> Serving {
         let checked = service.health.probe != Probe::None;
         let candidates: Vec<Candidate> = service
             .backends
@@ -74,15 +93,18 @@ impl Knowledge {
     fn wanted_service(&self, service: &config::Service) -> WantedService {
         let checked = service.health.probe != Probe::None;
         let eligible = self.serving(service).eligible;
-        let backends = service.backends.iter().zip(eligible).map(|(backend, eligible)| WantedBackend {
-            name: backend.name.clone(),
-            enabled: backend.state != BackendState::Disabled,
-            // One that takes new flows because nothing better is left counts as healthy: flows may stay with it.
-            healthy: eligible
-                || !checked
-                || self.health_of(&service.name, &backend.name) != Health::Unhealthy,
-            ring_weight: if eligible { backend.weight } else { 0 },
-            hop: self.hops.get(&backend.address).copied(),
+        let backends = service.backends.iter().zip(eligible).map(|(backend, eligible)| {
+            let health = self.health_of(&service.name, &backend.name);
+            WantedBackend {
+                name: backend.name.clone(),
+                address: backend.address.into(),
+                enabled: backend.state != BackendState::Disabled,
+                // One that takes new flows because nothing better is left counts as healthy: flows may stay with it.
+                healthy: eligible || !checked || health != Health::Unhealthy,
+                probed_healthy: !checked || health == Health::Healthy,
+                ring_weight: if eligible { backend.weight } else { 0 },
+                hop: self.hops.get(&backend.address).copied(),
+            }
         });
         WantedService {
             name: service.name.clone(),

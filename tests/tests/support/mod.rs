@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lb_common::abi::{Forwarding, NextHop};
-use lb_common::net::Protocol;
+use lb_common::net::{Address, Protocol};
 use lb_userspace::core::image::{Capacity, VipKey, Wanted, WantedBackend, WantedService};
-use lb_userspace::core::plan;
+use lb_userspace::core::plan::{self, RingCache};
 use lb_userspace::io::datapath::{Datapath, Kernel, PinDir, capacity_for};
 
 /// A pin directory of its own, removed with everything in it.
@@ -48,7 +48,15 @@ pub fn hop(last: u8) -> NextHop {
 }
 
 pub fn backend(name: &str, last: u8) -> WantedBackend {
-    WantedBackend { name: name.into(), enabled: true, healthy: true, ring_weight: 100, hop: Some(hop(last)) }
+    WantedBackend {
+        name: name.into(),
+        address: Address::v4([10, 0, 1, last]),
+        enabled: true,
+        healthy: true,
+        probed_healthy: true,
+        ring_weight: 100,
+        hop: Some(hop(last)),
+    }
 }
 
 pub fn service(name: &str, vips: Vec<VipKey>, backends: Vec<WantedBackend>) -> WantedService {
@@ -82,8 +90,8 @@ pub fn wanted() -> Wanted {
 
 /// Brings a datapath to what is wanted.
 pub fn apply(datapath: &mut impl Datapath, wanted: &Wanted) {
-    let actions = plan::plan(&datapath.tables().image(), wanted).unwrap();
-    for action in &actions {
+    let plan = plan::plan(&datapath.tables().image(), wanted, &mut RingCache::default()).unwrap();
+    for action in &plan.actions {
         datapath.apply(action).unwrap();
     }
 }

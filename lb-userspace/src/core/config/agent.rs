@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
+use lb_common::abi::{MAX_FLOWS, MAX_INTERFACES, MIN_FLOWS};
+
 use super::reader::Section;
 use super::{Agent, XdpMode, values};
 
-const INTERFACES_MAX: usize = 16;
 /// Flows: from 32 KiB to 512 MiB of table.
-const FLOW_TABLE_SIZE: RangeInclusive<u32> = 4_096..=67_108_864;
+const FLOW_TABLE_SIZE: RangeInclusive<u32> = MIN_FLOWS..=MAX_FLOWS;
 const FLOW_TABLE_SIZE_DEFAULT: u32 = 1_048_576;
 /// TOML promises no integers beyond this.
 const RING_SEED_MAX: u64 = i64::MAX as u64;
@@ -49,9 +50,9 @@ fn interfaces(agent: &mut Section<'_>) -> Vec<String> {
         "name at least one network interface, such as interfaces = [\"eth0\"]",
         values::interface,
     );
-    if list.elements.len() > INTERFACES_MAX {
+    if list.elements.len() > MAX_INTERFACES {
         agent
-            .wrong("interfaces", format!("at most {INTERFACES_MAX} interfaces, not {}", list.elements.len()));
+            .wrong("interfaces", format!("at most {MAX_INTERFACES} interfaces, not {}", list.elements.len()));
     }
     let mut seen = HashSet::new();
     for element in &list.elements {

@@ -18,12 +18,6 @@ pub use model::*;
 pub use report::ConfigError;
 pub use values::{DurationError, parse_duration};
 
-/// Most services a configuration may have.
-pub const SERVICES_MAX: usize = 4_096;
-
-/// Most backends all services together may have: backend ids are 16 bits wide, and two of them are reserved.
-pub const BACKENDS_MAX: usize = 65_534;
-
 /// Reads and validates a configuration file's text.
 ///
 /// # Errors

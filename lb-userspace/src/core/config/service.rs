@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
+
 use super::reader::{List, Section};
-use super::{
-    AllDown, BACKENDS_MAX, Backend, BackendState, Forwarding, Protocol, SERVICES_MAX, Service, Vip, health,
-    values,
-};
+use super::{AllDown, Backend, BackendState, Forwarding, Protocol, Service, Vip, health, values};
 
 /// Weight of a backend that does not say.
 const WEIGHT_DEFAULT: u16 = 100;
@@ -25,8 +24,8 @@ pub(super) fn read_all(sections: Vec<Section<'_>>) -> Option<Vec<Service>> {
     let mut taken = Taken::default();
     let mut services = Vec::with_capacity(sections.len());
     for (index, section) in sections.into_iter().enumerate() {
-        if index == SERVICES_MAX {
-            section.wrong_at(section.place(), format!("more than {SERVICES_MAX} services"));
+        if index == MAX_SERVICES as usize {
+            section.wrong_at(section.place(), format!("more than {MAX_SERVICES} services"));
         }
         services.push(read(index, section, &mut taken));
     }
@@ -66,8 +65,8 @@ fn read(index: usize, mut service: Section<'_>, taken: &mut Taken) -> Option<Ser
     let sections = service.tables("backend");
     let backends_count = sections.len();
     taken.backends = taken.backends.saturating_add(backends_count);
-    if taken.backends > BACKENDS_MAX {
-        service.wrong("backend", format!("more than {BACKENDS_MAX} backends in all services together"));
+    if taken.backends > MAX_BACKENDS as usize {
+        service.wrong("backend", format!("more than {MAX_BACKENDS} backends in all services together"));
     }
     if let Some(min_healthy) = min_healthy
         && usize::try_from(min_healthy).is_ok_and(|least| least > backends_count)

@@ -1,5 +1,6 @@
 //! The embedded object and the pin directory → the program and maps in the kernel.
 
+use std::cell::RefCell;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
@@ -146,6 +147,7 @@ impl Kernel {
                 flows: region(pinned, map::FLOWS, access)?,
                 service_names: region(pinned, map::SERVICE_NAMES, access)?,
                 backend_names: region(pinned, map::BACKEND_NAMES, access)?,
+                known_rings: RefCell::default(),
                 fresh_hops: HashSet::new(),
             },
             verdicts: counters(pinned, map::VERDICTS)?,

@@ -1,5 +1,6 @@
 //! The maps as memory: read whole into an [`Image`], changed by [`Action`]s, swept for idle flows.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ pub struct TableSet {
     pub(super) flows: Region<FlowBucket>,
     pub(super) service_names: Region<Name>,
     pub(super) backend_names: Region<Name>,
+    /// Copies of rings read or written before, by slot.
+    pub(super) known_rings: RefCell<BTreeMap<u16, Arc<Ring>>>,
     /// Backends whose next hop was replaced since the last grace period: packets may still read the one before.
     pub(super) fresh_hops: HashSet<u16>,
 }
@@ -45,6 +48,7 @@ impl TableSet {
             flows: Region::heap(capacity.flow_buckets),
             service_names: Region::heap(capacity.services),
             backend_names: Region::heap(capacity.backends + 1),
+            known_rings: RefCell::default(),
             fresh_hops: HashSet::new(),
         }
     }
@@ -103,12 +107,21 @@ impl TableSet {
             .map(|(id, (service, name))| (id, service.load(), name))
             .filter(|(_, word, _)| word.used)
             .map(|(id, word, name)| {
-                let ring = word
-                    .ring
-                    .and_then(|slot| Some((slot, Arc::new(*self.rings.records().get(usize::from(slot))?))));
+                let ring = word.ring.and_then(|slot| Some((slot, self.ring(slot)?)));
                 (id, LoadedService { name: name.as_str().to_owned(), ring })
             })
             .collect()
+    }
+
+    /// The ring in a slot. Only this process writes rings, so one that is known need not be read again.
+    fn ring(&self, slot: u16) -> Option<Arc<Ring>> {
+        let mut known = self.known_rings.borrow_mut();
+        if let Some(ring) = known.get(&slot) {
+            return Some(Arc::clone(ring));
+        }
+        let ring = Arc::new(*self.rings.records().get(usize::from(slot))?);
+        known.insert(slot, Arc::clone(&ring));
+        Some(ring)
     }
 
     fn loaded_backends(&self) -> BTreeMap<u16, LoadedBackend> {
@@ -121,9 +134,11 @@ impl TableSet {
                 let hop = word.resolved.then_some(*backend.hop(word));
                 let loaded = LoadedBackend {
                     name: name.as_str().to_owned(),
+                    address: backend.address,
                     service: word.service.into(),
                     enabled: word.enabled,
                     healthy: word.healthy,
+                    probed_healthy: word.probed_healthy,
                     forwarding: word.forwarding,
                     hop,
                 };
@@ -153,10 +168,12 @@ impl TableSet {
             *(if second_hop { second } else { first }) = hop;
         }
         *name = Name::new(&backend.name);
+        record.address = backend.address;
         let word = BackendWord {
             used: true,
             enabled: backend.enabled,
             healthy: backend.healthy,
+            probed_healthy: backend.probed_healthy,
             resolved: backend.hop.is_some(),
             second_hop,
             forwarding: backend.forwarding,
@@ -174,9 +191,10 @@ impl TableSet {
         }
     }
 
-    pub(super) fn write_ring(&mut self, slot: u16, ring: &Ring) {
+    pub(super) fn write_ring(&mut self, slot: u16, ring: &Arc<Ring>) {
         if let Some(record) = self.rings.records_mut().get_mut(usize::from(slot)) {
-            *record = *ring;
+            *record = **ring;
+            self.known_rings.borrow_mut().insert(slot, Arc::clone(ring));
         }
     }
 
@@ -210,9 +228,9 @@ impl TableSet {
         let Some(control) = self.control() else { return };
         let ended = interfaces.iter().copied().chain(std::iter::repeat((0, [0; 6])));
         for (record, (index, mac)) in control.interfaces.iter().zip(ended).take(MAX_INTERFACES) {
-            // Without an index the entry is not looked at, so a packet never meets the MAC of another interface.
+            // An index that no interface has, while the address changes: 0 would end the list.
             if record.index.load() != u64::from(index) {
-                record.index.store(0);
+                record.index.store(u64::MAX);
             }
             record.mac.store(mac_word(mac));
             record.index.store(index.into());
@@ -235,6 +253,11 @@ impl TableSet {
     /// Removes all flows of these backends.
     pub fn sweep_backends(&self, gone: &BTreeSet<u16>) {
         self.sweep(|entry| gone.contains(&entry.backend()));
+    }
+
+    /// Removes flows of ids that no backend has: an agent may have ended before it could.
+    pub fn sweep_orphans(&self, backends: &BTreeMap<u16, LoadedBackend>) {
+        self.sweep(|entry| !backends.contains_key(&entry.backend()));
     }
 
     /// Removes idle flows; `udp` are the backends of UDP services, whose flows idle out sooner.

@@ -1,5 +1,7 @@
 //! One wrong value at a time → exactly one error, at its line and place.
 
+use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
+
 use super::*;
 
 #[test]
@@ -280,8 +282,11 @@ fn there_are_limits_to_services_and_backends() {
         }
         text
     };
-    assert_eq!(parse(&services(SERVICES_MAX)).map(|config| config.services.len()), Ok(SERVICES_MAX));
-    refused(&services(SERVICES_MAX + 1), &["12291: service[4096]: more than 4096 services"]);
+    assert_eq!(
+        parse(&services(MAX_SERVICES as usize)).map(|config| config.services.len()),
+        Ok(MAX_SERVICES as usize)
+    );
+    refused(&services(MAX_SERVICES as usize + 1), &["12291: service[4096]: more than 4096 services"]);
 
     let backends = |count: usize| {
         let mut text = with_service("");
@@ -295,6 +300,6 @@ fn there_are_limits_to_services_and_backends() {
         }
         text
     };
-    assert_eq!(only_service(&backends(BACKENDS_MAX)).backends.len(), BACKENDS_MAX);
-    refused(&backends(BACKENDS_MAX + 1), &["7: service[0].backend: more than 65534 backends"]);
+    assert_eq!(only_service(&backends(MAX_BACKENDS as usize)).backends.len(), MAX_BACKENDS as usize);
+    refused(&backends(MAX_BACKENDS as usize + 1), &["7: service[0].backend: more than 65534 backends"]);
 }
