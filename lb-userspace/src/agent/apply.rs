@@ -92,7 +92,7 @@ impl Agent {
         self.forget_unused(&before);
         self.revision += 1;
         report.revision = self.revision;
-        report.warnings = self.hop_errors.values().map(|error| format!("no next hop: {error}")).collect();
+        report.warnings = self.hop_news.iter().map(|error| format!("no next hop: {error}")).collect();
         Ok(report)
     }
 

@@ -13,6 +13,8 @@ use crate::core::config::Config;
 use crate::io::datapath::Datapath;
 use crate::io::neighbours::{HopError, NextHop};
 
+/// Errors that are told one by one.
+const MAX_NEWS: usize = 10;
 /// Addresses that are resolved at the same time.
 const CONCURRENT: usize = 64;
 
@@ -71,6 +73,7 @@ impl Agent {
         let found: Vec<(IpAddr, Result<NextHop, HopError>)> =
             stream::iter(addresses).map(resolve).buffer_unordered(CONCURRENT).collect().await;
         let mut changed = false;
+        let mut news = Vec::new();
         for (address, result) in found {
             match result {
                 Ok(hop) => {
@@ -80,12 +83,15 @@ impl Agent {
                 }
                 Err(error) => {
                     let error = error.to_string();
-                    if self.hop_errors.get(&address) != Some(&error) {
-                        log::warn!("no next hop: {error}");
-                        self.hop_errors.insert(address, error);
+                    if self.hop_errors.insert(address, error.clone()).as_ref() != Some(&error) {
+                        news.push(error);
                     }
                 }
             }
+        }
+        self.hop_news = summarise(news);
+        for error in &self.hop_news {
+            log::warn!("no next hop: {error}");
         }
         changed
     }
@@ -95,4 +101,14 @@ impl Agent {
         let only = matches!(self.interfaces.as_slice(), [only] if only.ifindex == hop.ifindex);
         abi::NextHop::new(hop.destination_mac, hop.source_mac, if only { 0 } else { hop.ifindex })
     }
+}
+
+/// At most a screenful of errors; of more, the number.
+fn summarise(mut errors: Vec<String>) -> Vec<String> {
+    let more = errors.len().saturating_sub(MAX_NEWS);
+    errors.truncate(MAX_NEWS);
+    if more > 0 {
+        errors.push(format!("… and {more} more addresses; `sluice status` shows each"));
+    }
+    errors
 }

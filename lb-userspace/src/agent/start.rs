@@ -66,6 +66,7 @@ pub(super) async fn start(
         interfaces,
         knowledge: Knowledge { hops: adopted_hops(&image), ..Knowledge::default() },
         hop_errors: BTreeMap::new(),
+        hop_news: Vec::new(),
         probed: BTreeMap::new(),
         reports: report_sender,
         requests,

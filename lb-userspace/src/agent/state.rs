@@ -47,6 +47,8 @@ pub(super) struct Agent {
     pub(super) knowledge: Knowledge,
     /// Why the next hop of an address is not known.
     pub(super) hop_errors: BTreeMap<std::net::IpAddr, String>,
+    /// What the last look at next hops found wrong that was not so before.
+    pub(super) hop_news: Vec<String>,
     pub(super) probed: BTreeMap<BackendKey, Probed>,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) requests: Requests,

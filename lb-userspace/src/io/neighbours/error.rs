@@ -55,6 +55,15 @@ pub enum HopError {
         /// The backend's address.
         address: IpAddr,
     },
+    /// The kernel has no room for another neighbour.
+    #[error(
+        "{address}: the kernel's neighbour table is full: raise net.ipv4.neigh.default.gc_thresh3 above the number \
+         of backends"
+    )]
+    TableFull {
+        /// The backend's address.
+        address: IpAddr,
+    },
     /// The kernel could not be asked.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),

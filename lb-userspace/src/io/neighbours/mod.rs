@@ -13,6 +13,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use tokio::time::{Instant, sleep, timeout_at};
 
 pub use changes::{Changed, Changes};
@@ -99,7 +100,10 @@ impl Resolver {
                 Ok(NextHop { ifindex, destination_mac, source_mac })
             }
             None => {
-                self.requests.solicit(ifindex, address).await?;
+                self.requests.solicit(ifindex, address).await.map_err(|error| match error {
+                    NetlinkError::Refused(Errno::ENOBUFS) => HopError::TableFull { address },
+                    error => error.into(),
+                })?;
                 Err(HopError::Unresolved { address, ifindex, interface: link.name })
             }
         }
