@@ -9,24 +9,30 @@ mod requests;
 mod start;
 mod state;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 pub use error::AgentError;
 
 use probing::Report;
 
-use crate::io::api::{self, Request};
+use crate::io::api::{self, ControlSocket, ListenError, Request};
 
 /// How often idle flows are swept out of the flow table.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// How often next hops are looked at although nothing tells of a change: this also keeps those verified that no
 /// health check does.
 const HOP_INTERVAL: Duration = Duration::from_secs(15);
+
+/// How long an agent that is just ending may keep the socket.
+const HANDOVER: Duration = Duration::from_secs(3);
+/// How often to look whether it still does.
+const HANDOVER_POLL: Duration = Duration::from_millis(100);
 
 /// How the agent is started.
 #[derive(Clone, Debug)]
@@ -53,16 +59,23 @@ enum Next {
 
 /// Runs the agent until a signal ends it. The data plane goes on without it.
 pub async fn run(options: Options) -> Result<(), AgentError> {
+    // A wrong configuration is told as such, whatever else stands in the way.
+    start::read_config(&options)?;
+    raise_file_limit();
     let (mut end, mut reload) = (EndSignals::new()?, listen(SignalKind::hangup())?);
     let (request_sender, mut requests) = mpsc::channel::<Request>(64);
     let (report_sender, mut reports) = mpsc::channel::<Report>(1_024);
-    let control = api::listen_control(&options.socket).await?;
+    let control = tokio::select! {
+        control = listen_control(&options.socket) => control?,
+        () = end.received() => return Ok(()),
+    };
     let mut agent = tokio::select! {
         agent = start::start(options, request_sender.clone(), report_sender, &mut reports) => agent?,
         () = end.received() => return Ok(()),
     };
+    let ControlSocket { file, listener } = control;
     let mut changes = agent.resolver.changes();
-    let server = axum::serve(control.listener, api::control_routes(request_sender)).into_future();
+    let server = axum::serve(listener, api::control_routes(request_sender)).into_future();
     tokio::pin!(server);
     let mut sweep = every(SWEEP_INTERVAL);
     let mut recheck = every(HOP_INTERVAL);
@@ -102,10 +115,35 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             break;
         }
     }
+    log::info!("ending; {}", agent.farewell());
+    // A new agent takes over when the socket goes: by then pin directory and metrics port are to be free, once the
+    // tasks that were told to end have done so.
+    drop(agent);
+    tokio::task::yield_now().await;
+    drop(file);
     // An answer to the last request may still be under way.
     let _ = tokio::time::timeout(Duration::from_millis(100), server).await;
-    log::info!("ending; {}", agent.farewell());
     Ok(())
+}
+
+/// Takes the control socket; an agent that answers on it may be just ending.
+async fn listen_control(path: &Path) -> Result<ControlSocket, ListenError> {
+    let deadline = Instant::now() + HANDOVER;
+    loop {
+        match api::listen_control(path).await {
+            Err(ListenError::InUse(_)) if Instant::now() < deadline => sleep(HANDOVER_POLL).await,
+            result => return result,
+        }
+    }
+}
+
+/// Lets the agent open as many files as it may: each probe under way is one.
+fn raise_file_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(error) = raised {
+        log::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 fn every(period: Duration) -> tokio::time::Interval {

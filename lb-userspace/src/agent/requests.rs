@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 
+use tokio::net::TcpListener;
+
 use super::Next;
 use super::state::{Agent, Server};
 use crate::core::explain::{Explanation, Ingress, Question, explain, frame};
-use crate::io::api::{self, ApiError, Detached, ListenError, Request};
-use crate::io::datapath::Datapath;
+use crate::io::api::{self, ApiError, DetachRequest, Detached, ListenError, Request, Requests};
+use crate::io::datapath::{Datapath, PinDir};
 use crate::io::exporters;
 
 impl Agent {
@@ -26,16 +28,33 @@ impl Agent {
             Request::Explain(question, answer) => {
                 let _ = answer.send(self.explain(&question));
             }
-            Request::Detach(answer) => {
-                let detached = self.pins.remove_all().map(|interfaces| Detached { interfaces });
+            Request::Detach(request, answer) => {
+                let detached = self.detach(&request);
                 self.detached = detached.is_ok();
-                let _ = answer.send(detached.map_err(ApiError::failed));
+                let _ = answer.send(detached);
                 if self.detached {
                     return Next::End;
                 }
             }
+            Request::Health(answer) => {
+                let _ = answer.send(Ok(()));
+            }
         }
         Next::Continue
+    }
+
+    fn detach(&self, request: &DetachRequest) -> Result<Detached, ApiError> {
+        let own = self.pins.canonical();
+        if let Some(asked) = &request.pin_dir
+            && PinDir::new(asked).canonical() != own
+        {
+            let (own, asked) = (own.display(), asked.display());
+            return Err(ApiError::invalid(format!(
+                "this agent pins in {own}, not in {asked}: name the --socket of the agent that does, or --pin-dir {own}"
+            )));
+        }
+        let interfaces = self.pins.remove_all().map_err(ApiError::failed)?;
+        Ok(Detached { interfaces })
     }
 
     fn explain(&self, question: &Question) -> Result<Explanation, ApiError> {
@@ -62,12 +81,17 @@ impl Agent {
     ) -> Result<Option<Server>, ListenError> {
         let Some(address) = address else { return Ok(None) };
         let listener = api::listen_public(address).await?;
-        let routes = api::public_routes(self.requests.clone());
-        let task = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, routes).await {
-                log::error!("agent.metrics: {error}");
-            }
-        });
-        Ok(Some(Server { address, task }))
+        Ok(Some(serve_public(listener, address, self.requests.clone())))
     }
+}
+
+/// Serves metrics on a listener: who has connected to it before is answered now.
+pub(super) fn serve_public(listener: TcpListener, address: SocketAddr, requests: Requests) -> Server {
+    let routes = api::public_routes(requests);
+    let task = tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, routes).await {
+            log::error!("agent.metrics: {error}");
+        }
+    });
+    Server { address, task }
 }

@@ -32,7 +32,22 @@ impl Client {
 
     /// Asks for what is at `path`.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.request(Method::GET, path, Bytes::new()).await
+        let stream = self.connect().await.map_err(|error| self.unreachable(&error))?;
+        self.request(stream, Method::GET, path, Bytes::new()).await
+    }
+
+    /// Sends `body` to `path` if an agent listens.
+    pub(super) async fn post_if_listening<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Option<T>, Failure> {
+        let stream = match self.connect().await {
+            Ok(stream) => stream,
+            Err(error) if is_nobody(&error) => return Ok(None),
+            Err(error) => return Err(Failure::Failed(self.why_not(&error))),
+        };
+        self.request(stream, Method::POST, path, json(body)?).await.map(Some)
     }
 
     /// Sends `body` to `path`.
@@ -41,17 +56,21 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
-        let body = serde_json::to_vec(body).map_err(Failure::failed)?;
-        self.request(Method::POST, path, body.into()).await
+        let stream = self.connect().await.map_err(|error| self.unreachable(&error))?;
+        self.request(stream, Method::POST, path, json(body)?).await
+    }
+
+    async fn connect(&self) -> io::Result<UnixStream> {
+        UnixStream::connect(&self.socket).await
     }
 
     async fn request<T: DeserializeOwned>(
         &self,
+        stream: UnixStream,
         method: Method,
         path: &str,
         body: Bytes,
     ) -> Result<T, Failure> {
-        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
         tokio::spawn(connection);
@@ -78,18 +97,33 @@ impl Client {
         })
     }
 
-    fn unreachable(&self, error: &io::Error) -> Failure {
+    /// Why no agent can be asked.
+    fn why_not(&self, error: &io::Error) -> String {
         let socket = self.socket.display();
-        Failure::Unreachable(match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+        match error.kind() {
+            _ if is_nobody(error) => {
                 format!("no agent answers at {socket}; start `sluice agent`, or name its --socket")
             }
             io::ErrorKind::PermissionDenied => format!("{socket}: permission denied; run as root"),
             _ => format!("{socket}: {error}"),
-        })
+        }
+    }
+
+    /// Nobody answers on the socket.
+    pub(super) fn unreachable(&self, error: &io::Error) -> Failure {
+        Failure::Unreachable(self.why_not(error))
     }
 
     fn broken(&self, error: impl std::error::Error) -> Failure {
         Failure::Unreachable(format!("{}: the agent ended the connection: {error}", self.socket.display()))
     }
+}
+
+fn json(body: &impl Serialize) -> Result<Bytes, Failure> {
+    serde_json::to_vec(body).map(Bytes::from).map_err(Failure::failed)
+}
+
+/// Nobody listens.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
 }

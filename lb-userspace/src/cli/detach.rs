@@ -1,11 +1,16 @@
 //! `sluice detach`: removes the program from the interfaces, and everything pinned.
 
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::client::Client;
-use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
-use crate::io::api::Detached;
+use super::{DEFAULT_PIN_DIR, DEFAULT_SOCKET, Failure, Format, OutputFlag, output};
+use crate::io::api::{DetachRequest, Detached};
 use crate::io::datapath::{PinDir, PinError};
+
+/// How long an agent that is just ending may keep the pin directory.
+const HANDOVER: Duration = Duration::from_secs(3);
 
 /// Remove the program from the interfaces: this ends the forwarding
 ///
@@ -21,16 +26,8 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
     let detached = match &arguments.pin_dir {
-        Some(pin_dir) => match from_pins(&PinDir::new(pin_dir)) {
-            Err(PinError::Locked(_)) => ask(client).await?,
-            result => result.map_err(Failure::failed)?,
-        },
-        None => match ask(client).await {
-            Err(Failure::Unreachable(_)) => {
-                from_pins(&PinDir::new(DEFAULT_PIN_DIR)).map_err(Failure::failed)?
-            }
-            result => result?,
-        },
+        Some(pin_dir) => detach(&PinDir::new(pin_dir), client).await?,
+        None => detach_by_socket(client).await?,
     };
     match arguments.format.output {
         Format::Json => output::json(&detached),
@@ -39,14 +36,45 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
     }
 }
 
-async fn ask(client: &Client) -> Result<Detached, Failure> {
-    client.post("/v1/detach", &()).await
+/// Has the agent that answers on the socket detach. Without one, what is pinned in the usual place is removed, but not
+/// if another socket was named: it is another agent's.
+async fn detach_by_socket(client: &Client) -> Result<Detached, Failure> {
+    match ask(client, None).await? {
+        Some(detached) => Ok(detached),
+        None if client.socket() == Path::new(DEFAULT_SOCKET) => {
+            detach(&PinDir::new(DEFAULT_PIN_DIR), client).await
+        }
+        None => Err(client.unreachable(&io::Error::from(ErrorKind::NotFound))),
+    }
 }
 
-fn from_pins(pins: &PinDir) -> Result<Detached, PinError> {
-    if !pins.path().exists() {
+/// Removes what is pinned here; an agent that holds the directory is asked to do it.
+async fn detach(pins: &PinDir, client: &Client) -> Result<Detached, Failure> {
+    match from_pins(pins, Duration::ZERO).await {
+        Err(PinError::Locked(_)) => {}
+        result => return result.map_err(Failure::failed),
+    }
+    if let Some(detached) = ask(client, Some(pins.canonical())).await? {
+        return Ok(detached);
+    }
+    match from_pins(pins, HANDOVER).await {
+        Err(PinError::Locked(path)) => Err(Failure::Unreachable(format!(
+            "{}: an agent holds it, but none answers at {}; name its --socket",
+            path.display(),
+            client.socket().display()
+        ))),
+        result => result.map_err(Failure::failed),
+    }
+}
+
+async fn ask(client: &Client, pin_dir: Option<PathBuf>) -> Result<Option<Detached>, Failure> {
+    client.post_if_listening("/v1/detach", &DetachRequest { pin_dir }).await
+}
+
+async fn from_pins(pins: &PinDir, patience: Duration) -> Result<Detached, PinError> {
+    if !pins.exists()? {
         return Ok(Detached { interfaces: Vec::new() });
     }
-    let _lock = pins.lock()?;
+    let _lock = pins.lock_within(patience).await?;
     Ok(Detached { interfaces: pins.remove_all()? })
 }

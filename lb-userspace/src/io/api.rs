@@ -3,10 +3,10 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -19,6 +19,9 @@ use crate::core::diff::Change;
 use crate::core::explain::{Explanation, Question};
 use crate::core::stats::Snapshot;
 
+/// The largest configuration that is taken, with what JSON adds to it: well above every limit of the tables.
+const MAX_APPLY: usize = 64 << 20;
+
 /// What the agent is asked, and where the answer goes.
 pub enum Request {
     /// The snapshot.
@@ -30,7 +33,9 @@ pub enum Request {
     /// A packet to explain.
     Explain(Question, oneshot::Sender<Result<Explanation, ApiError>>),
     /// The program is to be removed, and the agent to end.
-    Detach(oneshot::Sender<Result<Detached, ApiError>>),
+    Detach(DetachRequest, oneshot::Sender<Result<Detached, ApiError>>),
+    /// Does the agent serve?
+    Health(oneshot::Sender<Result<(), ApiError>>),
 }
 
 /// A configuration to bring into force.
@@ -44,6 +49,15 @@ pub struct ApplyRequest {
     /// Only tell what would change.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// The program is to be removed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DetachRequest {
+    /// Only by the agent of this pin directory; without one, by the agent that is asked.
+    #[serde(default)]
+    pub pin_dir: Option<PathBuf>,
 }
 
 /// What a configuration changed, or would.
@@ -127,7 +141,7 @@ pub type Requests = mpsc::Sender<Request>;
 pub fn control_routes(requests: Requests) -> Router {
     public_router()
         .route("/v1/status", get(status))
-        .route("/v1/apply", post(apply))
+        .route("/v1/apply", post(apply).layer(DefaultBodyLimit::max(MAX_APPLY)))
         .route("/v1/explain", post(explain))
         .route("/v1/detach", post(detach))
         .with_state(requests)
@@ -139,10 +153,7 @@ pub fn public_routes(requests: Requests) -> Router {
 }
 
 fn public_router() -> Router<Requests> {
-    Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/status", get(status))
-        .route("/metrics", get(metrics))
+    Router::new().route("/healthz", get(health)).route("/status", get(status)).route("/metrics", get(metrics))
 }
 
 async fn ask<T>(
@@ -153,6 +164,10 @@ async fn ask<T>(
     let (sender, receiver) = oneshot::channel();
     requests.send(request(sender)).await.map_err(|_| gone())?;
     receiver.await.map_err(|_| gone())?
+}
+
+async fn health(State(requests): State<Requests>) -> Result<&'static str, ApiError> {
+    ask(&requests, Request::Health).await.map(|()| "ok\n")
 }
 
 async fn status(State(requests): State<Requests>) -> Result<Json<Snapshot>, ApiError> {
@@ -179,8 +194,12 @@ async fn explain(
     ask(&requests, |answer| Request::Explain(question, answer)).await.map(Json)
 }
 
-async fn detach(State(requests): State<Requests>) -> Result<Json<Detached>, ApiError> {
-    ask(&requests, Request::Detach).await.map(Json)
+async fn detach(
+    State(requests): State<Requests>,
+    request: Option<Json<DetachRequest>>,
+) -> Result<Json<Detached>, ApiError> {
+    let Json(request) = request.unwrap_or_default();
+    ask(&requests, |answer| Request::Detach(request, answer)).await.map(Json)
 }
 
 /// Why the agent cannot listen.
@@ -189,6 +208,9 @@ pub enum ListenError {
     /// Someone answers on the socket.
     #[error("{path}: another sluice agent answers on this socket; stop it first, or choose another --socket", path = .0.display())]
     InUse(PathBuf),
+    /// Something else has the name.
+    #[error("{path}: this is not a socket; remove it, or choose another --socket", path = .0.display())]
+    NotASocket(PathBuf),
     /// The socket cannot be made.
     #[error("{path}: {cause}", path = path.display())]
     Socket {
@@ -207,14 +229,19 @@ pub enum ListenError {
     },
 }
 
-/// The Unix socket, for root and its group only. Its file goes with it.
+/// The Unix socket, for root and its group only.
+#[derive(Debug)]
 pub struct ControlSocket {
+    /// Its file. Dropped before the listener, there is no moment in which another agent finds a socket that nobody
+    /// answers on, and makes its own, which this one would then remove.
+    pub file: SocketFile,
     /// What requests come in on.
     pub listener: UnixListener,
-    _file: SocketFile,
 }
 
-struct SocketFile(PathBuf);
+/// A socket's file, which is removed when this is dropped.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -229,19 +256,31 @@ pub async fn listen_control(path: &Path) -> Result<ControlSocket, ListenError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
+    match fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(ListenError::NotASocket(path.to_owned()));
+        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
     match UnixStream::connect(path).await {
         Ok(_) => return Err(ListenError::InUse(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(failed)?;
-        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        },
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;
+    let file = SocketFile(path.to_owned());
     fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    Ok(ControlSocket { listener, _file: SocketFile(path.to_owned()) })
+    Ok(ControlSocket { file, listener })
 }
 
 /// Listens on the port for metrics.
 pub async fn listen_public(address: SocketAddr) -> Result<TcpListener, ListenError> {
     TcpListener::bind(address).await.map_err(|cause| ListenError::Port { address, cause })
 }
+
+#[cfg(test)]
+mod tests;

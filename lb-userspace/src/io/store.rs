@@ -1,7 +1,8 @@
 //! The configuration file: read whole, replaced whole.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 /// A file that cannot be read or written.
@@ -20,50 +21,186 @@ pub fn read(path: &Path) -> Result<String, StoreError> {
 }
 
 /// Replaces a file's content: whoever reads it, and whatever happens meanwhile, it is the old or the new one whole.
-/// Permissions stay; a symbolic link is followed, not replaced.
+/// Permissions and owner stay; a symbolic link is followed, not replaced.
 pub fn replace(path: &Path, content: &str) -> Result<(), StoreError> {
+    prepare(path, content)?.commit()
+}
+
+/// New content of a file, safe on the disk beside it. Dropped without [`Prepared::commit`] it is removed again.
+#[derive(Debug)]
+#[must_use = "the file keeps its content until this is committed"]
+pub struct Prepared {
+    path: PathBuf,
+    target: PathBuf,
+    aside: Aside,
+}
+
+/// Writes what [`Prepared::commit`] will put in the file's place, with its permissions and owner; a file that is not
+/// there any more is made anew. What can fail for want of space or permission fails here.
+pub fn prepare(path: &Path, content: &str) -> Result<Prepared, StoreError> {
     let failed = |cause| StoreError { path: path.to_owned(), cause };
-    let target = fs::canonicalize(path).map_err(failed)?;
-    let folder = target.parent().unwrap_or(Path::new("/"));
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let aside = folder.join(format!(".{name}.{}", std::process::id()));
-    let written = (|| {
-        let mut file = File::create(&aside)?;
-        file.set_permissions(fs::metadata(&target)?.permissions())?;
+    let target = resolve(path).map_err(failed)?;
+    let aside = Aside::write(&target, content).map_err(failed)?;
+    Ok(Prepared { path: path.to_owned(), target, aside })
+}
+
+impl Prepared {
+    /// Puts the new content in the file's place.
+    pub fn commit(mut self) -> Result<(), StoreError> {
+        let committed = self.aside.put_in_place(&self.target);
+        committed.map_err(|cause| StoreError { path: self.path, cause })
+    }
+}
+
+/// The file that a path leads to through symbolic links, whether or not it exists.
+fn resolve(path: &Path) -> io::Result<PathBuf> {
+    match fs::canonicalize(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => return result,
+    }
+    let absolute = std::path::absolute(path)?;
+    match fs::read_link(&absolute) {
+        // A circle of links is another error than “not found”, so this comes to an end.
+        Ok(target) => resolve(&folder_of(&absolute).join(target)),
+        Err(_) => Ok(absolute),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// A file beside another one, removed when dropped, unless it has taken that one's place.
+#[derive(Debug)]
+struct Aside(Option<PathBuf>);
+
+impl Aside {
+    fn write(target: &Path, content: &str) -> io::Result<Self> {
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let path = folder_of(target).join(format!(".{name}.{}", std::process::id()));
+        let former = match fs::metadata(target) {
+            Ok(metadata) => Some(metadata),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        // One left behind by a process of the same number that was killed.
+        let _ = fs::remove_file(&path);
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        if former.is_some() {
+            options.mode(0o600);
+        }
+        let mut file = options.open(&path)?;
+        let aside = Self(Some(path));
+        if let Some(former) = former {
+            let own = file.metadata()?;
+            if (own.uid(), own.gid()) != (former.uid(), former.gid()) {
+                fchown(&file, Some(former.uid()), Some(former.gid()))?;
+            }
+            file.set_permissions(former.permissions())?;
+        }
         file.write_all(content.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&aside, &target)?;
-        File::open(folder)?.sync_all()
-    })();
-    written.map_err(|cause| {
-        // Whether it is there depends on where the writing stopped.
-        let _ = fs::remove_file(&aside);
-        failed(cause)
-    })
+        Ok(aside)
+    }
+
+    fn put_in_place(&mut self, target: &Path) -> io::Result<()> {
+        if let Some(path) = &self.0 {
+            fs::rename(path, target)?;
+            self.0 = None;
+        }
+        File::open(folder_of(target))?.sync_all()
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0 {
+            // If it is gone already, so much the better.
+            let _ = fs::remove_file(path);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A folder of its own, removed with everything in it.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new() -> Self {
+            static COUNT: AtomicU32 = AtomicU32::new(0);
+            let number = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("sluice-store-{}-{number}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn join(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+
+        fn count(&self) -> usize {
+            fs::read_dir(&self.0).unwrap().count()
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            fs::remove_dir_all(&self.0).unwrap();
+        }
+    }
 
     #[test]
-    fn replaces_through_a_link_and_keeps_permissions() {
-        let folder = std::env::temp_dir().join(format!("sluice-store-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
+    fn replaces_through_a_link_and_keeps_permissions_and_owner() {
+        let folder = Folder::new();
         let (file, link) = (folder.join("sluice.toml"), folder.join("link.toml"));
         fs::write(&file, "old").unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
-        symlink(&file, &link).unwrap();
-        let replaced = replace(&link, "new");
-        let content = read(&file);
-        let mode = fs::metadata(&file).unwrap().permissions().mode();
-        let files = fs::read_dir(&folder).unwrap().count();
-        fs::remove_dir_all(&folder).unwrap();
-        replaced.unwrap();
-        assert_eq!(content.unwrap(), "new");
-        assert_eq!(mode & 0o777, 0o640);
-        assert_eq!(files, 2, "nothing is left aside");
+        symlink("sluice.toml", &link).unwrap();
+        let root = nix::unistd::geteuid().is_root();
+        if root {
+            chown(&file, Some(1), Some(2)).unwrap();
+        }
+        replace(&link, "new").unwrap();
+        let metadata = fs::metadata(&file).unwrap();
+        assert_eq!(read(&file).unwrap(), "new");
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o640);
+        assert!(!root || (metadata.uid(), metadata.gid()) == (1, 2));
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(folder.count(), 2, "nothing is left aside");
+    }
+
+    #[test]
+    fn what_is_prepared_changes_nothing_until_it_is_committed() {
+        let folder = Folder::new();
+        let file = folder.join("sluice.toml");
+        fs::write(&file, "old").unwrap();
+        let prepared = prepare(&file, "new").unwrap();
+        assert_eq!((read(&file).unwrap().as_str(), folder.count()), ("old", 2));
+        drop(prepared);
+        assert_eq!((read(&file).unwrap().as_str(), folder.count()), ("old", 1));
+        prepare(&file, "new").unwrap().commit().unwrap();
+        assert_eq!((read(&file).unwrap().as_str(), folder.count()), ("new", 1));
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_made_anew_where_its_link_leads() {
+        let folder = Folder::new();
+        let (file, link) = (folder.join("sluice.toml"), folder.join("link.toml"));
+        symlink("sluice.toml", &link).unwrap();
+        prepare(&link, "new").unwrap().commit().unwrap();
+        assert_eq!(read(&file).unwrap(), "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        fs::remove_file(&file).unwrap();
+        prepare(&file, "newer").unwrap().commit().unwrap();
+        assert_eq!(read(&link).unwrap(), "newer");
+        let error = prepare(&folder.join("none/sluice.toml"), "new").unwrap_err();
+        assert!(error.to_string().contains("none/sluice.toml: No such file"), "{error}");
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! The pin directory on bpffs: what outlives the agent.
 
+mod link;
+
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
-use aya::maps::{MapInfo, MapType};
-use lb_common::abi::{self, map};
+use aya::maps::{MapData, MapInfo, MapType};
+use lb_common::abi::{self, Control, map};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
+use tokio::time::{Instant, sleep};
 
+use super::region::{Access, Region};
 use crate::core::image::Capacity;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
@@ -17,6 +22,8 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 const BPF_FS_ROOT: &str = "/sys/fs/bpf";
 /// Prefix of a pinned link's name; the interface's follows.
 const LINK_PREFIX: &str = "link-";
+/// How often to look whether another process has let go of the directory.
+const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// What is wrong with the pin directory.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +31,22 @@ pub enum PinError {
     /// Not on bpffs.
     #[error("{path}: not on a BPF filesystem; mount one there (`mount -t bpf bpf {path}`) or choose a --pin-dir under {BPF_FS_ROOT}", path = .0.display())]
     NotBpfFs(PathBuf),
+    /// bpffs takes no such name.
+    #[error("{path}: a BPF filesystem takes no names with a dot: choose a --pin-dir without one in {name:?}", path = path.display())]
+    Dot {
+        /// The pin directory.
+        path: PathBuf,
+        /// The part of it that has the dot.
+        name: String,
+    },
+    /// This user may not.
+    #[error("{path}: {cause}; run as root", path = path.display())]
+    Denied {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: io::Error,
+    },
     /// Another agent holds it.
     #[error("{path}: another sluice agent is running on this pin directory; stop it first, or choose another --pin-dir", path = .0.display())]
     Locked(PathBuf),
@@ -87,7 +110,18 @@ impl PinDir {
 
     /// Where an interface's link is pinned.
     pub fn link(&self, interface: &str) -> PathBuf {
-        self.root.join(format!("{LINK_PREFIX}{interface}"))
+        self.root.join(format!("{LINK_PREFIX}{}", escape(interface)))
+    }
+
+    /// Whether there is such a directory.
+    pub fn exists(&self) -> Result<bool, PinError> {
+        self.has(&self.root)
+    }
+
+    /// Its path from the root, without symbolic links where it exists: the same for all who mean the same directory.
+    pub fn canonical(&self) -> PathBuf {
+        let found = fs::canonicalize(&self.root).or_else(|_| std::path::absolute(&self.root));
+        found.unwrap_or_else(|_| self.root.clone())
     }
 
     /// The interfaces whose links are pinned.
@@ -99,7 +133,7 @@ impl PinDir {
         };
         Ok(entries
             .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(LINK_PREFIX).map(str::to_owned))
+            .filter_map(|entry| entry.file_name().to_str()?.strip_prefix(LINK_PREFIX).map(unescape))
             .collect())
     }
 
@@ -113,6 +147,9 @@ impl PinDir {
         let existing = self.root.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
         if !is_bpf_fs(existing) {
             return Err(PinError::NotBpfFs(self.root.clone()));
+        }
+        if let Some(name) = dotted(self.root.strip_prefix(existing).unwrap_or(Path::new(""))) {
+            return Err(PinError::Dot { path: self.root.clone(), name });
         }
         let maps = self.root.join("maps");
         fs::create_dir_all(&maps).map_err(|cause| self.io(&maps, cause))
@@ -128,12 +165,25 @@ impl PinDir {
         }
     }
 
+    /// Takes the directory for this process; one that another process holds may be let go of within this time.
+    pub async fn lock_within(&self, patience: Duration) -> Result<PinLock, PinError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.lock() {
+                Err(PinError::Locked(_)) if Instant::now() < deadline => sleep(LOCK_POLL).await,
+                result => return result,
+            }
+        }
+    }
+
     /// What is pinned. Maps that another version would misread are an error: the loader would adopt them silently.
     pub fn pinned(&self) -> Result<Pinned, PinError> {
         let mut entries = Vec::new();
+        let mut missing = None;
         for name in map::ALL {
             let path = self.map(name);
-            if !path.exists() {
+            if !self.has(&path)? {
+                missing = Some(name);
                 continue;
             }
             let info = MapInfo::from_pin(&path)
@@ -148,7 +198,11 @@ impl PinDir {
             entries.push((name, info.max_entries()));
         }
         let size = |wanted| entries.iter().find(|(name, _)| *name == wanted).map_or(0, |&(_, size)| size);
-        if entries.len() < map::ALL.len() {
+        if let Some(name) = missing {
+            // Starting over would take the tables away from under the packets.
+            if self.finished()? || !self.linked_interfaces()?.is_empty() {
+                return Err(self.incompatible(format!("map {name} is missing")));
+            }
             return Ok(Pinned::Nothing);
         }
         Ok(Pinned::Maps(Capacity {
@@ -158,6 +212,19 @@ impl PinDir {
             vip_buckets: size(map::VIPS) / 2,
             flow_buckets: size(map::FLOWS),
         }))
+    }
+
+    /// Whether the map `control`, whose shape is known to fit, says that the maps were in force.
+    fn finished(&self) -> Result<bool, PinError> {
+        let path = self.map(map::CONTROL);
+        if !self.has(&path)? {
+            return Ok(false);
+        }
+        let failed = |cause: String| self.incompatible(format!("map {}: {cause}", map::CONTROL));
+        let control = MapData::from_pin(&path).map_err(|error| failed(error.to_string()))?;
+        let control = Region::<Control>::map(control.fd(), 1, Access::Read);
+        let control = control.map_err(|error| failed(error.to_string()))?;
+        Ok(control.records().first().is_some_and(|control| control.abi_version.load() != 0))
     }
 
     /// The error of pins that another version made.
@@ -189,22 +256,67 @@ impl PinDir {
     pub fn remove_all(&self) -> Result<Vec<String>, PinError> {
         let interfaces = self.linked_interfaces()?;
         for interface in &interfaces {
-            self.remove(&self.link(interface))?;
+            self.remove_link(interface)?;
         }
         self.remove_maps()?;
         for folder in [self.root.join("maps"), self.root.clone()] {
             match fs::remove_dir(&folder) {
                 Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // Somebody keeps other things in it, or mounted it for us: both may stay.
+                Err(error) if is_gone_or_in_use(&error) => {}
                 Err(cause) => return Err(self.io(&folder, cause)),
             }
         }
         Ok(interfaces)
     }
 
-    fn io(&self, path: &Path, cause: io::Error) -> PinError {
-        PinError::Io { path: path.to_owned(), cause }
+    /// Removes an interface's link: the program is detached when this returns. Says whether there was a link.
+    pub fn remove_link(&self, interface: &str) -> Result<bool, PinError> {
+        let path = self.link(interface);
+        // What cannot be detached so is detached by the removal, a little later.
+        if let Err(error) = link::detach(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::debug!("{}: {error}", path.display());
+        }
+        self.remove(&path)
     }
+
+    fn has(&self, path: &Path) -> Result<bool, PinError> {
+        path.try_exists().map_err(|cause| self.io(path, cause))
+    }
+
+    fn io(&self, path: &Path, cause: io::Error) -> PinError {
+        let path = path.to_owned();
+        match cause.kind() {
+            io::ErrorKind::PermissionDenied => PinError::Denied { path, cause },
+            _ => PinError::Io { path, cause },
+        }
+    }
+}
+
+fn is_gone_or_in_use(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTEMPTY | libc::EBUSY))
+}
+
+/// An interface's name as bpffs takes it: without dots.
+fn escape(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2E")
+}
+
+/// What [`escape`] made of an interface's name, undone.
+fn unescape(name: &str) -> String {
+    name.replace("%2E", ".").replace("%25", "%")
+}
+
+/// The first part of a path that has a dot in it.
+fn dotted(path: &Path) -> Option<String> {
+    path.components().find_map(|part| match part {
+        Component::Normal(name) => {
+            Some(name.to_string_lossy().into_owned()).filter(|name| name.contains('.'))
+        }
+        _ => None,
+    })
 }
 
 fn is_bpf_fs(path: &Path) -> bool {
@@ -214,7 +326,7 @@ fn is_bpf_fs(path: &Path) -> bool {
 /// Type and value size of a map of this version.
 fn layout(name: &str) -> (MapType, u32) {
     let (map_type, size) = match name {
-        map::CONTROL => (MapType::Array, size_of::<abi::Control>()),
+        map::CONTROL => (MapType::Array, size_of::<Control>()),
         map::VIPS => (MapType::Array, size_of::<abi::VipBucket>()),
         map::SERVICES => (MapType::Array, size_of::<abi::Service>()),
         map::BACKENDS => (MapType::Array, size_of::<abi::Backend>()),
@@ -226,3 +338,6 @@ fn layout(name: &str) -> (MapType, u32) {
     };
     (map_type, u32::try_from(size).unwrap_or(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,7 +85,11 @@ fn answer_error(error: hyper::Error) -> ProbeError {
         return ProbeError::Malformed(error.to_string());
     }
     match error.source().and_then(|source| source.downcast_ref::<io::Error>()) {
-        Some(source) => ProbeError::Io(io::Error::new(source.kind(), source.to_string())),
+        // An `io::Error` cannot be cloned.
+        Some(source) => match source.raw_os_error() {
+            Some(code) => io::Error::from_raw_os_error(code).into(),
+            None => ProbeError::Io(io::Error::new(source.kind(), source.to_string())),
+        },
         None if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => {
             ProbeError::Closed
         }

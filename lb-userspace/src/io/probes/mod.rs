@@ -49,9 +49,31 @@ pub enum ProbeError {
     /// The configured path or host cannot be sent as an HTTP request.
     #[error("the probe's path or host is not valid in HTTP: {0}")]
     InvalidRequest(String),
+    /// This host has run out of something that a probe needs: files, memory, ports. It says nothing of the backend.
+    #[error("this host cannot probe: {0}")]
+    NoResources(io::Error),
     /// Anything else that the network stack reports.
     #[error("{0}")]
     Io(io::Error),
+}
+
+impl ProbeError {
+    /// Whether the cause is this host's, so that nothing follows for the backend.
+    pub fn is_local(&self) -> bool {
+        matches!(self, Self::NoResources(_))
+    }
+}
+
+/// The errors that mean that this host has run out of something.
+const NO_RESOURCES: [i32; 5] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+
+impl From<io::Error> for ProbeError {
+    fn from(error: io::Error) -> Self {
+        match error.raw_os_error() {
+            Some(code) if NO_RESOURCES.contains(&code) => Self::NoResources(error),
+            _ => Self::Io(error),
+        }
+    }
 }
 
 /// Probes `target` once; the whole of it takes at most `timeout`. [`Probe::None`] always succeeds.
@@ -80,7 +102,7 @@ async fn connect(target: SocketAddr, deadline: Instant, timeout: Duration) -> Re
         .await
         .map_err(|_| ProbeError::ConnectTimeout(timeout))?
         .map_err(|error| connect_error(error, timeout))?;
-    stream.set_zero_linger().map_err(ProbeError::Io)?;
+    stream.set_zero_linger()?;
     Ok(stream)
 }
 
@@ -89,7 +111,7 @@ fn connect_error(error: io::Error, timeout: Duration) -> ProbeError {
         io::ErrorKind::ConnectionRefused => ProbeError::Refused,
         io::ErrorKind::TimedOut => ProbeError::ConnectTimeout(timeout),
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => ProbeError::Unreachable(error),
-        _ => ProbeError::Io(error),
+        _ => error.into(),
     }
 }
 

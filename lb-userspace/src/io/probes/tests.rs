@@ -103,6 +103,19 @@ fn connect_errors_have_their_names() {
     assert_eq!(text(io::ErrorKind::PermissionDenied), "permission denied");
 }
 
+#[test]
+fn want_of_local_resources_is_told_apart_from_a_bad_backend() {
+    let error = |code| connect_error(io::Error::from_raw_os_error(code), LONG);
+    for code in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL] {
+        assert!(error(code).is_local(), "{:?}", error(code));
+        assert!(matches!(error(code), ProbeError::NoResources(_)), "{:?}", error(code));
+        assert!(error(code).to_string().starts_with("this host cannot probe: "));
+    }
+    for code in [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ETIMEDOUT, libc::ECONNRESET, libc::EACCES] {
+        assert!(!error(code).is_local(), "{:?}", error(code));
+    }
+}
+
 #[tokio::test]
 async fn http_sends_what_a_web_server_wants_to_see() {
     let answer = b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();

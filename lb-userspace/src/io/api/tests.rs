@@ -1,0 +1,131 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+
+/// A folder of its own, removed with everything in it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("sluice-api-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[tokio::test]
+async fn only_a_socket_that_nobody_answers_on_is_replaced() {
+    let folder = Folder::new();
+    let file = folder.0.join("sluice.toml");
+    fs::write(&file, "[agent]").unwrap();
+    let error = listen_control(&file).await.unwrap_err();
+    assert!(matches!(error, ListenError::NotASocket(_)), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "[agent]");
+
+    let socket = folder.0.join("sluice.sock");
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(socket.exists(), "left behind");
+    let control = listen_control(&socket).await.unwrap();
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
+    let error = listen_control(&socket).await.unwrap_err();
+    assert!(matches!(error, ListenError::InUse(_)), "{error}");
+    drop(control);
+    assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn a_follower_finds_no_socket_while_the_agent_ends() {
+    let folder = Folder::new();
+    let socket = folder.0.join("sluice.sock");
+    let ControlSocket { file, listener } = listen_control(&socket).await.unwrap();
+    drop(file);
+    let _follower = listen_control(&socket).await.unwrap();
+    drop(listener);
+    assert!(UnixStream::connect(&socket).await.is_ok());
+}
+
+/// What the routes answer to a request, while `agent` answers theirs.
+async fn exchange(request: Vec<u8>, agent: impl FnOnce(Request) + Send + 'static) -> String {
+    let folder = Folder::new();
+    let socket = folder.0.join("sluice.sock");
+    let (sender, mut requests) = mpsc::channel(1);
+    let control = listen_control(&socket).await.unwrap();
+    let server = tokio::spawn(axum::serve(control.listener, control_routes(sender)).into_future());
+    let agent = tokio::spawn(async move {
+        if let Some(request) = requests.recv().await {
+            agent(request);
+        }
+    });
+    let mut stream = UnixStream::connect(&socket).await.unwrap();
+    stream.write_all(&request).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    server.abort();
+    agent.abort();
+    answer
+}
+
+fn post(path: &str, body: &str) -> Vec<u8> {
+    let length = body.len();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: sluice\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n"
+    );
+    (head + body).into_bytes()
+}
+
+#[tokio::test]
+async fn health_is_what_the_agent_says() {
+    let get = b"GET /healthz HTTP/1.1\r\nhost: sluice\r\nconnection: close\r\n\r\n".to_vec();
+    let serves = exchange(get.clone(), |request| {
+        let Request::Health(answer) = request else { panic!("another request") };
+        answer.send(Ok(())).unwrap();
+    });
+    let serves = serves.await;
+    assert!(serves.starts_with("HTTP/1.1 200 ") && serves.ends_with("\r\n\r\nok\n"), "{serves}");
+    // An agent that ends does not answer any more.
+    let gone = exchange(get, drop).await;
+    assert!(gone.starts_with("HTTP/1.1 500 "), "{gone}");
+}
+
+#[tokio::test]
+async fn a_large_configuration_is_taken() {
+    let config = "#".repeat(20 << 20);
+    let length = config.len();
+    let body = serde_json::to_string(&ApplyRequest { config, name: "large".into(), dry_run: true }).unwrap();
+    let answer = exchange(post("/v1/apply", &body), move |request| {
+        let Request::Apply(request, answer) = request else { panic!("another request") };
+        assert_eq!(request.config.len(), length);
+        answer.send(Err(ApiError::invalid("seen"))).unwrap();
+    });
+    let answer = answer.await;
+    assert!(answer.starts_with("HTTP/1.1 422 ") && answer.contains("seen"), "{answer}");
+}
+
+#[tokio::test]
+async fn detaching_may_name_a_pin_directory() {
+    let pin_dir = |request: Vec<u8>| async {
+        let (sender, receiver) = oneshot::channel();
+        let answer = exchange(request, |request| {
+            let Request::Detach(request, answer) = request else { panic!("another request") };
+            answer.send(Ok(Detached { interfaces: Vec::new() })).unwrap();
+            sender.send(request.pin_dir).unwrap();
+        });
+        assert!(answer.await.starts_with("HTTP/1.1 200 "));
+        receiver.await.unwrap()
+    };
+    assert_eq!(pin_dir(post("/v1/detach", r#"{"pin_dir":"/a"}"#)).await, Some(PathBuf::from("/a")));
+    assert_eq!(pin_dir(post("/v1/detach", "{}")).await, None);
+    let bare = b"POST /v1/detach HTTP/1.1\r\nhost: sluice\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    assert_eq!(pin_dir(bare.to_vec()).await, None);
+}
