@@ -54,16 +54,19 @@ impl Agent {
             self.refuse_what_needs_a_restart(&config)?;
             return self.predict(&config, true);
         }
-        let mut report = self.put_in_force(config).await?;
         let current = store::read(&self.options.config).ok();
-        if current.as_deref() != Some(request.config.as_str())
-            && let Err(error) = store::replace(&self.options.config, &request.config)
-        {
-            report
-                .warnings
-                .push(format!("in force, but not written to the agent's configuration file: {error}"));
+        let written = match current.as_deref() == Some(request.config.as_str()) {
+            true => None,
+            // Written aside first: what cannot be kept is not brought into force.
+            false => Some(store::prepare(&self.options.config, &request.config).map_err(ApiError::failed)?),
+        };
+        let report = self.put_in_force(config).await?;
+        match written.map(store::Prepared::commit) {
+            None | Some(Ok(())) => Ok(report),
+            Some(Err(error)) => Err(ApiError::failed(format!(
+                "in force, but not in the agent's configuration file, so the next start or reload would undo it: {error}"
+            ))),
         }
-        Ok(report)
     }
 
     /// Brings a configuration into force. On an error the one before stays.

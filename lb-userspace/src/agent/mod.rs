@@ -90,7 +90,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
                 Next::Continue
             }
             Some(report) = reports.recv() => {
-                agent.on_probe(report);
+                agent.on_probes(report, &mut reports);
                 Next::Continue
             }
             Some(request) = requests.recv() => agent.on_request(request).await,

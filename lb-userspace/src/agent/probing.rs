@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::state::Agent;
@@ -85,7 +86,14 @@ impl Agent {
             return false;
         };
         self.histograms.probed(&key.service, report.duration);
-        let result = report.result.map_err(|error| error.to_string());
+        let result = match report.result {
+            // That says nothing about the backend.
+            Err(error) if error.is_local() => {
+                log::error!("{}: {}: not probed: {error}", key.service, key.backend);
+                return false;
+            }
+            result => result.map_err(|error| error.to_string()),
+        };
         probed.failure = result.as_ref().err().cloned();
         let Some(transition) = probed.monitor.on_result(result) else { return false };
         let (from, to) = (names::health(transition.from), names::health(transition.to));
@@ -98,9 +106,13 @@ impl Agent {
         true
     }
 
-    /// A probe reported: its consequences are brought about at once.
-    pub(super) fn on_probe(&mut self, report: Report) {
-        if self.judge(report) {
+    /// A probe reported, and perhaps others meanwhile: the consequences of all are brought about at once.
+    pub(super) fn on_probes(&mut self, first: Report, more: &mut mpsc::Receiver<Report>) {
+        let mut changed = self.judge(first);
+        while let Ok(report) = more.try_recv() {
+            changed |= self.judge(report);
+        }
+        if changed {
             self.reconcile();
         }
     }

@@ -9,14 +9,15 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::probing::{KnownHealth, Report};
+use super::requests::serve_public;
 use super::state::{Agent, ReconcileError};
-use super::{AgentError, Options, packet_log};
+use super::{AgentError, HANDOVER, Options, packet_log};
 use crate::core::config::{self, Config, XdpMode};
 use crate::core::health::Health;
 use crate::core::image::{Capacity, Image};
 use crate::core::plan::RingCache;
 use crate::core::wanted::{BackendKey, Knowledge};
-use crate::io::api::Requests;
+use crate::io::api::{self, Requests};
 use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
 use crate::io::exporters::Histograms;
 use crate::io::neighbours::{InterfaceError, Resolver, XdpState};
@@ -37,7 +38,7 @@ pub(super) async fn start(
     let config = read_config(&options)?;
     let pins = PinDir::new(&options.pin_dir);
     pins.create()?;
-    let lock = pins.lock()?;
+    let lock = pins.lock_within(HANDOVER).await?;
     let resolver = Resolver::new().await.map_err(|cause| AgentError::Io { what: "netlink", cause })?;
     let mut interfaces = Vec::new();
     for name in &config.agent.interfaces {
@@ -77,7 +78,10 @@ pub(super) async fn start(
         detached: false,
     };
     agent.publish_interfaces();
-    agent.metrics = agent.serve_metrics(agent.config.agent.metrics).await?;
+    let metrics = match agent.config.agent.metrics {
+        Some(address) => Some((api::listen_public(address).await?, address)),
+        None => None,
+    };
     agent.sync_probes(&adopted_health(&image));
     let config = agent.config.clone();
     agent.resolve(&config, FIRST_HOPS).await;
@@ -91,6 +95,9 @@ pub(super) async fn start(
     if agent.options.attach {
         agent.attach_all().await?;
     }
+    // Who asks for health or metrics is to hear of an agent that serves.
+    agent.metrics =
+        metrics.map(|(listener, address)| serve_public(listener, address, agent.requests.clone()));
     Ok(agent)
 }
 
@@ -166,7 +173,7 @@ impl Agent {
                 Ok(Attached::New | Attached::Fallback(_)) => new.push(name),
                 Err(error) => {
                     for name in new {
-                        self.pins.remove(&self.pins.link(&name))?;
+                        self.pins.remove_link(&name)?;
                     }
                     return Err(error);
                 }
@@ -174,7 +181,7 @@ impl Agent {
         }
         for name in self.pins.linked_interfaces()? {
             if !self.config.agent.interfaces.contains(&name) {
-                self.pins.remove(&self.pins.link(&name))?;
+                self.pins.remove_link(&name)?;
                 log::info!("{name}: detached; it is no longer in agent.interfaces");
             }
         }

@@ -32,7 +32,7 @@ pub(super) async fn run(arguments: Arguments, client: Client) -> Result<(), Fail
         .format_target(false)
         .init();
     let options = Options {
-        config: arguments.config,
+        config: std::path::absolute(arguments.config).map_err(Failure::failed)?,
         socket: client.socket().to_owned(),
         pin_dir: arguments.pin_dir,
         attach: !arguments.no_attach,

@@ -20,12 +20,6 @@ pub fn read(path: &Path) -> Result<String, StoreError> {
     fs::read_to_string(path).map_err(|cause| StoreError { path: path.to_owned(), cause })
 }
 
-/// Replaces a file's content: whoever reads it, and whatever happens meanwhile, it is the old or the new one whole.
-/// Permissions and owner stay; a symbolic link is followed, not replaced.
-pub fn replace(path: &Path, content: &str) -> Result<(), StoreError> {
-    prepare(path, content)?.commit()
-}
-
 /// New content of a file, safe on the disk beside it. Dropped without [`Prepared::commit`] it is removed again.
 #[derive(Debug)]
 #[must_use = "the file keeps its content until this is committed"]
@@ -125,6 +119,11 @@ impl Drop for Aside {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn write(path: &Path, content: &str) -> Result<(), StoreError> {
+        prepare(path, content)?.commit()
+    }
+
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -166,7 +165,7 @@ mod tests {
         if root {
             chown(&file, Some(1), Some(2)).unwrap();
         }
-        replace(&link, "new").unwrap();
+        write(&link, "new").unwrap();
         let metadata = fs::metadata(&file).unwrap();
         assert_eq!(read(&file).unwrap(), "new");
         assert_eq!(metadata.permissions().mode() & 0o777, 0o640);

@@ -14,6 +14,9 @@ const INTERFACE: u32 = 1;
 /// The shortest frame that the kernel lets a program be run on.
 pub const SHORTEST: usize = 14;
 
+/// The longest tick that 32 bits of jiffies tell all 14 bits of.
+const LONG_TICK_SHIFT: u32 = 18;
+
 /// The kernel's datapath and its twin in memory.
 pub struct Twins {
     pub kernel: Kernel,
@@ -33,12 +36,12 @@ pub struct Result {
 impl Twins {
     pub fn new(wanted: &Wanted) -> Self {
         let pins = Pins::new();
-        let kernel = kernel(&pins, wanted);
+        let mut kernel = kernel(&pins, wanted);
         let mut memory = Memory::new(capacity(), SEED);
-        let shift = kernel.tables().control().unwrap().tick_shift;
-        let control = memory.tables_mut().control_mut().unwrap();
-        control.flow_key = kernel.tables().control().unwrap().flow_key;
-        control.tick_shift = shift;
+        let control = kernel.tables_mut().control_mut().unwrap();
+        // Ticks of a quarter of an hour: the twins are to run within one, or they age entries differently.
+        control.tick_shift = LONG_TICK_SHIFT;
+        memory.tables_mut().control_mut().unwrap().flow_key = control.flow_key;
         apply(&mut memory, wanted);
         let counted = kernel.verdicts().unwrap();
         Self { kernel, memory, counted, _pins: pins }
@@ -90,15 +93,11 @@ impl Twins {
         outcome
     }
 
-    /// The flow tables of both, without the entries' ticks, which may have passed between the two.
+    /// The flow tables of both.
     pub fn flow_tables(&self) -> [Vec<u64>; 2] {
         let entries = |tables: &lb_userspace::io::datapath::TableSet| {
             let slices = tables.slices().unwrap();
-            slices
-                .flows
-                .iter()
-                .flat_map(|bucket| bucket.ways.iter().map(|way| way.load() & !0x3fff))
-                .collect()
+            slices.flows.iter().flat_map(|bucket| bucket.ways.iter().map(|way| way.load())).collect()
         };
         [entries(self.kernel.tables()), entries(self.memory.tables())]
     }
