@@ -39,13 +39,15 @@ pub fn flow(key: &Key, tuple: &Tuple) -> u64 {
     finalize(sum)
 }
 
-/// Hashes what names a service: the place of a VIP in its table. No key: the table is bounded by construction.
+/// Hashes what names a service: masked with the number of buckets, a power of two, this is the place of a VIP in its
+/// table. No key: the table is bounded by construction.
 #[inline(always)]
-pub fn vip(address: Address, port: Be16, protocol: Protocol) -> u64 {
+pub fn vip(address: Address, port: Be16, protocol: Protocol) -> u32 {
     let words = address.words();
     let low = u64::from(words[3]) << 32 | u64::from(port.raw()) << 8 | u64::from(protocol.0);
     let high = u64::from(words[0]) << 32 | u64::from(words[1] ^ words[2]);
-    finalize(low ^ high.wrapping_mul(0xff51_afd7_ed55_8ccd))
+    // The upper bits of a product depend on all bits below: turned around, they are what the mask leaves.
+    (low ^ high.wrapping_mul(0xff51_afd7_ed55_8ccd)).wrapping_mul(GOLDEN_RATIO).swap_bytes() as u32
 }
 
 /// Maps the upper half of a hash onto `0..size` without a division (Lemire, "Fast Random Integer Generation in an

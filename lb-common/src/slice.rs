@@ -121,8 +121,9 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
         }
     }
 
-    /// The outcome says it already.
-    fn count_traffic(&self, _: &Outcome) {}
+    fn count_forwarded(&self, _: &Outcome) {
+        self.count(Verdict::Forward);
+    }
 
     fn observe(&self, step: Step) {
         (self.observer)(step);

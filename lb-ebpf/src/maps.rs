@@ -93,19 +93,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count_traffic(&self, forwarded: &Outcome) {
-        add(SERVICE_TRAFFIC.get_ptr_mut(forwarded.service), forwarded);
-        add(BACKEND_TRAFFIC.get_ptr_mut(forwarded.backend.into()), forwarded);
+    fn count_forwarded(&self, forwarded: &Outcome) {
+        let Some(traffic) = BACKEND_TRAFFIC.get_ptr_mut(forwarded.backend.into()) else { return };
+        // SAFETY: as above.
+        let traffic = unsafe { &mut *traffic };
+        traffic.packets += 1;
+        traffic.bytes += u64::from(forwarded.bytes);
+        traffic.new_flows += u64::from(forwarded.new_flow);
     }
-}
-
-/// Adds a packet to one of this CPU's records.
-#[inline(always)]
-fn add(record: Option<*mut Traffic>, outcome: &Outcome) {
-    let Some(record) = record else { return };
-    // SAFETY: this CPU's own record; an XDP program is not interrupted by another on its CPU.
-    let record = unsafe { &mut *record };
-    record.packets += 1;
-    record.bytes += u64::from(outcome.bytes);
-    record.new_flows += u64::from(outcome.new_flow);
 }

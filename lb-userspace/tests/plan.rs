@@ -312,7 +312,7 @@ fn flows_left_by_a_killed_agent_are_swept() {
     send(&memory, 0, 1_000, true);
     send(&memory, 0, 1_000, false);
     let actions = plan(&memory.tables().image(), &wanted("new")).unwrap().actions;
-    for action in actions.iter().filter(|action| !matches!(action, Action::SweepFlows(_))) {
+    for action in actions.iter().filter(|action| !matches!(action, Action::Retire { .. })) {
         memory.apply(action).unwrap();
     }
     assert!(memory.tables().flow_entries() > 0);

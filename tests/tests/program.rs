@@ -4,7 +4,7 @@ mod support;
 
 use lb_common::abi::Traffic;
 use lb_common::verdict::Verdict;
-use lb_userspace::io::datapath::{Counted, Datapath};
+use lb_userspace::io::datapath::Datapath;
 
 use support::frames::{self, Becomes, CLIENT, EDGE_MAC, Flags, VIP};
 use support::parity::{SHORTEST, Twins};
@@ -90,8 +90,24 @@ fn traffic_is_counted_by_service_and_backend() {
     assert!(!twins.agree(&data).new_flow);
     assert!(!twins.agree(&data).new_flow);
     let expected = Traffic { packets: 3, bytes: 40 + 2 * 140, new_flows: 1, padding: 0 };
-    assert_eq!(twins.kernel.traffic(Counted::Service(outcome.service)).unwrap(), expected);
-    assert_eq!(twins.kernel.traffic(Counted::Backend(outcome.backend)).unwrap(), expected);
+    let forwarded = twins.kernel.forwarded().unwrap();
+    assert_eq!(forwarded.backends[&outcome.backend], expected);
+    assert_eq!(forwarded.services[&outcome.service], expected);
+    assert_eq!(forwarded.all, expected);
+
+    // What was counted stays when the backend goes, and when the service does.
+    let mut wanted = wanted();
+    let name = twins.kernel.tables().image().backends[&outcome.backend].name.clone();
+    wanted.services[0].backends.retain(|backend| backend.name != name);
+    support::apply(&mut twins.kernel, &wanted);
+    let forwarded = twins.kernel.forwarded().unwrap();
+    assert_eq!(forwarded.backends.get(&outcome.backend), None);
+    assert_eq!(forwarded.services[&outcome.service], expected);
+    wanted.services.remove(0);
+    support::apply(&mut twins.kernel, &wanted);
+    let forwarded = twins.kernel.forwarded().unwrap();
+    assert_eq!(forwarded.services.get(&outcome.service), None);
+    assert_eq!(forwarded.all, expected);
 }
 
 /// Bounds of the design: the program is far from the verifier's limit of a million instructions.

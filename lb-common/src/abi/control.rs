@@ -13,7 +13,7 @@ pub struct Control {
     pub vip_table: Word,
     /// Buckets of the flow table.
     pub flow_buckets: u32,
-    /// Buckets in one half of the VIP table.
+    /// Buckets in one half of the VIP table: a power of two.
     pub vip_buckets: u32,
     /// A tick is `jiffies >> tick_shift`, about a second: see [`crate::flow::Tick`].
     pub tick_shift: u32,
@@ -23,7 +23,7 @@ pub struct Control {
     pub ring_key: Key,
     /// To the end of the cache line.
     pub padding: [u8; 20],
-    /// Where the program is attached; the first entry with index 0 ends the list.
+    /// Where the program is attached, each entry at the first free [`interface_slot`] of its index.
     pub interfaces: [Interface; MAX_INTERFACES],
 }
 
@@ -67,3 +67,12 @@ pub fn mac_word(mac: [u8; 6]) -> u64 {
     let [a, b, c, d, e, f] = mac;
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
+
+/// The place in [`Control::interfaces`] where the interface with this index is looked for at the `probe`th time. An entry
+/// with index 0 ends the search.
+#[inline(always)]
+pub const fn interface_slot(index: u32, probe: usize) -> usize {
+    (index as usize).wrapping_add(probe) & (MAX_INTERFACES - 1)
+}
+
+const _: () = assert!(MAX_INTERFACES.is_power_of_two());

@@ -2,7 +2,7 @@
 
 use crate::verdict::VERDICT_SLOTS;
 
-/// What went to a service or a backend.
+/// What went to a backend, or to all of a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Traffic {
@@ -14,6 +14,23 @@ pub struct Traffic {
     pub new_flows: u64,
     /// To half a cache line.
     pub padding: u64,
+}
+
+impl core::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+        self.new_flows += other.new_flows;
+    }
+}
+
+impl core::iter::Sum for Traffic {
+    fn sum<I: Iterator<Item = Self>>(traffic: I) -> Self {
+        traffic.fold(Self::default(), |mut sum, one| {
+            sum += one;
+            sum
+        })
+    }
 }
 
 /// Packets by [`crate::verdict::Verdict`].

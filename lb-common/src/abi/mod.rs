@@ -12,7 +12,7 @@ mod vips;
 mod word;
 
 pub use backend::{Backend, BackendWord, Forwarding, NextHop};
-pub use control::{Control, Interface, MAC_MASK, VipTable, mac_word};
+pub use control::{Control, Interface, MAC_MASK, VipTable, interface_slot, mac_word};
 pub use counters::{Traffic, Verdicts};
 pub use service::{Ring, Service, ServiceWord};
 pub use vips::{VipBucket, VipSlot, vip_key};
@@ -35,9 +35,10 @@ pub mod map {
     pub const RINGS: &str = "rings";
     /// The flow table: [`FlowBucket`](super::FlowBucket)s.
     pub const FLOWS: &str = "flows";
-    /// One [`Verdicts`](super::Verdicts), per CPU.
+    /// One [`Verdicts`](super::Verdicts), per CPU: all but `forward`, which is the sum of all traffic.
     pub const VERDICTS: &str = "verdicts";
-    /// [`Traffic`](super::Traffic) by service id, per CPU.
+    /// [`Traffic`](super::Traffic) of backends that are gone, by service id, per CPU; the last entry is that of services
+    /// that are gone. Only the agent writes it.
     pub const SERVICE_TRAFFIC: &str = "service_traffic";
     /// [`Traffic`](super::Traffic) by backend id, per CPU.
     pub const BACKEND_TRAFFIC: &str = "backend_traffic";

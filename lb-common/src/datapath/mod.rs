@@ -17,7 +17,7 @@ use network_types::tcp::TcpHdr;
 
 use crate::abi::{
     Backend, Control, FlowBucket, Forwarding, MAC_MASK, MAX_INTERFACES, NextHop, Service, VIP_PROBES,
-    VipBucket, VipTable, vip_key,
+    VipBucket, VipTable, interface_slot, vip_key,
 };
 use crate::flow::{State, Tick};
 use crate::hash;
@@ -39,13 +39,13 @@ unsafe impl Header for Ipv4Hdr {}
 unsafe impl Header for TcpHdr {}
 // SAFETY: as above.
 unsafe impl Header for Icmpv4Hdr {}
-// SAFETY: plain integers and bytes.
+// SAFETY: a plain integer.
 unsafe impl Header for u64 {}
 // SAFETY: as above.
 unsafe impl Header for u32 {}
-// SAFETY: as above.
+// SAFETY: plain integers.
 unsafe impl<const N: usize> Header for [u32; N] {}
-// SAFETY: as above.
+// SAFETY: plain bytes.
 unsafe impl<const N: usize> Header for [u8; N] {}
 
 /// A frame: reads and writes that are checked against its bounds.
@@ -74,10 +74,11 @@ pub trait Tables {
     fn flow_bucket(&self, index: u32) -> Option<&FlowBucket>;
     /// The time.
     fn now(&self, control: &Control) -> Tick;
-    /// Counts a packet by its verdict. Called once a packet, by [`process`] alone.
+    /// Counts a packet that goes to no backend. Called by [`process`] alone.
     fn count(&self, verdict: Verdict);
-    /// Counts a forwarded packet for its service and backend. Called by [`process`] alone.
-    fn count_traffic(&self, forwarded: &Outcome);
+    /// Counts a forwarded packet, once, for its backend: what a service or all of them forwarded is the sum of that.
+    /// Called by [`process`] alone.
+    fn count_forwarded(&self, forwarded: &Outcome);
     /// Is told each step; `explain` listens, the kernel does not.
     #[inline(always)]
     fn observe(&self, _step: Step) {}
@@ -196,8 +197,7 @@ pub enum Refusal {
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     match steer(packet, tables) {
         Ok(forwarded) => {
-            tables.count(Verdict::Forward);
-            tables.count_traffic(&forwarded);
+            tables.count_forwarded(&forwarded);
             forwarded
         }
         Err(verdict) => {
@@ -273,15 +273,13 @@ fn find_vip<T: Tables>(
     port: Be16,
     tuple: &Tuple,
 ) -> Option<u32> {
-    let first = hash::reduce(hash::vip(tuple.destination, port, tuple.protocol), control.vip_buckets);
+    let mask = control.vip_buckets.wrapping_sub(1);
+    let first = hash::vip(tuple.destination, port, tuple.protocol);
     let key = vip_key(port, tuple.protocol);
     let half = if table.second_half { control.vip_buckets } else { 0 };
     let mut probe = 0;
     while probe < VIP_PROBES {
-        let place = first.wrapping_add(probe);
-        let wrapped =
-            if place >= control.vip_buckets { place.wrapping_sub(control.vip_buckets) } else { place };
-        let bucket = tables.vip_bucket(half.wrapping_add(wrapped))?;
+        let bucket = tables.vip_bucket(half.wrapping_add(first.wrapping_add(probe) & mask))?;
         for slot in &bucket.slots {
             if slot.is(tuple.destination, key) {
                 return Some(slot.service);
@@ -300,20 +298,21 @@ fn find_vip<T: Tables>(
 #[inline(always)]
 fn admit<P: Packet>(packet: &P, control: &Control, parsed: &Parsed) -> Result<(), Verdict> {
     let own = packet.read::<u64>(0).ok_or(Verdict::PassMalformedEthernet)? & MAC_MASK;
-    let mut at = 0;
-    while at < MAX_INTERFACES {
-        let interface = &control.interfaces[at];
+    let on = packet.interface();
+    let mut probe = 0;
+    while probe < MAX_INTERFACES {
+        let interface = &control.interfaces[interface_slot(on, probe)];
         let index = interface.index.load();
-        if index == 0 {
-            break;
-        }
-        if index == u64::from(packet.interface()) {
+        if index == u64::from(on) {
             if interface.mac.load() != own {
                 return Err(Verdict::PassOtherHost);
             }
             break;
         }
-        at += 1;
+        if index == 0 {
+            break;
+        }
+        probe += 1;
     }
     if parsed.is_fragment() { Err(Verdict::PassFragment) } else { Ok(()) }
 }

@@ -17,7 +17,7 @@ use crate::core::plan::{Action, RingCache, plan};
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, Readings, Snapshot, snapshot};
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
-use crate::io::datapath::{Counted, Datapath, DatapathError, Kernel, PinDir, PinLock};
+use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock};
 use crate::io::exporters::Histograms;
 use crate::io::neighbours::{Interface, Resolver, XdpState};
 
@@ -154,16 +154,12 @@ impl Agent {
     fn readings(&self) -> Result<Readings, DatapathError> {
         let tables = self.kernel.tables();
         let image = tables.image();
-        let services = image.services.keys();
-        let services = services.map(|&id| Ok((id, self.kernel.traffic(Counted::Service(id))?)));
-        let services = services.collect::<Result<_, DatapathError>>()?;
-        let backends = image.backends.keys();
-        let backends = backends.map(|&id| Ok((id, self.kernel.traffic(Counted::Backend(id))?)));
-        let backends = backends.collect::<Result<_, DatapathError>>()?;
+        let forwarded = self.kernel.forwarded()?;
+        let verdicts = self.kernel.verdicts(&forwarded)?;
         Ok(Readings {
-            verdicts: self.kernel.verdicts()?,
-            services,
-            backends,
+            verdicts,
+            services: forwarded.services,
+            backends: forwarded.backends,
             flows: tables.live_flows(self.kernel.now()?),
             flow_table: FlowTable {
                 size: u64::from(image.capacity.flow_buckets) * FLOW_WAYS as u64,
@@ -223,6 +219,6 @@ fn summary(action: &Action) -> String {
         Action::Grace => "wait for packets under way".to_owned(),
         Action::ClearBackend(id) => format!("free backend {id}"),
         Action::ClearService(id) => format!("free service {id}"),
-        Action::SweepFlows(gone) => format!("sweep the flows of backends {gone:?}"),
+        Action::Retire { backends, .. } => format!("end the accounts of backends {:?}", backends.keys()),
     }
 }

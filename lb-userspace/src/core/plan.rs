@@ -56,8 +56,14 @@ pub enum Action {
     ClearBackend(u16),
     /// Frees a service's id.
     ClearService(u32),
-    /// Removes the flows of these backends from the flow table.
-    SweepFlows(BTreeSet<u16>),
+    /// Ends the accounts of what is gone: sweeps the backends' flows, and adds what was counted for a backend to its
+    /// service, or, for a service that is gone, to what all of these had.
+    Retire {
+        /// Backends, and the services they were of.
+        backends: BTreeMap<u16, u32>,
+        /// Services.
+        services: BTreeSet<u32>,
+    },
 }
 
 /// Why no plan can be made. Nothing has been changed.
@@ -340,13 +346,14 @@ fn break_rest(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Acti
     }
     let wanted_services: BTreeSet<u32> = ids.services.values().copied().collect();
     let wanted_backends: BTreeSet<u16> = ids.backends.values().copied().collect();
-    let gone: BTreeSet<u16> =
-        loaded.backends.keys().filter(|id| !wanted_backends.contains(id)).copied().collect();
-    let services = loaded.services.keys().filter(|id| !wanted_services.contains(id));
-    actions.extend(services.map(|&id| Action::ClearService(id)));
-    actions.extend(gone.iter().map(|&id| Action::ClearBackend(id)));
-    if !gone.is_empty() {
+    let services: BTreeSet<u32> =
+        loaded.services.keys().filter(|id| !wanted_services.contains(id)).copied().collect();
+    let gone = loaded.backends.iter().filter(|(id, _)| !wanted_backends.contains(id));
+    let backends: BTreeMap<u16, u32> = gone.map(|(&id, backend)| (id, backend.service)).collect();
+    actions.extend(services.iter().map(|&id| Action::ClearService(id)));
+    actions.extend(backends.keys().map(|&id| Action::ClearBackend(id)));
+    if !backends.is_empty() || !services.is_empty() {
         actions.push(Action::Grace);
-        actions.push(Action::SweepFlows(gone));
+        actions.push(Action::Retire { backends, services });
     }
 }

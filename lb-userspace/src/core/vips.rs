@@ -15,14 +15,14 @@ pub fn buckets_for(entries: usize) -> u32 {
     u32::try_from(buckets).unwrap_or(u32::MAX)
 }
 
-/// Lays the entries out in `count` buckets; `None` if they do not fit within the probes a packet makes.
+/// Lays the entries out in `count` buckets, a power of two; `None` if they do not fit within the probes a packet makes.
 pub fn build(entries: &[(VipKey, u32)], count: u32) -> Option<Vec<VipBucket>> {
     let mut buckets = vec![VipBucket::default(); count as usize];
     for &(key, service) in entries {
         let port = Be16::new(key.port);
-        let first = hash::reduce(hash::vip(key.address, port, key.protocol), count);
+        let first = hash::vip(key.address, port, key.protocol);
         let slot = (0..VIP_PROBES).find_map(|probe| {
-            let bucket = ((first + probe) % count) as usize;
+            let bucket = (first.wrapping_add(probe) & count.wrapping_sub(1)) as usize;
             let way = buckets.get(bucket)?.slots.iter().position(VipSlot::is_empty)?;
             Some((bucket, way))
         });

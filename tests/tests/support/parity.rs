@@ -43,7 +43,7 @@ impl Twins {
         control.tick_shift = LONG_TICK_SHIFT;
         memory.tables_mut().control_mut().unwrap().flow_key = control.flow_key;
         apply(&mut memory, wanted);
-        let counted = kernel.verdicts().unwrap();
+        let counted = kernel.verdicts(&kernel.forwarded().unwrap()).unwrap();
         Self { kernel, memory, counted, _pins: pins }
     }
 
@@ -56,7 +56,7 @@ impl Twins {
     /// Runs a frame through the kernel.
     pub fn through_kernel(&mut self, frame: &[u8]) -> Result {
         let run = self.kernel.run_frame(frame, 1).unwrap();
-        let now = self.kernel.verdicts().unwrap();
+        let now = self.kernel.verdicts(&self.kernel.forwarded().unwrap()).unwrap();
         let counted = now.packets.iter().zip(self.counted.packets).map(|(now, before)| now - before);
         let counted: Vec<(usize, u64)> = counted.enumerate().filter(|(_, count)| *count > 0).collect();
         self.counted = now;

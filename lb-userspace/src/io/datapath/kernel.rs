@@ -17,7 +17,7 @@ use nix::time::{ClockId, clock_getres};
 
 use super::pins::{PinDir, PinError, Pinned};
 use super::region::{Access, Record, Region};
-use super::{Counted, Datapath, DatapathError, TableSet};
+use super::{Account, Datapath, DatapathError, TableSet};
 use crate::core::image::Capacity;
 
 /// The eBPF object, aligned as the loader wants it.
@@ -199,6 +199,11 @@ impl Kernel {
         }
     }
 
+    /// Where the traffic of services that are gone is kept: behind that of the last id.
+    fn gone(&self) -> u32 {
+        self.service_traffic.len().saturating_sub(1)
+    }
+
     /// Fills in what new maps need before they may be called finished.
     fn initialise(&mut self) -> Result<(), LoadError> {
         let flow_key = random_key()?;
@@ -250,7 +255,7 @@ impl Datapath for Kernel {
         Ok(Tick(result.return_value >> shift))
     }
 
-    fn verdicts(&self) -> Result<Verdicts, DatapathError> {
+    fn not_forwarded(&self) -> Result<Verdicts, DatapathError> {
         let per_cpu = self.verdicts.get(&0, 0).map_err(read_failed)?;
         let mut sum = Verdicts::default();
         for verdicts in per_cpu.iter() {
@@ -261,27 +266,28 @@ impl Datapath for Kernel {
         Ok(sum)
     }
 
-    fn traffic(&self, counted: Counted) -> Result<Traffic, DatapathError> {
-        let per_cpu = match counted {
-            Counted::Service(id) => self.service_traffic.get(&id, 0),
-            Counted::Backend(id) => self.backend_traffic.get(&id.into(), 0),
+    fn traffic(&self, account: Account) -> Result<Traffic, DatapathError> {
+        let per_cpu = match account {
+            Account::Backend(id) => self.backend_traffic.get(&id.into(), 0),
+            Account::Service(id) => self.service_traffic.get(&id, 0),
+            Account::Gone => self.service_traffic.get(&self.gone(), 0),
         };
-        Ok(per_cpu.map_err(read_failed)?.iter().fold(Traffic::default(), |sum, one| Traffic {
-            packets: sum.packets + one.packets,
-            bytes: sum.bytes + one.bytes,
-            new_flows: sum.new_flows + one.new_flows,
-            padding: 0,
-        }))
+        Ok(per_cpu.map_err(read_failed)?.iter().copied().sum())
     }
 
-    fn reset_traffic(&mut self, counted: Counted) -> Result<(), DatapathError> {
-        let failed = |cause: String| DatapathError { action: "resetting a counter", cause };
+    fn set_traffic(&mut self, account: Account, traffic: Traffic) -> Result<(), DatapathError> {
+        let failed = |cause: String| DatapathError { action: "writing a counter", cause };
         let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(error.to_string()))?;
-        let zeros = PerCpuValues::try_from(vec![Traffic::default(); cpus])
-            .map_err(|error| failed(error.to_string()))?;
-        match counted {
-            Counted::Service(id) => self.service_traffic.set(id, zeros, 0),
-            Counted::Backend(id) => self.backend_traffic.set(id.into(), zeros, 0),
+        let mut values = vec![Traffic::default(); cpus];
+        if let Some(first) = values.first_mut() {
+            *first = traffic;
+        }
+        let values = PerCpuValues::try_from(values).map_err(|error| failed(error.to_string()))?;
+        let gone = self.gone();
+        match account {
+            Account::Backend(id) => self.backend_traffic.set(id.into(), values, 0),
+            Account::Service(id) => self.service_traffic.set(id, values, 0),
+            Account::Gone => self.service_traffic.set(gone, values, 0),
         }
         .map_err(|error| failed(chain(&error)))
     }
@@ -323,7 +329,7 @@ fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<E
         (map::BACKENDS, capacity.backends + 1),
         (map::RINGS, capacity.rings),
         (map::FLOWS, capacity.flow_buckets),
-        (map::SERVICE_TRAFFIC, capacity.services),
+        (map::SERVICE_TRAFFIC, capacity.services + 1),
         (map::BACKEND_TRAFFIC, capacity.backends + 1),
         (map::SERVICE_NAMES, capacity.services),
         (map::BACKEND_NAMES, capacity.backends + 1),

@@ -6,16 +6,16 @@ use lb_common::abi::{Traffic, Verdicts};
 use lb_common::flow::Tick;
 use lb_common::hash;
 
-use super::{Counted, Datapath, DatapathError, TableSet};
+use super::{Account, Datapath, DatapathError, TableSet};
 use crate::core::image::Capacity;
 
 /// The datapath in memory.
 pub struct Memory {
     tables: TableSet,
     /// What was counted.
-    pub traffic: BTreeMap<Counted, Traffic>,
-    /// Packets by verdict.
-    pub verdicts: Verdicts,
+    pub traffic: BTreeMap<Account, Traffic>,
+    /// Packets that went to no backend, by verdict.
+    pub not_forwarded: Verdicts,
     /// The time.
     pub now: Tick,
 }
@@ -30,7 +30,7 @@ impl Memory {
             control.flow_key = hash::expand(!ring_seed);
             control.ring_key = hash::expand(ring_seed);
         }
-        Self { tables, traffic: BTreeMap::new(), verdicts: Verdicts::default(), now: Tick(1 << 20) }
+        Self { tables, traffic: BTreeMap::new(), not_forwarded: Verdicts::default(), now: Tick(1 << 20) }
     }
 }
 
@@ -51,16 +51,16 @@ impl Datapath for Memory {
         Ok(self.now)
     }
 
-    fn verdicts(&self) -> Result<Verdicts, DatapathError> {
-        Ok(self.verdicts)
+    fn not_forwarded(&self) -> Result<Verdicts, DatapathError> {
+        Ok(self.not_forwarded)
     }
 
-    fn traffic(&self, counted: Counted) -> Result<Traffic, DatapathError> {
-        Ok(self.traffic.get(&counted).copied().unwrap_or_default())
+    fn traffic(&self, account: Account) -> Result<Traffic, DatapathError> {
+        Ok(self.traffic.get(&account).copied().unwrap_or_default())
     }
 
-    fn reset_traffic(&mut self, counted: Counted) -> Result<(), DatapathError> {
-        self.traffic.remove(&counted);
+    fn set_traffic(&mut self, account: Account, traffic: Traffic) -> Result<(), DatapathError> {
+        self.traffic.insert(account, traffic);
         Ok(())
     }
 }

@@ -15,8 +15,11 @@ pub use pins::{PinDir, PinError, PinLock};
 pub use region::Access;
 pub use tables::TableSet;
 
+use std::collections::BTreeMap;
+
 use lb_common::abi::{Traffic, Verdicts};
 use lb_common::flow::Tick;
+use lb_common::verdict::Verdict;
 
 use crate::core::image::Capacity;
 use crate::core::plan::Action;
@@ -32,13 +35,26 @@ pub struct DatapathError {
     pub cause: String,
 }
 
-/// Whose [`Traffic`].
+/// Whose [`Traffic`] a record holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Counted {
-    /// The service with this id.
-    Service(u32),
-    /// The backend with this id.
+pub enum Account {
+    /// The backend's with this id.
     Backend(u16),
+    /// That of backends which the service with this id had before.
+    Service(u32),
+    /// That of services there were before.
+    Gone,
+}
+
+/// All that was forwarded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forwarded {
+    /// To each backend, by id.
+    pub backends: BTreeMap<u16, Traffic>,
+    /// To each service, by id, backends it had before included.
+    pub services: BTreeMap<u32, Traffic>,
+    /// To all, services there were before included.
+    pub all: Traffic,
 }
 
 /// The datapath.
@@ -51,12 +67,44 @@ pub trait Datapath {
     fn wait_for_grace(&self) -> Result<(), DatapathError>;
     /// The time that the datapath's entries are written with.
     fn now(&self) -> Result<Tick, DatapathError>;
-    /// Packets by verdict, over all CPUs.
-    fn verdicts(&self) -> Result<Verdicts, DatapathError>;
-    /// Traffic over all CPUs.
-    fn traffic(&self, counted: Counted) -> Result<Traffic, DatapathError>;
-    /// Lets counting begin at zero.
-    fn reset_traffic(&mut self, counted: Counted) -> Result<(), DatapathError>;
+    /// Packets that went to no backend, by verdict, over all CPUs.
+    fn not_forwarded(&self) -> Result<Verdicts, DatapathError>;
+    /// What an account holds, over all CPUs.
+    fn traffic(&self, account: Account) -> Result<Traffic, DatapathError>;
+    /// Replaces what an account holds; no packet is counted for it meanwhile.
+    fn set_traffic(&mut self, account: Account, traffic: Traffic) -> Result<(), DatapathError>;
+
+    /// All that was forwarded.
+    fn forwarded(&self) -> Result<Forwarded, DatapathError> {
+        let mut forwarded = Forwarded { all: self.traffic(Account::Gone)?, ..Forwarded::default() };
+        for id in self.tables().service_ids() {
+            forwarded.services.insert(id, self.traffic(Account::Service(id))?);
+        }
+        for (id, service) in self.tables().backend_ids() {
+            let traffic = self.traffic(Account::Backend(id))?;
+            forwarded.backends.insert(id, traffic);
+            *forwarded.services.entry(service).or_default() += traffic;
+        }
+        forwarded.all += forwarded.services.values().copied().sum();
+        Ok(forwarded)
+    }
+
+    /// Packets by verdict.
+    fn verdicts(&self, forwarded: &Forwarded) -> Result<Verdicts, DatapathError> {
+        let mut verdicts = self.not_forwarded()?;
+        if let Some(forward) = verdicts.packets.get_mut(Verdict::Forward.index()) {
+            *forward = forwarded.all.packets;
+        }
+        Ok(verdicts)
+    }
+
+    /// Moves what an account holds to another.
+    fn fold(&mut self, from: Account, to: Account) -> Result<(), DatapathError> {
+        let mut sum = self.traffic(to)?;
+        sum += self.traffic(from)?;
+        self.set_traffic(to, sum)?;
+        self.set_traffic(from, Traffic::default())
+    }
 
     /// Waits for a grace period, after which replaced next hops may be overwritten.
     fn grace(&mut self) -> Result<(), DatapathError> {
@@ -70,7 +118,7 @@ pub trait Datapath {
         match action {
             Action::WriteBackend { id, backend, new } => {
                 if *new {
-                    self.reset_traffic(Counted::Backend(*id))?;
+                    self.set_traffic(Account::Backend(*id), Traffic::default())?;
                 }
                 if self.tables_mut().write_backend(*id, backend).is_err() {
                     self.grace()?;
@@ -80,7 +128,7 @@ pub trait Datapath {
             Action::WriteRing { slot, ring } => self.tables_mut().write_ring(*slot, ring),
             Action::WriteService { id, name, word, new } => {
                 if *new {
-                    self.reset_traffic(Counted::Service(*id))?;
+                    self.set_traffic(Account::Service(*id), Traffic::default())?;
                 }
                 self.tables_mut().write_service(*id, name, *word);
             }
@@ -90,7 +138,17 @@ pub trait Datapath {
             Action::ClearService(id) => {
                 self.tables_mut().write_service(*id, "", lb_common::abi::ServiceWord::default());
             }
-            Action::SweepFlows(gone) => self.tables().sweep_backends(gone),
+            Action::Retire { backends, services } => {
+                self.tables().sweep_backends(backends);
+                for (&id, &service) in backends {
+                    let to =
+                        if services.contains(&service) { Account::Gone } else { Account::Service(service) };
+                    self.fold(Account::Backend(id), to)?;
+                }
+                for &id in services {
+                    self.fold(Account::Service(id), Account::Gone)?;
+                }
+            }
         }
         Ok(())
     }

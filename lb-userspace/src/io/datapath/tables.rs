@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use lb_common::abi::{
     Backend, BackendWord, Control, FlowBucket, MAX_INTERFACES, Name, Ring, Service, ServiceWord, VipBucket,
-    VipTable, mac_word,
+    VipTable, interface_slot, mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::slice::TableSlices;
@@ -223,12 +223,31 @@ impl TableSet {
         }
     }
 
+    /// Ids of the services.
+    pub fn service_ids(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(self.services.records()).filter(|(_, service)| service.load().used).map(|(id, _)| id)
+    }
+
+    /// Ids of the backends and of their services.
+    pub fn backend_ids(&self) -> impl Iterator<Item = (u16, u32)> {
+        let words = (0..).zip(self.backends.records()).map(|(id, backend)| (id, backend.load()));
+        words.filter(|(_, word)| word.used).map(|(id, word)| (id, word.service.into()))
+    }
+
     /// Names the attached interfaces: kernel index and own MAC address.
     pub fn set_interfaces(&self, interfaces: &[(u32, [u8; 6])]) {
         let Some(control) = self.control() else { return };
-        let ended = interfaces.iter().copied().chain(std::iter::repeat((0, [0; 6])));
-        for (record, (index, mac)) in control.interfaces.iter().zip(ended).take(MAX_INTERFACES) {
-            // An index that no interface has, while the address changes: 0 would end the list.
+        let mut wanted = [(0, [0; 6]); MAX_INTERFACES];
+        for &(index, mac) in interfaces {
+            let free = (0..MAX_INTERFACES)
+                .map(|probe| interface_slot(index, probe))
+                .find(|&slot| wanted.get(slot).is_some_and(|(taken, _)| *taken == 0));
+            if let Some(place) = free.and_then(|slot| wanted.get_mut(slot)) {
+                *place = (index, mac);
+            }
+        }
+        for (record, (index, mac)) in control.interfaces.iter().zip(wanted) {
+            // An index that no interface has, while the address changes: 0 would end the search.
             if record.index.load() != u64::from(index) {
                 record.index.store(u64::MAX);
             }
@@ -237,22 +256,24 @@ impl TableSet {
         }
     }
 
-    /// The attached interfaces.
+    /// The attached interfaces, by index.
     pub fn interfaces(&self) -> Vec<Ingress> {
         let entries = self.control().map(|control| control.interfaces.as_slice()).unwrap_or_default();
-        let entries = entries.iter().map(|entry| (entry.index.load(), entry.mac.load().to_le_bytes()));
-        entries
-            .take_while(|(index, _)| *index != 0)
-            .map(|(index, [a, b, c, d, e, f, ..])| Ingress {
-                index: u32::try_from(index).unwrap_or(0),
-                mac: [a, b, c, d, e, f],
+        let mut found: Vec<Ingress> = entries
+            .iter()
+            .map(|entry| (entry.index.load(), entry.mac.load().to_le_bytes()))
+            .filter_map(|(index, [a, b, c, d, e, f, ..])| {
+                let index = u32::try_from(index).ok().filter(|&index| index != 0)?;
+                Some(Ingress { index, mac: [a, b, c, d, e, f] })
             })
-            .collect()
+            .collect();
+        found.sort_by_key(|ingress| ingress.index);
+        found
     }
 
     /// Removes all flows of these backends.
-    pub fn sweep_backends(&self, gone: &BTreeSet<u16>) {
-        self.sweep(|entry| gone.contains(&entry.backend()));
+    pub fn sweep_backends(&self, gone: &BTreeMap<u16, u32>) {
+        self.sweep(|entry| gone.contains_key(&entry.backend()));
     }
 
     /// Removes flows of ids that no backend has: an agent may have ended before it could.
