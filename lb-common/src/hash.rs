@@ -4,7 +4,7 @@
 //! CRYPTO '99): over a random key two different flows meet with a probability of 2⁻³², whoever chose them. It costs
 //! one multiplication for eight bytes. A fixed finalizer then spreads the sum over all bits.
 
-use crate::net::{Address, Be16, Protocol, Tuple};
+use crate::net::{Address, Tuple};
 
 /// Words in a hash key: one for each word of an IPv6 flow (two addresses, the ports, the protocol).
 pub const KEY_WORDS: usize = 10;
@@ -39,12 +39,12 @@ pub fn flow(key: &Key, tuple: &Tuple) -> u64 {
     finalize(sum)
 }
 
-/// Hashes what names a service: masked with the number of buckets, a power of two, this is the place of a VIP in its
+/// Hashes what names a service, the address and its [`crate::abi::vip_key`]: masked with the number of buckets, a power of two, this is the place of a VIP in its
 /// table. No key: the table is bounded by construction.
 #[inline(always)]
-pub fn vip(address: Address, port: Be16, protocol: Protocol) -> u32 {
+pub fn vip(address: Address, key: u32) -> u32 {
     let words = address.words();
-    let low = u64::from(words[3]) << 32 | u64::from(port.raw()) << 8 | u64::from(protocol.0);
+    let low = u64::from(words[3]) << 32 | u64::from(key);
     let high = u64::from(words[0]) << 32 | u64::from(words[1] ^ words[2]);
     // The upper bits of a product depend on all bits below: turned around, they are what the mask leaves.
     (low ^ high.wrapping_mul(0xff51_afd7_ed55_8ccd)).wrapping_mul(GOLDEN_RATIO).swap_bytes() as u32
@@ -77,7 +77,7 @@ const GOLDEN_RATIO: u64 = 0x9e37_79b9_7f4a_7c15;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::Ports;
+    use crate::net::{Ports, Protocol};
     use std::collections::HashSet;
     use std::vec;
 

@@ -26,9 +26,15 @@ pub enum Forwarding {
     L2Dsr = 0,
 }
 
-/// The word [`Backend::word`].
+/// The word [`Backend::word`]. It stays one word on the packet path: taken apart and put together again, it would cost more
+/// there than all that is asked of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BackendWord {
+#[repr(transparent)]
+pub struct BackendWord(u64);
+
+/// What a [`BackendWord`] says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendFlags {
     /// Whether the id is taken.
     pub used: bool,
     /// Not disabled: established flows may go here.
@@ -54,41 +60,65 @@ impl BackendWord {
     const RESOLVED: u64 = 8;
     const SECOND_HOP: u64 = 16;
     const PROBED_HEALTHY: u64 = 32;
+    const SERVICE_SHIFT: u32 = 16;
 
-    /// From the word in the map.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        Self {
-            used: word & Self::USED != 0,
-            enabled: word & Self::ENABLED != 0,
-            healthy: word & Self::HEALTHY != 0,
-            probed_healthy: word & Self::PROBED_HEALTHY != 0,
-            resolved: word & Self::RESOLVED != 0,
-            second_hop: word & Self::SECOND_HOP != 0,
-            forwarding: Forwarding::L2Dsr,
-            service: (word >> 16) as u16,
+    /// The word that says this.
+    pub fn new(flags: BackendFlags) -> Self {
+        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
+        Self(
+            bit(flags.used, Self::USED)
+                | bit(flags.enabled, Self::ENABLED)
+                | bit(flags.healthy, Self::HEALTHY)
+                | bit(flags.probed_healthy, Self::PROBED_HEALTHY)
+                | bit(flags.resolved, Self::RESOLVED)
+                | bit(flags.second_hop, Self::SECOND_HOP)
+                | (flags.forwarding as u64) << 8
+                | u64::from(flags.service) << Self::SERVICE_SHIFT,
+        )
+    }
+
+    /// The word as it lies in the map.
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// What the word says.
+    pub const fn flags(self) -> BackendFlags {
+        BackendFlags {
+            used: self.0 & Self::USED != 0,
+            enabled: self.0 & Self::ENABLED != 0,
+            healthy: self.is_healthy(),
+            probed_healthy: self.0 & Self::PROBED_HEALTHY != 0,
+            resolved: self.is_resolved(),
+            second_hop: self.0 & Self::SECOND_HOP != 0,
+            forwarding: self.forwarding(),
+            service: (self.0 >> Self::SERVICE_SHIFT) as u16,
         }
     }
 
-    /// The word for the map.
-    pub fn to_word(self) -> u64 {
-        let bit = |set: bool, bit: u64| if set { bit } else { 0 };
-        bit(self.used, Self::USED)
-            | bit(self.enabled, Self::ENABLED)
-            | bit(self.healthy, Self::HEALTHY)
-            | bit(self.probed_healthy, Self::PROBED_HEALTHY)
-            | bit(self.resolved, Self::RESOLVED)
-            | bit(self.second_hop, Self::SECOND_HOP)
-            | (self.forwarding as u64) << 8
-            | (self.service as u64) << 16
-    }
-}
-
-impl BackendWord {
     /// Whether flows of this service may go here.
     #[inline(always)]
     pub const fn serves(self, service: u32) -> bool {
-        self.used && self.enabled && self.service as u32 == service
+        const MAY: u64 = BackendWord::USED | BackendWord::ENABLED;
+        self.0 & MAY == MAY && (self.0 >> Self::SERVICE_SHIFT) as u32 == service
+    }
+
+    /// [`BackendFlags::healthy`].
+    #[inline(always)]
+    pub const fn is_healthy(self) -> bool {
+        self.0 & Self::HEALTHY != 0
+    }
+
+    /// [`BackendFlags::resolved`].
+    #[inline(always)]
+    pub const fn is_resolved(self) -> bool {
+        self.0 & Self::RESOLVED != 0
+    }
+
+    /// [`BackendFlags::forwarding`].
+    #[inline(always)]
+    pub const fn forwarding(self) -> Forwarding {
+        Forwarding::L2Dsr
     }
 }
 
@@ -97,13 +127,13 @@ impl Backend {
     #[inline(always)]
     pub const fn hop(&self, word: BackendWord) -> &NextHop {
         let [first, second] = &self.hops;
-        if word.second_hop { second } else { first }
+        if word.0 & BackendWord::SECOND_HOP != 0 { second } else { first }
     }
 
     /// The word as it is now.
     #[inline(always)]
     pub fn load(&self) -> BackendWord {
-        BackendWord::from_word(self.word.load())
+        BackendWord(self.word.load())
     }
 }
 

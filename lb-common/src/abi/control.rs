@@ -30,8 +30,8 @@ pub struct Control {
 /// The word [`Control::vip_table`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VipTable {
-    /// The half in force.
-    pub second_half: bool,
+    /// Index of the first bucket of the half in force: 0, or the number of buckets in a half.
+    pub first_bucket: u32,
     /// Whether a VIP of port 0 exists: else the second lookup is spared.
     pub any_port: bool,
 }
@@ -40,12 +40,12 @@ impl VipTable {
     /// From the word in the map.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
-        Self { second_half: word & 1 != 0, any_port: word & 2 != 0 }
+        Self { first_bucket: word as u32, any_port: word >> 32 != 0 }
     }
 
     /// The word for the map.
     pub const fn to_word(self) -> u64 {
-        self.second_half as u64 | (self.any_port as u64) << 1
+        self.first_bucket as u64 | (self.any_port as u64) << 32
     }
 }
 

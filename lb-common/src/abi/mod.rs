@@ -11,7 +11,7 @@ mod service;
 mod vips;
 mod word;
 
-pub use backend::{Backend, BackendWord, Forwarding, NextHop};
+pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop};
 pub use control::{Control, Interface, MAC_MASK, VipTable, interface_slot, mac_word};
 pub use counters::{Traffic, Verdicts};
 pub use service::{Ring, Service, ServiceWord};
@@ -155,7 +155,7 @@ mod tests {
     fn words_survive_the_round_trip() {
         for bits in 0..128_u16 {
             let bit = |n: u16| bits & (1 << n) != 0;
-            let backend = BackendWord {
+            let backend = BackendFlags {
                 used: bit(0),
                 enabled: bit(1),
                 healthy: bit(2),
@@ -165,10 +165,10 @@ mod tests {
                 forwarding: Forwarding::L2Dsr,
                 service: bits * 500,
             };
-            assert_eq!(BackendWord::from_word(backend.to_word()), backend);
+            assert_eq!(BackendWord::new(backend).flags(), backend);
             let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 500) };
             assert_eq!(ServiceWord::from_word(service.to_word()), service);
-            let vips = VipTable { second_half: bit(0), any_port: bit(1) };
+            let vips = VipTable { first_bucket: u32::from(bits) << 10, any_port: bit(1) };
             assert_eq!(VipTable::from_word(vips.to_word()), vips);
         }
     }

@@ -219,7 +219,7 @@ fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Ve
     let service = classify(tables, control, &parsed)?;
     admit(packet, control, &parsed)?;
     let pick = pick::pick(tables, control, &parsed, service)?;
-    let interface = match pick.word.forwarding {
+    let interface = match pick.word.forwarding() {
         Forwarding::L2Dsr => rewrite::l2_dsr(packet, tables, &pick)?,
     };
     Ok(Outcome {
@@ -274,12 +274,11 @@ fn find_vip<T: Tables>(
     tuple: &Tuple,
 ) -> Option<u32> {
     let mask = control.vip_buckets.wrapping_sub(1);
-    let first = hash::vip(tuple.destination, port, tuple.protocol);
     let key = vip_key(port, tuple.protocol);
-    let half = if table.second_half { control.vip_buckets } else { 0 };
+    let first = hash::vip(tuple.destination, key);
     let mut probe = 0;
     while probe < VIP_PROBES {
-        let bucket = tables.vip_bucket(half.wrapping_add(first.wrapping_add(probe) & mask))?;
+        let bucket = tables.vip_bucket(table.first_bucket.wrapping_add(first.wrapping_add(probe) & mask))?;
         for slot in &bucket.slots {
             if slot.is(tuple.destination, key) {
                 return Some(slot.service);

@@ -78,7 +78,7 @@ fn keep<T: Tables>(
     }
     // An established TCP connection stays even so: the server may have failed its check and still be serving it.
     let may_move = transport.opens() || !transport.is_tcp();
-    if may_move && !word.healthy { Err(Refusal::BackendUnhealthy) } else { Ok((backend, word)) }
+    if may_move && !word.is_healthy() { Err(Refusal::BackendUnhealthy) } else { Ok((backend, word)) }
 }
 
 /// The entry after a packet that followed it. Written at most once a tick, unless the state changes.

@@ -12,12 +12,12 @@ pub(super) fn l2_dsr<P: Packet, T: Tables>(
     tables: &T,
     pick: &Pick<'_>,
 ) -> Result<u32, Verdict> {
-    if !pick.word.resolved {
+    if !pick.word.is_resolved() {
         return Err(Verdict::DropNoNextHop);
     }
     let hop = pick.backend.hop(pick.word);
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
     packet.write(8, hop.rest).ok_or(Verdict::PassMalformedEthernet)?;
     packet.write(0, hop.first).ok_or(Verdict::PassMalformedEthernet)?;
-    Ok(if hop.interface == packet.interface() { 0 } else { hop.interface })
+    Ok(if hop.interface == 0 || hop.interface == packet.interface() { 0 } else { hop.interface })
 }

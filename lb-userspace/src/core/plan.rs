@@ -323,7 +323,7 @@ fn switch_vips(
         capacity: loaded.capacity.vip_buckets,
     })?;
     let table = VipTable {
-        second_half: !loaded.vip_table.second_half,
+        first_bucket: if loaded.vip_table.first_bucket > 0 { 0 } else { loaded.capacity.vip_buckets },
         any_port: entries.iter().any(|(vip, _)| vip.port == 0 && vip.protocol != Protocol::ICMP),
     };
     actions.push(Action::WriteVips { table, buckets });

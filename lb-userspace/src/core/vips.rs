@@ -19,8 +19,8 @@ pub fn buckets_for(entries: usize) -> u32 {
 pub fn build(entries: &[(VipKey, u32)], count: u32) -> Option<Vec<VipBucket>> {
     let mut buckets = vec![VipBucket::default(); count as usize];
     for &(key, service) in entries {
-        let port = Be16::new(key.port);
-        let first = hash::vip(key.address, port, key.protocol);
+        let named = vip_key(Be16::new(key.port), key.protocol);
+        let first = hash::vip(key.address, named);
         let slot = (0..VIP_PROBES).find_map(|probe| {
             let bucket = (first.wrapping_add(probe) & count.wrapping_sub(1)) as usize;
             let way = buckets.get(bucket)?.slots.iter().position(VipSlot::is_empty)?;
@@ -28,7 +28,7 @@ pub fn build(entries: &[(VipKey, u32)], count: u32) -> Option<Vec<VipBucket>> {
         });
         let (bucket, way) = slot?;
         *buckets.get_mut(bucket)?.slots.get_mut(way)? =
-            VipSlot { address: key.address, key: vip_key(port, key.protocol), service, padding: [0; 8] };
+            VipSlot { address: key.address, key: named, service, padding: [0; 8] };
     }
     Some(buckets)
 }
@@ -36,7 +36,7 @@ pub fn build(entries: &[(VipKey, u32)], count: u32) -> Option<Vec<VipBucket>> {
 /// Reads the entries back from the half in force.
 pub fn read(buckets: &[VipBucket], table: VipTable) -> Vec<(VipKey, u32)> {
     let (first, second) = buckets.split_at(buckets.len() / 2);
-    let half = if table.second_half { second } else { first };
+    let half = if table.first_bucket > 0 { second } else { first };
     half.iter()
         .flat_map(|bucket| bucket.slots.iter().filter(|slot| !slot.is_empty()))
         .map(|slot| {

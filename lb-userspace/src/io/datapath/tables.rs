@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use lb_common::abi::{
-    Backend, BackendWord, Control, FlowBucket, MAX_INTERFACES, Name, Ring, Service, ServiceWord, VipBucket,
-    VipTable, interface_slot, mac_word,
+    Backend, BackendFlags, BackendWord, Control, FlowBucket, MAX_INTERFACES, Name, Ring, Service,
+    ServiceWord, VipBucket, VipTable, interface_slot, mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::slice::TableSlices;
@@ -129,17 +129,18 @@ impl TableSet {
         (0..)
             .zip(records)
             .map(|(id, (backend, name))| (id, backend, backend.load(), name))
-            .filter(|(_, _, word, _)| word.used)
+            .filter(|(_, _, word, _)| word.flags().used)
             .map(|(id, backend, word, name)| {
-                let hop = word.resolved.then_some(*backend.hop(word));
+                let flags = word.flags();
+                let hop = flags.resolved.then_some(*backend.hop(word));
                 let loaded = LoadedBackend {
                     name: name.as_str().to_owned(),
                     address: backend.address,
-                    service: word.service.into(),
-                    enabled: word.enabled,
-                    healthy: word.healthy,
-                    probed_healthy: word.probed_healthy,
-                    forwarding: word.forwarding,
+                    service: flags.service.into(),
+                    enabled: flags.enabled,
+                    healthy: flags.healthy,
+                    probed_healthy: flags.probed_healthy,
+                    forwarding: flags.forwarding,
                     hop,
                 };
                 (id, loaded)
@@ -156,9 +157,9 @@ impl TableSet {
             return Ok(());
         };
         let before = record.load();
-        let mut second_hop = before.second_hop;
+        let mut second_hop = before.flags().second_hop;
         if let Some(hop) = backend.hop
-            && !(before.resolved && *record.hop(before) == hop)
+            && !(before.is_resolved() && *record.hop(before) == hop)
         {
             if !self.fresh_hops.insert(id) {
                 return Err(NeedsGrace);
@@ -169,7 +170,7 @@ impl TableSet {
         }
         *name = Name::new(&backend.name);
         record.address = backend.address;
-        let word = BackendWord {
+        let word = BackendWord::new(BackendFlags {
             used: true,
             enabled: backend.enabled,
             healthy: backend.healthy,
@@ -178,16 +179,17 @@ impl TableSet {
             second_hop,
             forwarding: backend.forwarding,
             service: u16::try_from(backend.service).unwrap_or(u16::MAX),
-        };
-        record.word.store(word.to_word());
+        });
+        record.word.store(word.word());
         Ok(())
     }
 
     /// Frees a backend's id; where its hops lie is remembered for the next grace period's sake.
     pub(super) fn clear_backend(&mut self, id: u16) {
         if let Some(record) = self.backends.records().get(usize::from(id)) {
-            let second_hop = record.load().second_hop;
-            record.word.store(BackendWord { second_hop, ..BackendWord::default() }.to_word());
+            let second_hop = record.load().flags().second_hop;
+            let free = BackendWord::new(BackendFlags { second_hop, ..BackendFlags::default() });
+            record.word.store(free.word());
         }
     }
 
@@ -214,7 +216,7 @@ impl TableSet {
             let middle = records.len() / 2;
             records.split_at_mut(middle)
         };
-        let half = if table.second_half { second } else { first };
+        let half = if table.first_bucket > 0 { second } else { first };
         for (record, bucket) in half.iter_mut().zip(buckets) {
             *record = *bucket;
         }
@@ -230,7 +232,7 @@ impl TableSet {
 
     /// Ids of the backends and of their services.
     pub fn backend_ids(&self) -> impl Iterator<Item = (u16, u32)> {
-        let words = (0..).zip(self.backends.records()).map(|(id, backend)| (id, backend.load()));
+        let words = (0..).zip(self.backends.records()).map(|(id, backend)| (id, backend.load().flags()));
         words.filter(|(_, word)| word.used).map(|(id, word)| (id, word.service.into()))
     }
 
