@@ -207,3 +207,32 @@ fn healthz_answers_only_when_packets_are_let_in() {
     assert!(has_program(&lab, "eth0"), "{}", agent.log());
     assert!(is_served(&lab), "{}", agent.log());
 }
+
+/// An interface whose driver knows no XDP: `auto` says so and goes on, `driver` is an error, and a link keeps its mode.
+#[test]
+fn a_driver_without_xdp_is_told_and_not_hidden() {
+    let lab = Lab::builder().start().expect("a lab");
+    run_checked(lab.edge().command("ip").args(["link", "add", "ifb9", "type", "ifb"])).expect("an interface");
+    run_checked(lab.edge().command("ip").args(["link", "set", "ifb9", "up"])).expect("up");
+    let config = |mode: &str| format!("[agent]\ninterfaces = [\"ifb9\"]\nxdp_mode = \"{mode}\"\n");
+    let start_refused = |mode: &str| {
+        let Err(error) = lab.start_agent(&config(mode)) else { panic!("{mode}: started") };
+        let error = error.to_string();
+        assert!(error.contains("ifb9: the driver does not take the program"), "{error}");
+        error
+    };
+
+    start_refused("driver");
+    assert!(!has_program(&lab, "ifb9"), "nothing is left attached");
+    let agent = lab.start_agent(&config("auto")).expect("an agent");
+    assert!(agent.log().contains("running in the slower generic mode"), "{}", agent.log());
+    let status = agent.status().expect("status");
+    assert_eq!(status["agent"]["interfaces"][0]["xdp_mode"], "generic", "{status}");
+    agent.terminate().expect("an end");
+
+    assert!(start_refused("driver").contains("run `sluice detach`"));
+    let agent = lab.start_agent(&config("auto")).expect("an agent");
+    assert!(agent.log().contains("stays in slower generic mode"), "{}", agent.log());
+    agent.sluice(&["detach"]).expect("detach");
+    assert!(!has_program(&lab, "ifb9"));
+}
