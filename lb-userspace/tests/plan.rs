@@ -253,9 +253,9 @@ fn what_does_not_fit_is_refused_before_anything_changes() {
     assert_eq!(plan(&image, &backends).unwrap_err(), full("backends", 1_025, 1_024));
 }
 
-#[test]
-fn an_id_is_used_again_only_after_its_flows_are_swept() {
-    let wanted = |name: &str| Wanted {
+/// One service with this one backend.
+fn with_backend(name: &str) -> Wanted {
+    Wanted {
         ring_seed: 0,
         services: vec![WantedService {
             name: "s0".into(),
@@ -271,15 +271,19 @@ fn an_id_is_used_again_only_after_its_flows_are_swept() {
                 hop: Some(NextHop::new([2; 6], [2; 6], 0)),
             }],
         }],
-    };
+    }
+}
+
+#[test]
+fn an_id_is_used_again_only_after_its_flows_are_swept() {
     let mut memory = Memory::new(capacity(), 0);
-    carry_out(&mut memory, &wanted("old"), usize::MAX);
+    carry_out(&mut memory, &with_backend("old"), usize::MAX);
     send(&memory, 0, 1_000, true);
     let old = send(&memory, 0, 1_000, false).backend;
     assert_eq!(memory.tables().live_flows(memory.now)[&old], 1);
-    carry_out(&mut memory, &wanted("other"), usize::MAX);
+    carry_out(&mut memory, &with_backend("other"), usize::MAX);
     assert_eq!(memory.tables().live_flows(memory.now).get(&old), None);
-    carry_out(&mut memory, &wanted("third"), usize::MAX);
+    carry_out(&mut memory, &with_backend("third"), usize::MAX);
     let third = backend_id(&memory.tables().image(), 0, "third").unwrap();
     assert_eq!(third, old, "the id is free again");
     let outcome = send(&memory, 0, 1_000, false);
@@ -289,29 +293,11 @@ fn an_id_is_used_again_only_after_its_flows_are_swept() {
 /// An agent killed between freeing a backend and sweeping its flows leaves entries that name a free id.
 #[test]
 fn flows_left_by_a_killed_agent_are_swept() {
-    let backend = |name: &str| WantedBackend {
-        name: name.into(),
-        address: Address::v4([10, 0, 0, 1]),
-        enabled: true,
-        healthy: true,
-        probed_healthy: true,
-        ring_weight: 1,
-        hop: Some(NextHop::new([2; 6], [2; 6], 0)),
-    };
-    let wanted = |name: &str| Wanted {
-        ring_seed: 0,
-        services: vec![WantedService {
-            name: "s0".into(),
-            forwarding: Forwarding::L2Dsr,
-            vips: vec![VipKey { address: Address::from(vip(0)), port: 80, protocol: Protocol::TCP }],
-            backends: vec![backend(name)],
-        }],
-    };
     let mut memory = Memory::new(capacity(), 0);
-    carry_out(&mut memory, &wanted("old"), usize::MAX);
+    carry_out(&mut memory, &with_backend("old"), usize::MAX);
     send(&memory, 0, 1_000, true);
     send(&memory, 0, 1_000, false);
-    let actions = plan(&memory.tables().image(), &wanted("new")).unwrap().actions;
+    let actions = plan(&memory.tables().image(), &with_backend("new")).unwrap().actions;
     for action in actions.iter().filter(|action| !matches!(action, Action::Retire { .. })) {
         memory.apply(action).unwrap();
     }

@@ -296,14 +296,14 @@ fn find_vip<T: Tables>(
 /// frames too), and no fragment.
 #[inline(always)]
 fn admit<P: Packet>(packet: &P, control: &Control, parsed: &Parsed) -> Result<(), Verdict> {
-    let own = packet.read::<u64>(0).ok_or(Verdict::PassMalformedEthernet)? & MAC_MASK;
+    let destination = packet.read::<u64>(0).ok_or(Verdict::PassMalformedEthernet)? & MAC_MASK;
     let on = packet.interface();
     let mut probe = 0;
     while probe < MAX_INTERFACES {
         let interface = &control.interfaces[interface_slot(on, probe)];
         let index = interface.index.load();
         if index == u64::from(on) {
-            if interface.mac.load() != own {
+            if interface.mac.load() != destination {
                 return Err(Verdict::PassOtherHost);
             }
             break;

@@ -37,7 +37,7 @@ impl Drop for Probed {
 
 impl Agent {
     /// Starts, restarts and ends probes so that they are those of the configuration. What is known of a backend stays
-    /// as long as the check is the same; `adopted` is what a former agent found out.
+    /// as long as the server is the same; `adopted` is what the tables say of servers that were not probed till now.
     pub(super) fn sync_probes(&mut self, adopted: &KnownHealth) {
         let wanted = targets(&self.config);
         let keys: BTreeSet<&BackendKey> = wanted.iter().map(|(key, ..)| key).collect();
@@ -102,7 +102,7 @@ impl Agent {
             Some(reason) => log::warn!("service {service}: backend {backend}: {from} → {to}: {reason}"),
             None => log::info!("service {service}: backend {backend}: {from} → {to}"),
         }
-        self.set_health(&key, transition.to);
+        self.knowledge.health.insert(key, transition.to);
         true
     }
 

@@ -11,7 +11,6 @@ use tokio::task::JoinHandle;
 use super::Options;
 use super::probing::{Probed, Report};
 use crate::core::config::{Config, Protocol};
-use crate::core::health::Health;
 use crate::core::image::Wanted;
 use crate::core::plan::{Action, RingCache, plan};
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, Readings, Snapshot, snapshot};
@@ -98,11 +97,6 @@ impl Agent {
             self.histograms.applied(began.elapsed());
         }
         Ok(())
-    }
-
-    /// A backend's health changed, or what is known of it otherwise.
-    pub(super) fn set_health(&mut self, key: &BackendKey, health: Health) {
-        self.knowledge.health.insert(key.clone(), health);
     }
 
     /// Removes idle flows.

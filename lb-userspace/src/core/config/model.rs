@@ -140,7 +140,7 @@ pub enum Probe {
 /// One `[[service.backend]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Unique within its service; the backend's identity across reloads.
+    /// Unique within its service; with the address, the backend's identity across reloads.
     pub name: String,
     /// The server's own address; unique within its service.
     pub address: IpAddr,

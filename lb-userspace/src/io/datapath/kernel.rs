@@ -131,28 +131,26 @@ impl Kernel {
 
     /// Opens what is pinned. With [`Access::Read`] this disturbs nobody, and nothing may be changed.
     pub fn open(pins: &PinDir, access: Access) -> Result<Self, LoadError> {
-        let pinned = match adopted_capacity(pins)? {
-            Some(_) => pins,
-            None if access == Access::Write => pins,
-            None => return Err(LoadError::NothingPinned(pins.path().to_owned())),
-        };
-        let clock = SchedClassifier::from_pin(pinned.program(abi::CLOCK_PROGRAM))?;
+        if access == Access::Read && adopted_capacity(pins)?.is_none() {
+            return Err(LoadError::NothingPinned(pins.path().to_owned()));
+        }
+        let clock = SchedClassifier::from_pin(pins.program(abi::CLOCK_PROGRAM))?;
         Ok(Self {
             tables: TableSet {
-                control: region(pinned, map::CONTROL, access)?,
-                vips: region(pinned, map::VIPS, access)?,
-                services: region(pinned, map::SERVICES, access)?,
-                backends: region(pinned, map::BACKENDS, access)?,
-                rings: region(pinned, map::RINGS, access)?,
-                flows: region(pinned, map::FLOWS, access)?,
-                service_names: region(pinned, map::SERVICE_NAMES, access)?,
-                backend_names: region(pinned, map::BACKEND_NAMES, access)?,
+                control: region(pins, map::CONTROL, access)?,
+                vips: region(pins, map::VIPS, access)?,
+                services: region(pins, map::SERVICES, access)?,
+                backends: region(pins, map::BACKENDS, access)?,
+                rings: region(pins, map::RINGS, access)?,
+                flows: region(pins, map::FLOWS, access)?,
+                service_names: region(pins, map::SERVICE_NAMES, access)?,
+                backend_names: region(pins, map::BACKEND_NAMES, access)?,
                 known_rings: RefCell::default(),
                 fresh_hops: HashSet::new(),
             },
-            verdicts: counters(pinned, map::VERDICTS)?,
-            service_traffic: counters(pinned, map::SERVICE_TRAFFIC)?,
-            backend_traffic: counters(pinned, map::BACKEND_TRAFFIC)?,
+            verdicts: counters(pins, map::VERDICTS)?,
+            service_traffic: counters(pins, map::SERVICE_TRAFFIC)?,
+            backend_traffic: counters(pins, map::BACKEND_TRAFFIC)?,
             clock,
             program: None,
         })
