@@ -2,39 +2,72 @@
 
 use core::cell::RefCell;
 
+use network_types::eth::EthHdr;
+
 use crate::abi::{Backend, Control, FlowBucket, MAX_BACKENDS, RING_SIZE, Ring, Service, Verdicts, VipBucket};
 use crate::datapath::{Header, Outcome, Packet, Step, Tables};
 use crate::flow::Tick;
 use crate::verdict::Verdict;
 
-/// A frame in memory.
+/// A frame in memory, with room in front of it.
 #[derive(Debug)]
 pub struct SlicePacket<'a> {
-    /// The frame, from the destination MAC to the end of its payload.
-    pub bytes: &'a mut [u8],
-    /// Index of the interface it came in on.
-    pub interface: u32,
+    buffer: &'a mut [u8],
+    start: usize,
+    end: usize,
+    interface: u32,
 }
 
-impl SlicePacket<'_> {
+impl<'a> SlicePacket<'a> {
+    /// The frame that begins `headroom` bytes into the buffer and ends with it; `interface` is the index of the
+    /// interface it came in on.
+    pub fn new(buffer: &'a mut [u8], headroom: usize, interface: u32) -> Self {
+        let end = buffer.len();
+        Self { buffer, start: headroom.min(end), end, interface }
+    }
+
+    /// The frame, from the destination MAC to the end of its payload.
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
     fn range(&self, offset: usize, size: usize) -> Option<core::ops::Range<usize>> {
-        let end = offset.checked_add(size)?;
-        (end <= self.bytes.len()).then_some(offset..end)
+        let start = self.start.checked_add(offset)?;
+        let end = start.checked_add(size)?;
+        (end <= self.end).then_some(start..end)
     }
 }
 
 impl Packet for SlicePacket<'_> {
     fn read<T: Header>(&self, offset: usize) -> Option<T> {
-        let bytes = self.bytes.get(self.range(offset, size_of::<T>())?)?;
+        let bytes = self.buffer.get(self.range(offset, size_of::<T>())?)?;
         // SAFETY: `bytes` is as long as `T`, and every bit pattern of a `Header` is a value.
         Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
     }
 
     fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()> {
         let range = self.range(offset, size_of::<T>())?;
-        let bytes = self.bytes.get_mut(range)?;
+        let bytes = self.buffer.get_mut(range)?;
         // SAFETY: `bytes` is as long as `T`, and a `Header` has no padding that would leave bytes undefined.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(header) };
+        Some(())
+    }
+
+    fn grow_head(&mut self, bytes: usize) -> Option<()> {
+        self.start = self.start.checked_sub(bytes)?;
+        Some(())
+    }
+
+    fn shrink_head(&mut self, bytes: usize) -> Option<()> {
+        let start = self.range(bytes, EthHdr::LEN)?.start;
+        self.start = start;
+        Some(())
+    }
+
+    fn truncate(&mut self, bytes: usize) -> Option<()> {
+        let range = self.range(0, bytes)?;
+        (bytes >= EthHdr::LEN).then_some(())?;
+        self.end = range.end;
         Some(())
     }
 

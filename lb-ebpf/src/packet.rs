@@ -1,5 +1,6 @@
 //! The XDP context → the datapath's [`Packet`]. The only place where packet memory is touched.
 
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
 use aya_ebpf::programs::XdpContext;
 use lb_common::datapath::{Header, Packet};
 
@@ -30,6 +31,30 @@ impl Packet for XdpPacket<'_> {
         // SAFETY: the bytes are within the frame, which belongs to this program until it returns.
         unsafe { (start as *mut T).write_unaligned(header) };
         Some(())
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: the context is the running program's; all addresses are taken from it anew at every access.
+        (unsafe { bpf_xdp_adjust_head(self.0.ctx, -(bytes as i32)) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn shrink_head(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: as above.
+        (unsafe { bpf_xdp_adjust_head(self.0.ctx, bytes as i32) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: as above.
+        let now = unsafe { bpf_xdp_get_buff_len(self.0.ctx) };
+        let change = bytes as i64 - now as i64;
+        if change > 0 {
+            return None;
+        }
+        // SAFETY: as above.
+        (unsafe { bpf_xdp_adjust_tail(self.0.ctx, change as i32) } == 0).then_some(())
     }
 
     #[inline(always)]

@@ -77,7 +77,7 @@ impl Lab {
 
     fn send_frame(&self, mut bytes: Vec<u8>) -> Outcome {
         let tables = SliceTables::new(self.memory.tables().slices().unwrap(), self.memory.now, |_| ());
-        datapath::process(&mut SlicePacket { bytes: &mut bytes, interface: 1 }, &tables)
+        datapath::process(&mut SlicePacket::new(&mut bytes, 0, 1), &tables)
     }
 
     fn send(&self, protocol: SpecProtocol, syn: bool) -> Outcome {

@@ -88,7 +88,7 @@ fn send(memory: &Memory, service: usize, customer: u16, syn: bool) -> Outcome {
     };
     let mut bytes = frame(&packet, Ingress::default()).unwrap();
     let tables = SliceTables::new(memory.tables().slices().unwrap(), memory.now, |_| ());
-    datapath::process(&mut SlicePacket { bytes: &mut bytes, interface: 1 }, &tables)
+    datapath::process(&mut SlicePacket::new(&mut bytes, 0, 1), &tables)
 }
 
 /// Whatever is in force is whole: packets of every service meet backends of that very service, or none.

@@ -54,6 +54,13 @@ pub trait Packet {
     fn read<T: Header>(&self, offset: usize) -> Option<T>;
     /// Overwrites the bytes at `offset`; `None`, and nothing done, if they reach beyond the frame.
     fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()>;
+    /// Makes room for `bytes` more in front: offset 0 is then `bytes` earlier, and what lies there is undefined. `None`,
+    /// and nothing done, if there is no room.
+    fn grow_head(&mut self, bytes: usize) -> Option<()>;
+    /// Takes `bytes` away in front; `None`, and nothing done, if the frame would not have an Ethernet header left.
+    fn shrink_head(&mut self, bytes: usize) -> Option<()>;
+    /// Cuts the frame to `bytes`; `None`, and nothing done, if it is shorter or would not have an Ethernet header left.
+    fn truncate(&mut self, bytes: usize) -> Option<()>;
     /// Index of the interface the frame came in on.
     fn interface(&self) -> u32;
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
-use lb_common::abi::FlowBucket;
+use lb_common::abi::{FlowBucket, HEADROOM};
 use lb_common::datapath::{self, Action, Refusal, Step};
 use lb_common::flow::{State, Tick};
 use lb_common::slice::{SlicePacket, SliceTables, TableSlices};
@@ -142,26 +142,27 @@ pub fn explain(
     tables: TableSlices<'_>,
     image: &Image,
     now: Tick,
-    mut frame: Vec<u8>,
+    frame: Vec<u8>,
     ingress: Ingress,
 ) -> Explanation {
-    let original = frame.clone();
+    let mut buffer = vec![0; HEADROOM];
+    buffer.extend(&frame);
     let steps = RefCell::new(Vec::new());
     let scratch = FlowBucket::default();
     let mut live = SliceTables::new(tables, now, |step| steps.borrow_mut().push(describe(step, image)));
     live.scratch = Some(&scratch);
-    let mut packet = SlicePacket { bytes: &mut frame, interface: ingress.index };
+    let mut packet = SlicePacket::new(&mut buffer, HEADROOM, ingress.index);
     let outcome = datapath::process(&mut packet, &live);
     let forwarded = outcome.backend != 0;
     Explanation {
-        frame: to_hex(&original),
+        frame: to_hex(&frame),
         steps: steps.take(),
         verdict: outcome.verdict.name().to_owned(),
         meaning: outcome.verdict.explanation().to_owned(),
         action: action(outcome.action).to_owned(),
         service: if forwarded { service_name(image, outcome.service) } else { String::new() },
         backend: if forwarded { backend_name(image, outcome.backend) } else { String::new() },
-        rewritten: (frame != original).then(|| to_hex(&frame)),
+        rewritten: (packet.bytes() != frame).then(|| to_hex(packet.bytes())),
     }
 }
 

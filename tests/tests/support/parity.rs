@@ -1,6 +1,6 @@
 //! One frame through the kernel and through the slice implementation, over equal tables.
 
-use lb_common::abi::Verdicts;
+use lb_common::abi::{HEADROOM, Verdicts};
 use lb_common::datapath::{self, Action, Outcome};
 use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
@@ -67,9 +67,9 @@ impl Twins {
     /// Runs a frame through the slice implementation.
     pub fn through_slice(&mut self, frame: &[u8]) -> (Result, Outcome) {
         self.memory.now = self.kernel.now().unwrap();
-        let mut bytes = frame.to_vec();
+        let mut buffer = [&[0; HEADROOM], frame].concat();
         let tables = SliceTables::new(self.memory.tables().slices().unwrap(), self.memory.now, |_| ());
-        let mut packet = SlicePacket { bytes: &mut bytes, interface: INTERFACE };
+        let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INTERFACE);
         let outcome = datapath::process(&mut packet, &tables);
         let verdicts = tables.verdicts.into_inner();
         assert_eq!(verdicts.packets.iter().sum::<u64>(), 1, "counted once");
@@ -80,7 +80,7 @@ impl Twins {
             Action::Transmit => 3,
             Action::Redirect => 4,
         };
-        (Result { action, verdict: outcome.verdict, frame: bytes }, outcome)
+        (Result { action, verdict: outcome.verdict, frame: packet.bytes().to_vec() }, outcome)
     }
 
     /// Runs a frame through both, and insists that they agree.
