@@ -48,7 +48,7 @@ pub enum SpecProtocol {
     Tcp,
     /// UDP.
     Udp,
-    /// An ICMP echo request; the ports do not count.
+    /// An ICMP or ICMPv6 echo request; the ports do not count.
     Icmp,
 }
 
@@ -76,8 +76,8 @@ pub struct Explanation {
 /// Why a question cannot be answered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuestionError {
-    /// The addresses are of two families, or of IPv6.
-    #[error("--src and --dst must both be IPv4 addresses")]
+    /// The addresses are of two families.
+    #[error("--src and --dst must both be IPv4 addresses, or both IPv6 addresses")]
     Family,
     /// The frame is not hexadecimal.
     #[error("--frame: not hexadecimal: {0}")]
@@ -119,15 +119,19 @@ fn build(
     syn: bool,
     ingress: Ingress,
 ) -> Result<Vec<u8>, QuestionError> {
-    let (IpAddr::V4(from), IpAddr::V4(to)) = (source.ip(), destination.ip()) else {
-        return Err(QuestionError::Family);
-    };
     const SOMEBODY: [u8; 6] = [2, 0, 0, 0, 0, 1];
-    let ip = PacketBuilder::ethernet2(SOMEBODY, ingress.mac).ipv4(from.octets(), to.octets(), 64);
+    let ethernet = PacketBuilder::ethernet2(SOMEBODY, ingress.mac);
+    let is_v4 = source.is_ipv4();
+    let ip = match (source.ip(), destination.ip()) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => ethernet.ipv4(from.octets(), to.octets(), 64),
+        (IpAddr::V6(from), IpAddr::V6(to)) => ethernet.ipv6(from.octets(), to.octets(), 64),
+        _ => return Err(QuestionError::Family),
+    };
     let mut frame = Vec::new();
     match protocol {
         SpecProtocol::Udp => ip.udp(source.port(), destination.port()).write(&mut frame, &[]),
-        SpecProtocol::Icmp => ip.icmpv4_echo_request(1, 1).write(&mut frame, &[]),
+        SpecProtocol::Icmp if is_v4 => ip.icmpv4_echo_request(1, 1).write(&mut frame, &[]),
+        SpecProtocol::Icmp => ip.icmpv6_echo_request(1, 1).write(&mut frame, &[]),
         SpecProtocol::Tcp => {
             let tcp = ip.tcp(source.port(), destination.port(), 1, 65_535);
             if syn { tcp.syn().write(&mut frame, &[]) } else { tcp.ack(1).write(&mut frame, &[]) }
@@ -265,12 +269,67 @@ pub fn parse_hex(text: &str) -> Result<Vec<u8>, QuestionError> {
 
 #[cfg(test)]
 mod tests {
+    use etherparse::{Icmpv4Type, Icmpv6Type, NetHeaders, TransportHeader};
+
     use super::*;
 
     #[test]
     fn hex_survives_the_round_trip() {
         assert_eq!(parse_hex("02 00:fF\n").unwrap(), [2, 0, 255]);
         assert_eq!(parse_hex(&to_hex(&[0, 17, 255])).unwrap(), [0, 17, 255]);
+    }
+
+    /// The packet of five fields is read back, by another's parser, as what was asked about.
+    #[test]
+    fn packets_are_built_in_both_families() {
+        let (from, to) = ("198.51.100.7:40000", "203.0.113.10:443");
+        let (from6, to6) = ("[2001:db8::7]:40000", "[2001:db8:1::10]:443");
+        for (source, destination) in [(from, to), (from6, to6)] {
+            let built = |protocol, syn| {
+                let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+                let ingress = Ingress { index: 1, mac: [2, 0, 0, 0, 0, 9] };
+                frame(&PacketSpec::Tuple { source, destination, protocol, syn }, ingress).unwrap()
+            };
+            for (bytes, expected) in [
+                (built(SpecProtocol::Tcp, true), "tcp syn"),
+                (built(SpecProtocol::Tcp, false), "tcp ack"),
+                (built(SpecProtocol::Udp, false), "udp"),
+                (built(SpecProtocol::Icmp, false), "echo"),
+            ] {
+                let headers = etherparse::PacketHeaders::from_ethernet_slice(&bytes).unwrap();
+                let (from, to): (IpAddr, IpAddr) = match headers.net {
+                    Some(NetHeaders::Ipv4(ip, _)) => (ip.source.into(), ip.destination.into()),
+                    Some(NetHeaders::Ipv6(ip, _)) => (ip.source.into(), ip.destination.into()),
+                    other => panic!("{other:?}"),
+                };
+                let (ports, kind) = match headers.transport {
+                    Some(TransportHeader::Tcp(tcp)) => {
+                        ([tcp.source_port, tcp.destination_port], if tcp.syn { "tcp syn" } else { "tcp ack" })
+                    }
+                    Some(TransportHeader::Udp(udp)) => ([udp.source_port, udp.destination_port], "udp"),
+                    Some(TransportHeader::Icmpv4(icmp))
+                        if matches!(icmp.icmp_type, Icmpv4Type::EchoRequest(_)) =>
+                    {
+                        ([40_000, 443], "echo")
+                    }
+                    Some(TransportHeader::Icmpv6(icmp))
+                        if matches!(icmp.icmp_type, Icmpv6Type::EchoRequest(_)) =>
+                    {
+                        ([40_000, 443], "echo")
+                    }
+                    other => panic!("{other:?}"),
+                };
+                let [source_port, destination_port] = ports;
+                assert_eq!(SocketAddr::new(from, source_port).to_string(), source);
+                assert_eq!(SocketAddr::new(to, destination_port).to_string(), destination);
+                assert_eq!(kind, expected);
+            }
+        }
+        for (source, destination) in [(from, to6), (from6, to)] {
+            let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
+            let packet = PacketSpec::Tuple { source, destination, protocol: SpecProtocol::Udp, syn: false };
+            assert_eq!(frame(&packet, Ingress::default()), Err(QuestionError::Family));
+        }
     }
 
     #[test]
