@@ -89,6 +89,12 @@ pub const HEADROOM: usize = 256;
 pub const MIN_FLOWS: u32 = 1 << 12;
 /// Flows in the flow table at most (512 MiB).
 pub const MAX_FLOWS: u32 = 1 << 26;
+/// Connections that `nat` holds at once, at least.
+pub const MIN_NAT_CONNECTIONS: u32 = 1 << 10;
+/// Connections that `nat` holds at once, at most.
+pub const MAX_NAT_CONNECTIONS: u32 = 1 << 22;
+/// Source addresses and prefixes of one family at most.
+pub const MAX_SOURCES: usize = 16;
 
 /// A bucket of the flow table: eight [`crate::flow::Entry`]s in a cache line.
 #[derive(Debug, Default)]

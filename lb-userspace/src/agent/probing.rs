@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 use super::state::Agent;
-use crate::core::config::{self, Config, Probe};
+use crate::core::config::{self, Config};
 use crate::core::health::{Health, Monitor, first_probe_delay, next_probe_delay};
 use crate::core::names;
 use crate::core::wanted::BackendKey;
@@ -124,13 +124,12 @@ impl Agent {
 }
 
 fn targets(config: &Config) -> Vec<(BackendKey, SocketAddr, config::Health)> {
-    let checked = config.services.iter().filter(|service| service.health.probe != Probe::None);
-    checked
-        .flat_map(|service| {
-            service.backends.iter().map(move |backend| {
-                let target = SocketAddr::new(backend.address, service.health.port);
-                (BackendKey::new(&service.name, &backend.name), target, service.health.clone())
-            })
-        })
-        .collect()
+    let of_service = |service: &'_ config::Service| {
+        let probed = service.backends.iter().filter_map(|backend| {
+            let target = SocketAddr::new(backend.address, service.probe_port(backend)?);
+            Some((BackendKey::new(&service.name, &backend.name), target, service.health.clone()))
+        });
+        probed.collect::<Vec<_>>()
+    };
+    config.services.iter().flat_map(of_service).collect()
 }

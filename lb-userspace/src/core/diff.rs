@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{Config, Probe};
+use super::config::{Config, Probe, Source};
 use super::names;
 
 /// One value that differs.
@@ -43,18 +43,25 @@ fn flatten(config: &Config) -> BTreeMap<String, String> {
     put("agent.metrics".into(), agent.metrics.map_or("off".into(), |address| address.to_string()));
     put("agent.flow_table_size".into(), agent.flow_table_size.to_string());
     put("agent.ring_seed".into(), agent.ring_seed.to_string());
+    put("agent.source_v4".into(), sources(&agent.source_v4));
+    put("agent.source_v6".into(), sources(&agent.source_v6));
+    put("agent.nat_table_size".into(), agent.nat_table_size.to_string());
+    put("agent.oversized".into(), names::oversized(agent.oversized).into());
     for service in &config.services {
         let at = |key: &str| format!("service[{}].{key}", service.name);
         let vips: Vec<String> = service.vips.iter().map(ToString::to_string).collect();
         put(at("vips"), vips.join(" "));
         put(at("protocol"), names::protocol(service.protocol).into());
         put(at("forwarding"), names::forwarding(service.forwarding).into());
+        put(at("affinity"), names::affinity(service.affinity).into());
         put(at("all_down"), names::all_down(service.all_down).into());
         put(at("min_healthy"), service.min_healthy.to_string());
         let health = &service.health;
         put(at("health.type"), names::probe(&health.probe).into());
         if health.probe != Probe::None {
-            put(at("health.port"), health.port.to_string());
+            if let Some(port) = health.port {
+                put(at("health.port"), port.to_string());
+            }
             put(at("health.interval"), format!("{:?}", health.interval));
             put(at("health.timeout"), format!("{:?}", health.timeout));
             put(at("health.rise"), health.rise.to_string());
@@ -70,9 +77,19 @@ fn flatten(config: &Config) -> BTreeMap<String, String> {
         for backend in &service.backends {
             let at = |key: &str| format!("service[{}].backend[{}].{key}", service.name, backend.name);
             put(at("address"), backend.address.to_string());
+            if let Some(port) = backend.port {
+                put(at("port"), port.to_string());
+            }
             put(at("weight"), backend.weight.to_string());
             put(at("state"), names::state(backend.state).into());
         }
     }
     values
+}
+
+fn sources(sources: &[Source]) -> String {
+    if sources.is_empty() {
+        return "the interface's".into();
+    }
+    sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }

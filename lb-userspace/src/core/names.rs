@@ -1,6 +1,6 @@
 //! Values → the words that users write and read for them: the same in configuration, status, metrics and messages.
 
-use super::config::{AllDown, BackendState, Forwarding, Probe, Protocol, XdpMode};
+use super::config::{Affinity, AllDown, BackendState, Forwarding, Oversized, Probe, Protocol, XdpMode};
 use super::health::{Health, ServiceStatus};
 
 /// `agent.xdp_mode`.
@@ -9,6 +9,14 @@ pub fn xdp_mode(mode: XdpMode) -> &'static str {
         XdpMode::Auto => "auto",
         XdpMode::Driver => "driver",
         XdpMode::Generic => "generic",
+    }
+}
+
+/// `agent.oversized`.
+pub fn oversized(oversized: Oversized) -> &'static str {
+    match oversized {
+        Oversized::Drop => "drop",
+        Oversized::Reply => "reply",
     }
 }
 
@@ -24,6 +32,17 @@ pub fn protocol(protocol: Protocol) -> &'static str {
 pub fn forwarding(forwarding: Forwarding) -> &'static str {
     match forwarding {
         Forwarding::L2Dsr => "l2-dsr",
+        Forwarding::Ipip => "ipip",
+        Forwarding::Gue => "gue",
+        Forwarding::Nat => "nat",
+    }
+}
+
+/// `service.affinity`.
+pub fn affinity(affinity: Affinity) -> &'static str {
+    match affinity {
+        Affinity::Connection => "connection",
+        Affinity::Client => "client",
     }
 }
 

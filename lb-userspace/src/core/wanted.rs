@@ -117,7 +117,10 @@ impl Knowledge {
 
 fn forwarding(forwarding: config::Forwarding) -> abi::Forwarding {
     match forwarding {
-        config::Forwarding::L2Dsr => abi::Forwarding::L2Dsr,
+        config::Forwarding::L2Dsr
+        | config::Forwarding::Ipip
+        | config::Forwarding::Gue
+        | config::Forwarding::Nat => abi::Forwarding::L2Dsr,
     }
 }
 

@@ -3,18 +3,22 @@
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
 
-use lb_common::abi::{MAX_FLOWS, MAX_INTERFACES, MIN_FLOWS};
+use lb_common::abi::{MAX_FLOWS, MAX_INTERFACES, MAX_NAT_CONNECTIONS, MIN_FLOWS, MIN_NAT_CONNECTIONS};
 
 use super::reader::Section;
-use super::{Agent, XdpMode, values};
+use super::sources::Sources;
+use super::{Agent, Oversized, XdpMode, values};
 
 /// Flows: from 32 KiB to 512 MiB of table.
 const FLOW_TABLE_SIZE: RangeInclusive<u32> = MIN_FLOWS..=MAX_FLOWS;
 const FLOW_TABLE_SIZE_DEFAULT: u32 = 1_048_576;
+const NAT_TABLE_SIZE: RangeInclusive<u32> = MIN_NAT_CONNECTIONS..=MAX_NAT_CONNECTIONS;
+const NAT_TABLE_SIZE_DEFAULT: u32 = 131_072;
 /// TOML promises no integers beyond this.
 const RING_SEED_MAX: u64 = i64::MAX as u64;
 
-pub(super) fn read(mut agent: Section<'_>) -> Option<Agent> {
+/// The section, and in `sources` where they stand, which is known even when something else is wrong.
+pub(super) fn read(mut agent: Section<'_>, sources: &mut Sources) -> Option<Agent> {
     let interfaces = interfaces(&mut agent);
     let xdp_mode = agent.or(
         "xdp_mode",
@@ -28,12 +32,13 @@ pub(super) fn read(mut agent: Section<'_>) -> Option<Agent> {
     let flow_table_size =
         agent.or("flow_table_size", FLOW_TABLE_SIZE_DEFAULT, values::integer(FLOW_TABLE_SIZE));
     let ring_seed = agent.or("ring_seed", 0, values::integer(0..=RING_SEED_MAX));
-    for key in ["source_v4", "source_v6"] {
-        agent.refuse(
-            key,
-            "not supported by this version, whose only forwarding, l2-dsr, needs no source; remove it",
-        );
-    }
+    *sources = Sources::read(&mut agent);
+    let nat_table_size = agent.or("nat_table_size", NAT_TABLE_SIZE_DEFAULT, values::integer(NAT_TABLE_SIZE));
+    let oversized = agent.or(
+        "oversized",
+        Oversized::Drop,
+        values::choice(&[("drop", Oversized::Drop), ("reply", Oversized::Reply)], &[]),
+    );
     agent.finish();
     Some(Agent {
         interfaces,
@@ -41,6 +46,10 @@ pub(super) fn read(mut agent: Section<'_>) -> Option<Agent> {
         metrics: metrics?,
         flow_table_size: flow_table_size?,
         ring_seed: ring_seed?,
+        source_v4: sources.v4(),
+        source_v6: sources.v6(),
+        nat_table_size: nat_table_size?,
+        oversized: oversized?,
     })
 }
 

@@ -4,7 +4,6 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::reader::Section;
-use super::service::SharedPort;
 use super::{Health, Probe, Protocol, values};
 
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3_600);
@@ -25,15 +24,26 @@ enum Kind {
     Http,
 }
 
+/// Whether a service says which port to ask each backend at, if its health check does not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum DefaultPort {
+    /// Each backend has a port of its own, or the VIPs have one port.
+    Clear,
+    /// It does not.
+    Unclear,
+    /// What it would follow from is wrong: nothing is known, nothing follows.
+    Unknown,
+}
+
 /// The check of a service that does not say: TCP where it is clear which port to ask.
-pub(super) fn default(protocol: Protocol, port: SharedPort) -> Health {
-    let (probe, port) = match (protocol, port) {
-        (Protocol::Tcp, SharedPort::One(port)) => (Probe::Tcp, port),
-        _ => (Probe::None, 0),
+pub(super) fn default(protocol: Protocol, port: DefaultPort) -> Health {
+    let probe = match (protocol, port) {
+        (Protocol::Tcp, DefaultPort::Clear) => Probe::Tcp,
+        _ => Probe::None,
     };
     Health {
         probe,
-        port,
+        port: None,
         interval: INTERVAL_DEFAULT,
         timeout: TIMEOUT_DEFAULT,
         rise: RISE_DEFAULT,
@@ -41,11 +51,11 @@ pub(super) fn default(protocol: Protocol, port: SharedPort) -> Health {
     }
 }
 
-pub(super) fn read(mut health: Section<'_>, vip_port: SharedPort) -> Option<Health> {
+pub(super) fn read(mut health: Section<'_>, default_port: DefaultPort) -> Option<Health> {
     let kinds = [("tcp", Kind::Tcp), ("http", Kind::Http), ("none", Kind::None)];
     let kind = health.or("type", Kind::Tcp, values::choice(&kinds, &["https"]));
     let probe = probe(&mut health, kind);
-    let port = port(&mut health, kind, vip_port);
+    let port = port(&mut health, kind, default_port);
     health.or("via", (), values::choice(&[("backend", ())], &["vip"]));
     let (interval, timeout) = times(&mut health);
     let rise = health.or("rise", RISE_DEFAULT, values::integer(THRESHOLD));
@@ -82,18 +92,15 @@ fn probe(health: &mut Section<'_>, kind: Option<Kind>) -> Option<Probe> {
     }
 }
 
-fn port(health: &mut Section<'_>, kind: Option<Kind>, vip_port: SharedPort) -> Option<u16> {
+fn port(health: &mut Section<'_>, kind: Option<Kind>, default_port: DefaultPort) -> Option<Option<u16>> {
     let written = health.optional("port", values::integer(1..=u16::MAX))?;
-    match (kind?, written, vip_port) {
-        (Kind::None, ..) => Some(0),
-        (_, Some(port), _) | (_, None, SharedPort::One(port)) => Some(port),
-        (_, None, SharedPort::None) => {
-            health
-                .missing("port", "missing; the VIPs do not share one port, so say which to check".to_owned());
-            None
-        }
-        (_, None, SharedPort::Unknown) => None,
+    if kind? == Kind::None {
+        return Some(None);
     }
+    if written.is_none() && default_port == DefaultPort::Unclear {
+        health.missing("port", "missing; the VIPs do not share one port, so say which to check".to_owned());
+    }
+    Some(written)
 }
 
 fn times(health: &mut Section<'_>) -> (Option<Duration>, Option<Duration>) {

@@ -1,11 +1,13 @@
 //! Configuration text → validated [`Config`], or every error with its line and path.
 
 mod agent;
+mod backend;
 mod health;
 mod model;
 mod reader;
 mod report;
 mod service;
+mod sources;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -13,6 +15,8 @@ mod values;
 
 use reader::Section;
 use report::Report;
+use service::Taken;
+use sources::Sources;
 
 pub use model::*;
 pub use report::ConfigError;
@@ -34,8 +38,10 @@ pub fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
 }
 
 fn read_config(mut root: Section<'_>) -> Option<Config> {
-    let agent = root.required_table("agent").and_then(agent::read);
-    let services = service::read_all(root.tables("service"));
+    let (mut sources, mut taken) = (Sources::default(), Taken::default());
+    let agent = root.required_table("agent").and_then(|section| agent::read(section, &mut sources));
+    let services = service::read_all(root.tables("service"), &sources, &mut taken);
+    sources.refuse_vips(&root, taken.vips());
     root.finish();
     Some(Config { agent: agent?, services: services? })
 }

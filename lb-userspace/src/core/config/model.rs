@@ -2,7 +2,7 @@
 //! within its limits, every name unique, every combination possible.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -28,6 +28,65 @@ pub struct Agent {
     pub flow_table_size: u32,
     /// Seed of every ring: the same on all nodes of a site.
     pub ring_seed: u64,
+    /// Outer sources of tunnels and SNAT addresses of IPv4, in the order of the file; none = the interface's own.
+    pub source_v4: Vec<Source>,
+    /// The same of IPv6.
+    pub source_v6: Vec<Source>,
+    /// Connections that `nat` holds at once.
+    pub nat_table_size: u32,
+    /// What becomes of an IPv4 packet that no longer fits once it is encapsulated, and may be fragmented.
+    pub oversized: Oversized,
+}
+
+/// An address, or a prefix whose rest is filled in per flow. Unicast, and nothing of it is a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    /// The address, or the prefix followed by zeros.
+    pub address: IpAddr,
+    /// Length of the prefix in bits; 32 or 128 = one address.
+    pub prefix: u8,
+}
+
+impl Source {
+    /// Whether this is one address. Only such a one can be a SNAT address.
+    pub fn is_single(self) -> bool {
+        self.prefix == if self.address.is_ipv4() { 32 } else { 128 }
+    }
+
+    /// Whether `address` may come of this source.
+    pub fn contains(self, address: IpAddr) -> bool {
+        address.is_ipv4() == self.address.is_ipv4() && prefix_of(address, self.prefix) == self.address
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_single() { self.address.fmt(f) } else { write!(f, "{}/{}", self.address, self.prefix) }
+    }
+}
+
+/// The first `prefix` bits of `address`, the others zero.
+pub(super) fn prefix_of(address: IpAddr, prefix: u8) -> IpAddr {
+    let others = |bits: u32| bits.saturating_sub(prefix.into());
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(others(u32::BITS)).unwrap_or(0);
+            Ipv4Addr::from_bits(v4.to_bits() & mask).into()
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(others(u128::BITS)).unwrap_or(0);
+            Ipv6Addr::from_bits(v6.to_bits() & mask).into()
+        }
+    }
+}
+
+/// `agent.oversized`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Oversized {
+    /// It is dropped.
+    Drop,
+    /// It is dropped, and the client is told with ICMP "fragmentation needed", as if it had set DF.
+    Reply,
 }
 
 /// `agent.xdp_mode`.
@@ -52,6 +111,8 @@ pub struct Service {
     pub protocol: Protocol,
     /// How packets reach the backends.
     pub forwarding: Forwarding,
+    /// What stays with one backend.
+    pub affinity: Affinity,
     /// What happens when too few backends are healthy.
     pub all_down: AllDown,
     /// Fewer healthy backends than this counts as all down.
@@ -60,6 +121,16 @@ pub struct Service {
     pub health: Health,
     /// In the order of the file; may be empty.
     pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// The port that the probes of one of its backends connect to; `None` if there are no probes.
+    pub fn probe_port(&self, backend: &Backend) -> Option<u16> {
+        // A configuration in which the VIPs would have to share a port, and do not, is refused.
+        let of_vips = self.vips.first().map(|vip| vip.port);
+        let port = self.health.port.or(backend.port).or(of_vips);
+        port.filter(|_| self.health.probe != Probe::None)
+    }
 }
 
 /// A virtual address of a service. Port 0 means every port.
@@ -91,6 +162,21 @@ pub enum Protocol {
 pub enum Forwarding {
     /// Destination MAC rewritten; replies go straight to the client (direct server return).
     L2Dsr,
+    /// Encapsulated in IP; replies go straight to the client. Inner and outer family are independent.
+    Ipip,
+    /// Encapsulated in IP, UDP and GUE; replies go straight to the client. Families as with [`Forwarding::Ipip`].
+    Gue,
+    /// Destination and source translated; replies come back through Sluice. VIPs and backends are of one family.
+    Nat,
+}
+
+/// What of a client stays with one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// A flow: both addresses, both ports, the protocol.
+    Connection,
+    /// All flows of a source address to the service.
+    Client,
 }
 
 /// What a service does when fewer than `min_healthy` (or no) backends are healthy.
@@ -107,8 +193,8 @@ pub enum AllDown {
 pub struct Health {
     /// What is asked of a backend.
     pub probe: Probe,
-    /// Port the probe connects to; 0 only with [`Probe::None`].
-    pub port: u16,
+    /// Port that the probes of every backend connect to; `None` = [`Service::probe_port`] tells it.
+    pub port: Option<u16>,
     /// Time from one probe's start to the next one's.
     pub interval: Duration,
     /// Time a probe may take; at most `interval`.
@@ -144,6 +230,8 @@ pub struct Backend {
     pub name: String,
     /// The server's own address; unique within its service.
     pub address: IpAddr,
+    /// Port that `nat` translates the VIP's to; `None` = the VIP's is kept, as in the other modes.
+    pub port: Option<u16>,
     /// Share of new flows relative to the others'; 0 = no new flows.
     pub weight: u16,
     /// What the operator wants of it.

@@ -26,6 +26,13 @@ pub(super) struct List<T> {
     pub(super) complete: bool,
 }
 
+impl<T> Default for List<T> {
+    /// Nothing, and nothing left out.
+    fn default() -> Self {
+        Self { elements: Vec::new(), complete: true }
+    }
+}
+
 impl<'a> Section<'a> {
     /// The document itself.
     pub(super) fn root(report: &'a Report, table: &'a DeTable<'a>) -> Self {
@@ -87,12 +94,6 @@ impl<'a> Section<'a> {
         value
     }
 
-    /// Refuses `key`, which only later versions understand.
-    pub(super) fn refuse(&mut self, key: &'static str, why: &str) {
-        // The recorded error is all there is to know.
-        let _: Option<Option<()>> = self.optional(key, |_| Err(why.to_owned()));
-    }
-
     /// The array at `key`, which must have at least one element.
     pub(super) fn list<T>(
         &mut self,
@@ -114,16 +115,36 @@ impl<'a> Section<'a> {
         }
         for (index, element) in array.iter().enumerate() {
             let place = self.element_place(key, index, element);
-            match convert(element.get_ref()) {
-                Ok(value) if self.report.is_readable(place.line) => {
-                    list.elements.push(Element { value, place })
-                }
-                Ok(_) => {}
-                Err(message) => self.report.wrong(place, message),
-            }
+            list.elements.extend(self.element(place, convert(element.get_ref())));
         }
         list.complete = list.elements.len() == array.len();
         list
+    }
+
+    /// The value at `key`, or those of the array there, which then has at least one; none when absent.
+    pub(super) fn one_or_more<T>(
+        &mut self,
+        key: &'static str,
+        hint: &str,
+        convert: impl Fn(&DeValue<'_>) -> Result<T, String>,
+    ) -> List<T> {
+        let Some(item) = self.entry(key) else { return List::default() };
+        if item.get_ref().as_array().is_some() {
+            return self.list(key, hint, convert);
+        }
+        let element = self.element(self.place_of(key), convert(item.get_ref()));
+        List { complete: element.is_some(), elements: element.into_iter().collect() }
+    }
+
+    /// What a value was converted to, `None` when it is wrong or cannot be trusted.
+    fn element<T>(&self, place: Place, converted: Result<T, String>) -> Option<Element<T>> {
+        match converted {
+            Ok(value) => self.report.is_readable(place.line).then_some(Element { value, place }),
+            Err(message) => {
+                self.report.wrong(place, message);
+                None
+            }
+        }
     }
 
     /// The `[key]` table, absent or not a table (recorded) being `None`.

@@ -1,38 +1,54 @@
 //! The `[[service]]` tables → [`Service`]s, names and VIPs unique across them.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use lb_common::abi::{MAX_BACKENDS, MAX_SERVICES};
 
+use super::health::DefaultPort;
 use super::reader::{List, Section};
-use super::{AllDown, Backend, BackendState, Forwarding, Protocol, Service, Vip, health, values};
+use super::sources::Sources;
+use super::{Affinity, AllDown, Backend, Forwarding, Protocol, Service, Vip, backend, health, values};
 
-/// Weight of a backend that does not say.
-const WEIGHT_DEFAULT: u16 = 100;
+const FORWARDING: [(&str, Forwarding); 4] = [
+    ("l2-dsr", Forwarding::L2Dsr),
+    ("ipip", Forwarding::Ipip),
+    ("gue", Forwarding::Gue),
+    ("nat", Forwarding::Nat),
+];
+const AFFINITY: [(&str, Affinity); 2] = [("connection", Affinity::Connection), ("client", Affinity::Client)];
 
 /// What earlier services have taken, each with words for where.
 #[derive(Default)]
-struct Taken {
+pub(super) struct Taken {
     names: HashMap<String, String>,
     vips: HashMap<(Protocol, Vip), String>,
     backends: usize,
 }
 
+impl Taken {
+    /// All VIPs, each with words for where.
+    pub(super) fn vips(&self) -> impl Iterator<Item = (Vip, &str)> {
+        self.vips.iter().map(|((_, vip), here)| (*vip, here.as_str()))
+    }
+}
+
 /// The services, `None` when one of them is wrong in a way that leaves no value.
-pub(super) fn read_all(sections: Vec<Section<'_>>) -> Option<Vec<Service>> {
-    let mut taken = Taken::default();
+pub(super) fn read_all(
+    sections: Vec<Section<'_>>,
+    sources: &Sources,
+    taken: &mut Taken,
+) -> Option<Vec<Service>> {
     let mut services = Vec::with_capacity(sections.len());
     for (index, section) in sections.into_iter().enumerate() {
         if index == MAX_SERVICES as usize {
             section.wrong_at(section.place(), format!("more than {MAX_SERVICES} services"));
         }
-        services.push(read(index, section, &mut taken));
+        services.push(read(index, section, sources, taken));
     }
     services.into_iter().collect()
 }
 
-fn read(index: usize, mut service: Section<'_>, taken: &mut Taken) -> Option<Service> {
+fn read(index: usize, mut service: Section<'_>, sources: &Sources, taken: &mut Taken) -> Option<Service> {
     let name = service.required("name", "write name = \"…\", unique among services", values::name);
     let here = match &name {
         Some(name) => format!("service[{index}] {name:?}, line {}", service.place().line),
@@ -43,12 +59,8 @@ fn read(index: usize, mut service: Section<'_>, taken: &mut Taken) -> Option<Ser
     let vips = service.list("vips", "write vips = [\"address:port\"]", values::vip);
     check_unique(&service, name.as_deref(), protocol, &vips, &here, taken);
 
-    let forwarding = service.or(
-        "forwarding",
-        Forwarding::L2Dsr,
-        values::choice(&[("l2-dsr", Forwarding::L2Dsr)], &["ipip", "gue", "nat"]),
-    );
-    service.or("affinity", (), values::choice(&[("connection", ())], &["client"]));
+    let forwarding = service.or("forwarding", Forwarding::L2Dsr, values::choice(&FORWARDING, &[]));
+    let affinity = service.or("affinity", Affinity::Connection, values::choice(&AFFINITY, &[]));
     let all_down = service.or(
         "all_down",
         AllDown::FailOpen,
@@ -56,12 +68,6 @@ fn read(index: usize, mut service: Section<'_>, taken: &mut Taken) -> Option<Ser
     );
     let min_healthy = service.or("min_healthy", 0, values::integer(0..=u32::from(u16::MAX)));
 
-    let port = shared_port(&vips);
-    let health = match service.table("health") {
-        Some(section) => health::read(section, port),
-        None if service.has("health") => None,
-        None => protocol.map(|protocol| health::default(protocol, port)),
-    };
     let sections = service.tables("backend");
     let backends_count = sections.len();
     taken.backends = taken.backends.saturating_add(backends_count);
@@ -77,15 +83,22 @@ fn read(index: usize, mut service: Section<'_>, taken: &mut Taken) -> Option<Ser
         );
         service.missing("min_healthy", message);
     }
-    // Which ports are possible follows from the forwarding.
-    let backend_port = if forwarding.is_some() { port } else { SharedPort::Unknown };
-    let backends = read_backends(sections, &vips, backend_port);
+    let nat_vip = if forwarding == Some(Forwarding::Nat) { nat_vip(&service, &vips, sources) } else { None };
+    let frontend = backend::Frontend { vips: &vips, forwarding, port: shared_port(&vips), nat_vip };
+    let backends = backend::read_all(sections, &frontend);
+    let port = default_port(&frontend, backends.as_deref());
+    let health = match service.table("health") {
+        Some(section) => health::read(section, port),
+        None if service.has("health") => None,
+        None => protocol.map(|protocol| health::default(protocol, port)),
+    };
     service.finish();
     Some(Service {
         name: name?,
         vips: vips.elements.into_iter().map(|element| element.value).collect(),
         protocol: protocol?,
         forwarding: forwarding?,
+        affinity: affinity?,
         all_down: all_down?,
         min_healthy: min_healthy?,
         health: health?,
@@ -143,65 +156,42 @@ fn shared_port(vips: &List<Vip>) -> SharedPort {
     }
 }
 
-fn read_backends(sections: Vec<Section<'_>>, vips: &List<Vip>, port: SharedPort) -> Option<Vec<Backend>> {
-    let mut names: HashMap<String, usize> = HashMap::new();
-    let mut addresses: HashMap<IpAddr, usize> = HashMap::new();
-    let mut backends = Vec::with_capacity(sections.len());
-    for (index, mut backend) in sections.into_iter().enumerate() {
-        let name = backend.required("name", "write name = \"…\", unique in its service", values::name);
-        if let Some(name) = &name {
-            let first = *names.entry(name.clone()).or_insert(index);
-            if first != index {
-                backend
-                    .wrong("name", format!("{name:?} is already used by backend[{first}]; choose another"));
-            }
-        }
-        let address =
-            backend.required("address", "write address = \"…\", the server's own", values::backend_address);
-        if let Some(address) = address {
-            let first = *addresses.entry(address).or_insert(index);
-            if first != index {
-                backend
-                    .wrong("address", format!("{address} is already used by backend[{first}]; remove one"));
-            }
-            if vips.elements.iter().any(|vip| vip.value.address == address) {
-                backend.wrong(
-                    "address",
-                    format!("{address} is this service's VIP; write the server's own address"),
-                );
-            }
-        }
-        check_port(&mut backend, port);
-        let weight = backend.or("weight", WEIGHT_DEFAULT, values::integer(0..=u16::MAX));
-        let states = [
-            ("enabled", BackendState::Enabled),
-            ("drain", BackendState::Drain),
-            ("disabled", BackendState::Disabled),
-        ];
-        let state = backend.or("state", BackendState::Enabled, values::choice(&states, &[]));
-        backend.finish();
-        backends.push(read_backend(name, address, weight, state));
+/// The VIP whose family the backends of a `nat` service must have; `None` when that cannot be said.
+fn nat_vip(service: &Section<'_>, vips: &List<Vip>, sources: &Sources) -> Option<Vip> {
+    let first = vips.elements.first()?.value;
+    let is_other = |vip: Vip| vip.address.is_ipv4() != first.address.is_ipv4();
+    if let Some(other) = vips.elements.iter().find(|element| is_other(element.value)) {
+        service.wrong_at(
+            &other.place,
+            format!(
+                "{} and {first} are of different families, and Sluice does not translate between families; make it \
+                 a nat service of its own",
+                other.value
+            ),
+        );
+        return None;
     }
-    backends.into_iter().collect()
+    if let Some(key) = sources.without_single(first.address) {
+        service.wrong(
+            "forwarding",
+            format!(
+                "nat needs an address to translate clients to, and agent.{key} has only prefixes; add an address there"
+            ),
+        );
+    }
+    Some(first)
 }
 
-fn read_backend(
-    name: Option<String>,
-    address: Option<IpAddr>,
-    weight: Option<u16>,
-    state: Option<BackendState>,
-) -> Option<Backend> {
-    Some(Backend { name: name?, address: address?, weight: weight?, state: state? })
-}
-
-/// A port is accepted where it changes nothing, so that a file written for `nat` reads well.
-fn check_port(backend: &mut Section<'_>, shared: SharedPort) {
-    let Some(Some(port)) = backend.optional("port", values::integer(1..=u16::MAX)) else { return };
-    let keeps = match shared {
-        SharedPort::Unknown => return,
-        SharedPort::One(vip_port) if vip_port == port => return,
-        SharedPort::One(vip_port) => format!("l2-dsr keeps the VIP's port {vip_port}"),
-        SharedPort::None => "l2-dsr keeps the VIP's port".to_owned(),
-    };
-    backend.wrong("port", format!("only nat translates ports, {keeps}; remove it"));
+/// What is known of the port that probes connect to where the health check names none.
+fn default_port(frontend: &backend::Frontend<'_>, backends: Option<&[Backend]>) -> DefaultPort {
+    match (frontend.port, frontend.forwarding, backends) {
+        (SharedPort::One(_), ..) => DefaultPort::Clear,
+        (SharedPort::Unknown, ..) | (_, None, _) | (_, Some(Forwarding::Nat), None) => DefaultPort::Unknown,
+        (_, Some(Forwarding::Nat), Some([first, others @ ..]))
+            if first.port.is_some() && others.iter().all(|backend| backend.port.is_some()) =>
+        {
+            DefaultPort::Clear
+        }
+        _ => DefaultPort::Unclear,
+    }
 }

@@ -6,9 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod forwarding;
 mod refused;
 
-/// interface.md's example, less what this version does not support.
+/// Every key.
 const EXAMPLE: &str = r#"
 [agent]
 interfaces = ["eth0"]            # where the XDP program is attached; more than one is allowed
@@ -16,13 +17,17 @@ xdp_mode   = "auto"
 metrics    = "127.0.0.1:9400"
 flow_table_size = 1048576
 ring_seed  = 0
+source_v4  = "192.0.2.1"
+source_v6  = ["2001:db8:1::1", "2001:db8:2::/64"]
+nat_table_size = 65536
+oversized  = "reply"
 
 [[service]]
 name       = "web"
-vips       = ["203.0.113.10:80"]
+vips       = ["203.0.113.10:80", "[2001:db8::10]:80"]
 protocol   = "tcp"
 forwarding = "l2-dsr"
-affinity   = "connection"
+affinity   = "client"
 all_down   = "fail-open"
 min_healthy = 0
 
@@ -69,6 +74,10 @@ fn with_backend(keys: &str) -> String {
     with_service(&format!("[[service.backend]]\nname = \"b1\"\naddress = \"10.0.0.1\"\n{keys}"))
 }
 
+fn source(address: &str, prefix: u8) -> Source {
+    Source { address: address.parse().unwrap(), prefix }
+}
+
 fn errors(text: &str) -> Vec<String> {
     parse(text).err().unwrap_or_default().iter().map(ToString::to_string).collect()
 }
@@ -99,12 +108,20 @@ fn the_documented_example_is_read_in_full() {
             metrics: Some("127.0.0.1:9400".parse().unwrap()),
             flow_table_size: 1_048_576,
             ring_seed: 0,
+            source_v4: vec![source("192.0.2.1", 32)],
+            source_v6: vec![source("2001:db8:1::1", 128), source("2001:db8:2::", 64)],
+            nat_table_size: 65_536,
+            oversized: Oversized::Reply,
         },
         services: vec![Service {
             name: "web".to_owned(),
-            vips: vec![Vip { address: "203.0.113.10".parse().unwrap(), port: 80 }],
+            vips: vec![
+                Vip { address: "203.0.113.10".parse().unwrap(), port: 80 },
+                Vip { address: "2001:db8::10".parse().unwrap(), port: 80 },
+            ],
             protocol: Protocol::Tcp,
             forwarding: Forwarding::L2Dsr,
+            affinity: Affinity::Client,
             all_down: AllDown::FailOpen,
             min_healthy: 0,
             health: Health {
@@ -113,7 +130,7 @@ fn the_documented_example_is_read_in_full() {
                     host: Some("your-app.example".to_owned()),
                     expect: vec![200..=399],
                 },
-                port: 80,
+                port: Some(80),
                 interval: Duration::from_secs(2),
                 timeout: Duration::from_secs(1),
                 rise: 2,
@@ -122,6 +139,7 @@ fn the_documented_example_is_read_in_full() {
             backends: vec![Backend {
                 name: "web1".to_owned(),
                 address: "10.0.1.11".parse().unwrap(),
+                port: None,
                 weight: 100,
                 state: BackendState::Enabled,
             }],
@@ -140,23 +158,28 @@ fn absent_keys_have_their_defaults() {
             xdp_mode: XdpMode::Auto,
             metrics: None,
             flow_table_size: 1_048_576,
-            ring_seed: 0
+            ring_seed: 0,
+            source_v4: vec![],
+            source_v6: vec![],
+            nat_table_size: 131_072,
+            oversized: Oversized::Drop,
         }
     );
     let service = &config.services[0];
     assert_eq!(
-        (service.protocol, service.forwarding, service.all_down, service.min_healthy),
-        (Protocol::Tcp, Forwarding::L2Dsr, AllDown::FailOpen, 0)
+        (service.protocol, service.forwarding, service.affinity, service.all_down, service.min_healthy),
+        (Protocol::Tcp, Forwarding::L2Dsr, Affinity::Connection, AllDown::FailOpen, 0)
     );
     let default_health = Health {
         probe: Probe::Tcp,
-        port: 80,
+        port: None,
         interval: Duration::from_secs(2),
         timeout: Duration::from_secs(1),
         rise: 2,
         fall: 3,
     };
     assert_eq!(service.health, default_health);
+    assert_eq!(service.probe_port(&service.backends[0]), Some(80));
     assert_eq!((service.backends[0].weight, service.backends[0].state), (100, BackendState::Enabled));
     let http = only_service(&with_health("type = \"http\"")).health.probe;
     assert_eq!(http, Probe::Http { path: "/".to_owned(), host: None, expect: vec![200..=399] });
@@ -177,34 +200,66 @@ fn every_word_has_its_value() {
     ] {
         assert_eq!(only_service(&with_backend(&format!("state = \"{word}\""))).backends[0].state, state);
     }
+    for (word, forwarding) in [
+        ("l2-dsr", Forwarding::L2Dsr),
+        ("ipip", Forwarding::Ipip),
+        ("gue", Forwarding::Gue),
+        ("nat", Forwarding::Nat),
+    ] {
+        let service = only_service(&with_service(&format!("forwarding = \"{word}\"")));
+        assert_eq!(service.forwarding, forwarding);
+    }
+    for (word, affinity) in [("connection", Affinity::Connection), ("client", Affinity::Client)] {
+        assert_eq!(only_service(&with_service(&format!("affinity = \"{word}\""))).affinity, affinity);
+    }
+    for (word, oversized) in [("drop", Oversized::Drop), ("reply", Oversized::Reply)] {
+        let config = parse(&with_agent(&format!("oversized = \"{word}\""))).unwrap();
+        assert_eq!(config.agent.oversized, oversized);
+    }
     assert_eq!(only_service(&with_service("protocol = \"udp\"")).protocol, Protocol::Udp);
     assert_eq!(only_service(&with_service("all_down = \"drop\"")).all_down, AllDown::Drop);
     assert_eq!(only_service(&with_health("type = \"none\"\npath = \"/\"")).health.probe, Probe::None);
 }
 
-/// A health check's port and kind by the VIPs, where the file does not say.
+/// A health check's kind and port by protocol, VIPs and backend, where the file does not say.
 #[test]
-fn the_default_check_follows_the_vips() {
-    let service = |protocol: &str, vips: &str, rest: &str| {
-        format!("{AGENT}[[service]]\nname = \"a\"\nprotocol = \"{protocol}\"\nvips = {vips}\n{rest}")
+fn the_default_check_follows_vips_and_backends() {
+    let service = |keys: &str, vips: &str, rest: &str| {
+        format!(
+            "{AGENT}[[service]]\nname = \"a\"\n{keys}\nvips = {vips}\n{rest}\n[[service.backend]]\nname = \"b\"\n\
+             address = \"10.0.0.1\"\n"
+        )
     };
-    let cases = [
-        ("tcp", r#"["192.0.2.1:80", "192.0.2.2:80"]"#, Probe::Tcp, 80),
-        ("tcp", r#"["192.0.2.1:80", "192.0.2.1:443"]"#, Probe::None, 0),
-        ("tcp", r#"["192.0.2.1:0"]"#, Probe::None, 0),
-        ("udp", r#"["192.0.2.1:443"]"#, Probe::None, 0),
-    ];
-    for (protocol, vips, probe, port) in cases {
-        let health = only_service(&service(protocol, vips, "")).health;
-        assert_eq!((health.probe, health.port), (probe, port), "{protocol} {vips}");
+    let probed = |text: &str| {
+        let service = only_service(text);
+        (service.health.probe.clone(), service.probe_port(&service.backends[0]))
+    };
+    let (one, two, all) =
+        (r#"["192.0.2.1:80", "192.0.2.2:80"]"#, r#"["192.0.2.1:80", "192.0.2.1:443"]"#, r#"["192.0.2.1:0"]"#);
+    let (udp, nat) = ("protocol = \"udp\"", "forwarding = \"nat\"");
+    for (keys, vips, port, probe, expected) in [
+        ("", one, "", Probe::Tcp, Some(80)),
+        ("", two, "", Probe::None, None),
+        ("", all, "", Probe::None, None),
+        (udp, one, "", Probe::None, None),
+        (nat, one, "", Probe::Tcp, Some(80)),
+        (nat, one, "port = 8080", Probe::Tcp, Some(8080)),
+        (nat, two, "", Probe::None, None),
+        (nat, two, "port = 8080", Probe::Tcp, Some(8080)),
+        (nat, all, "", Probe::None, None),
+    ] {
+        let text = service(keys, vips, "") + port;
+        assert_eq!(probed(&text), (probe, expected), "{text}");
     }
-    let asked = only_service(&service("udp", r#"["192.0.2.1:443"]"#, "[service.health]\ntype = \"tcp\""));
-    assert_eq!((asked.health.probe, asked.health.port), (Probe::Tcp, 443));
-    refused(
-        &service("tcp", r#"["192.0.2.1:0"]"#, "[service.health]"),
-        &["7: service[0].health.port: missing; the VIPs do not share one port"],
-    );
-    assert_eq!(only_service(&service("tcp", r#"["192.0.2.1:0"]"#, "health.port = 8080")).health.port, 8080);
+    let check = "[service.health]\ntype = \"tcp\"";
+    assert_eq!(probed(&service(udp, one, check)), (Probe::Tcp, Some(80)));
+    assert_eq!(probed(&(service(nat, two, check) + "port = 8080")), (Probe::Tcp, Some(8080)));
+    for (keys, vips) in [("", two), ("", all), (nat, two), (nat, all)] {
+        let missing = "7: service[0].health.port: missing; the VIPs do not share one port";
+        refused(&service(keys, vips, check), &[missing]);
+        assert_eq!(probed(&service(keys, vips, "health.port = 8081")), (Probe::Tcp, Some(8081)));
+    }
+    assert_eq!(probed(&(service(nat, one, "health.port = 8081") + "port = 8080")).1, Some(8081));
 }
 
 #[test]
@@ -261,7 +316,7 @@ xdp_mode = 3
 [[service]]
 name = "web"
 vips = ["192.0.2.1:80", "nonsense"]
-forwarding = "nat"
+forwarding = "dnat"
 min_healthy = 5
 
 [service.health]
@@ -287,7 +342,7 @@ weight = 2
             "3: agent.interfaces: is empty",
             "4: agent.xdp_mode: expected a string in quotes, found the integer 3",
             "8: service[0].vips[1]: expected address:port",
-            "9: service[0].forwarding: \"nat\" is not supported by this version; use l2-dsr",
+            "9: service[0].forwarding: \"dnat\" is not known; did you mean \"nat\"?",
             "10: service[0].min_healthy: must be at most the number of backends, 2, not 5",
             "14: service[0].health.path: a path begins",
             "15: service[0].health.timeout: must be at most the interval, 2s, not 5s",
@@ -331,8 +386,16 @@ fn one_mistake_is_one_error() {
     refused(&vip, &["5: service[0].vips[1]: expected address:port"]);
     let check = with_health("type = \"http\"").replace("192.0.2.1:80", "192.0.2.1");
     refused(&check, &["5: service[0].vips[0]: needs a port"]);
-    let nat = with_backend("port = 8080").replace("[[service.", "forwarding = \"nat\"\n[[service.");
-    refused(&nat, &["6: service[0].forwarding: \"nat\" is not supported"]);
+    let mode = with_backend("port = 8080").replace("[[service.", "forwarding = \"nta\"\n[[service.");
+    refused(&mode, &["6: service[0].forwarding: \"nta\" is not known; did you mean \"nat\"?"]);
+    let port = with_backend("port = 0\n[service.health]")
+        .replace("[[service]]", "[[service]]\nforwarding = \"nat\"");
+    let port = port.replace("1:80\"]", "1:80\", \"192.0.2.1:81\"]");
+    refused(&port, &["10: service[0].backend[0].port: must be 1 to 65535, not 0"]);
+    let source = with_agent(
+        "source_v4 = [\"192.0.2.0/28\", \"1.2.3\"]\n[[service]]\nname = \"web\"\nforwarding = \"nat\"\nvips = [\"198.51.100.1:80\"]",
+    );
+    refused(&source, &["3: agent.source_v4[1]: expected an IPv4 address or prefix"]);
     let interval = with_health("interval = \"1x\"\ntimeout = \"5s\"");
     refused(&interval, &["7: service[0].health.interval"]);
 }
@@ -349,10 +412,36 @@ fn errors_name_file_line_and_place() {
     assert!(error.path.is_empty());
 }
 
+/// What an operator copies first.
+#[test]
+fn the_example_in_deploy_is_valid() {
+    let text = include_str!("../../../../deploy/sluice.toml");
+    let as_it_is = parse(text).unwrap();
+    // The same with every key that is commented out.
+    let commented = |line: &str| {
+        let rest = line.strip_prefix("# ")?.trim_start();
+        let is_key = rest.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '));
+        (is_key || rest.starts_with("[[")).then(|| rest.to_owned())
+    };
+    let all: Vec<String> =
+        text.lines().map(|line| commented(line).unwrap_or_else(|| line.to_owned())).collect();
+    let with_all = parse(&all.join("\n")).unwrap_or_else(|errors| panic!("{errors:#?}"));
+    assert!(as_it_is.agent.source_v6.is_empty() && !with_all.agent.source_v6.is_empty());
+    let forwarding =
+        |config: &Config| config.services.iter().map(|service| service.forwarding).collect::<Vec<_>>();
+    assert_eq!(forwarding(&as_it_is), [Forwarding::L2Dsr; 2]);
+    assert_eq!(forwarding(&with_all), [Forwarding::L2Dsr, Forwarding::L2Dsr, Forwarding::Nat]);
+}
+
 proptest! {
     #[test]
     fn any_text_is_answered(text in "\\PC*") {
         let _ = parse(&text);
+    }
+
+    #[test]
+    fn any_bytes_are_answered(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = parse(&String::from_utf8_lossy(&bytes));
     }
 
     /// What TOML is made of, in any order.
@@ -361,7 +450,7 @@ proptest! {
         prop::sample::select(vec![
             "[agent]", "[[service]]", "[service.health]", "[[service.backend]]", "[service]", "service", "health",
             "name", "vips", ".", "=", "=", "[", "]", "{", "}", ",", "\"", "\"a\"", "\"192.0.2.1:80\"", "'''", "\"\"\"",
-            "1", "-1", "0x", "1.5", "true", "1979-05-27", "\n", "\n", "\n", "\r\n", "#", "\\", " ", "é", "\u{0}",
+            "source_v4", "forwarding", "\"nat\"", "port", "\"192.0.2.0/28\"", "\"[2001:db8::1]:0\"", "1", "-1", "0x", "1.5", "true", "1979-05-27", "\n", "\n", "\n", "\r\n", "#", "\\", " ", "é", "\u{0}",
         ]), 0..60)) {
         let _ = parse(&parts.concat());
     }

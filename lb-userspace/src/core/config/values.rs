@@ -65,7 +65,7 @@ impl fmt::Display for Written {
     }
 }
 
-fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     value.as_str().ok_or_else(|| format!("expected a string in quotes, found {}", describe(value)))
 }
 
@@ -158,13 +158,19 @@ pub(super) fn vip(value: &DeValue<'_>) -> Result<Vip, String> {
     let found = text(value)?;
     let Ok(vip) = found.parse::<SocketAddr>() else {
         return Err(match found.parse::<IpAddr>() {
-            Ok(IpAddr::V4(_)) => {
-                format!("needs a port; write \"{found}:80\", or \"{found}:0\" for every port")
+            Ok(address) => {
+                let [one, every] = [80, 0].map(|port| SocketAddr::new(address, port));
+                format!("needs a port; write \"{one}\", or \"{every}\" for every port")
             }
-            _ => format!("expected address:port, such as \"203.0.113.10:80\", found {found:?}"),
+            Err(_) => format!(
+                "expected address:port, such as \"203.0.113.10:80\" or \"[2001:db8::10]:80\", found {found:?}"
+            ),
         });
     };
-    unicast_v4(vip.ip())?;
+    unicast(vip.ip())?;
+    if matches!(vip, SocketAddr::V6(v6) if v6.scope_id() != 0) {
+        return Err(format!("{found:?} has a zone, which only link-local addresses have; remove it"));
+    }
     Ok(Vip { address: vip.ip(), port: vip.port() })
 }
 
@@ -175,25 +181,30 @@ pub(super) fn backend_address(value: &DeValue<'_>) -> Result<IpAddr, String> {
         return Err(if found.parse::<SocketAddr>().is_ok() {
             format!("{found:?} has a port; write the address alone")
         } else {
-            format!("expected an IPv4 address, such as \"10.0.1.11\", found {found:?}")
+            format!("expected an IP address, such as \"10.0.1.11\" or \"2001:db8::11\", found {found:?}")
         });
     };
-    unicast_v4(address)?;
+    unicast(address)?;
     Ok(address)
 }
 
-fn unicast_v4(address: IpAddr) -> Result<(), String> {
-    let IpAddr::V4(v4) = address else {
-        return Err(format!("IPv6 is not supported by this version; use an IPv4 address, not {address}"));
-    };
-    let kind = if v4.is_unspecified() {
+/// Refuses what is not the address of one interface somewhere beyond this link.
+pub(super) fn unicast(address: IpAddr) -> Result<(), String> {
+    if let IpAddr::V6(v6) = address
+        && let Some(v4) = v6.to_ipv4_mapped()
+    {
+        return Err(format!("{address} is an IPv4 address in IPv6 notation; write {v4}"));
+    }
+    let kind = if address.is_unspecified() {
         "the unspecified address"
-    } else if v4.is_loopback() {
+    } else if address.is_loopback() {
         "a loopback address"
-    } else if v4.is_multicast() {
+    } else if address.is_multicast() {
         "a multicast address"
-    } else if v4 == Ipv4Addr::BROADCAST {
+    } else if address == Ipv4Addr::BROADCAST {
         "the broadcast address"
+    } else if matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+        "a link-local address"
     } else {
         return Ok(());
     };

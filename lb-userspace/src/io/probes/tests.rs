@@ -1,3 +1,4 @@
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -8,6 +9,8 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 const LONG: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(200);
 
@@ -20,7 +23,11 @@ fn http_ok() -> Probe {
 }
 
 async fn listener() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener_on(V4).await
+}
+
+async fn listener_on(loopback: IpAddr) -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((loopback, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
 }
@@ -36,7 +43,15 @@ async fn read_head(stream: &mut TcpStream) -> String {
 /// Serves one connection: reads the request head, writes `pieces` with `pause` after each, then holds the
 /// connection open until the peer ends it. Returns the request.
 async fn serve(pieces: Vec<Vec<u8>>, pause: Duration) -> (SocketAddr, JoinHandle<String>) {
-    let (listener, address) = listener().await;
+    serve_on(V4, pieces, pause).await
+}
+
+async fn serve_on(
+    loopback: IpAddr,
+    pieces: Vec<Vec<u8>>,
+    pause: Duration,
+) -> (SocketAddr, JoinHandle<String>) {
+    let (listener, address) = listener_on(loopback).await;
     let server = tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         let request = read_head(&mut stream).await;
@@ -59,23 +74,27 @@ async fn serve_text(answer: &str) -> SocketAddr {
 
 #[tokio::test]
 async fn tcp_succeeds_when_accepted_and_resets_instead_of_lingering() {
-    let (listener, address) = listener().await;
-    probe(address, &Probe::Tcp, LONG).await.unwrap();
-    let (mut stream, _) = listener.accept().await.unwrap();
-    let end = stream.read(&mut [0]).await.unwrap_err();
-    assert_eq!(end.kind(), io::ErrorKind::ConnectionReset);
+    for loopback in [V4, V6] {
+        let (listener, address) = listener_on(loopback).await;
+        probe(address, &Probe::Tcp, LONG).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let end = stream.read(&mut [0]).await.unwrap_err();
+        assert_eq!(end.kind(), io::ErrorKind::ConnectionReset, "{loopback}");
+    }
 }
 
 #[tokio::test]
 async fn nobody_listening_is_refused() {
     // Bound but not listening: nobody else can take the port meanwhile.
-    let holder = TcpSocket::new_v4().unwrap();
-    holder.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let address = holder.local_addr().unwrap();
-    for probe_kind in [Probe::Tcp, http_ok()] {
-        let error = probe(address, &probe_kind, LONG).await.unwrap_err();
-        assert!(matches!(error, ProbeError::Refused), "{error:?}");
-        assert_eq!(error.to_string(), "connection refused");
+    for (holder, loopback) in [(TcpSocket::new_v4(), V4), (TcpSocket::new_v6(), V6)] {
+        let holder = holder.unwrap();
+        holder.bind((loopback, 0).into()).unwrap();
+        let address = holder.local_addr().unwrap();
+        for probe_kind in [Probe::Tcp, http_ok()] {
+            let error = probe(address, &probe_kind, LONG).await.unwrap_err();
+            assert!(matches!(error, ProbeError::Refused), "{error:?}");
+            assert_eq!(error.to_string(), "connection refused");
+        }
     }
 }
 
@@ -118,14 +137,16 @@ fn want_of_local_resources_is_told_apart_from_a_bad_backend() {
 
 #[tokio::test]
 async fn http_sends_what_a_web_server_wants_to_see() {
-    let answer = b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();
-    let (address, server) = serve(vec![answer], Duration::ZERO).await;
-    probe(address, &http_ok(), LONG).await.unwrap();
-    let request = server.await.unwrap().to_lowercase();
-    assert!(request.starts_with("get /healthz?full=1 http/1.1\r\n"), "{request}");
-    assert!(request.contains(&format!("\r\nhost: {address}\r\n")), "{request}");
-    assert!(request.contains("\r\nuser-agent: sluice/"), "{request}");
-    assert!(request.contains("\r\nconnection: close\r\n"), "{request}");
+    for loopback in [V4, V6] {
+        let answer = b"HTTP/1.1 204 No Content\r\n\r\n".to_vec();
+        let (address, server) = serve_on(loopback, vec![answer], Duration::ZERO).await;
+        probe(address, &http_ok(), LONG).await.unwrap();
+        let request = server.await.unwrap().to_lowercase();
+        assert!(request.starts_with("get /healthz?full=1 http/1.1\r\n"), "{request}");
+        assert!(request.contains(&format!("\r\nhost: {address}\r\n")), "{request}");
+        assert!(request.contains("\r\nuser-agent: sluice/"), "{request}");
+        assert!(request.contains("\r\nconnection: close\r\n"), "{request}");
+    }
 }
 
 #[test]
@@ -235,7 +256,7 @@ async fn no_probe_always_succeeds() {
 }
 
 fn health(probe: Probe, interval: Duration, timeout: Duration) -> Health {
-    Health { probe, port: 80, interval, timeout, rise: 2, fall: 3 }
+    Health { probe, port: None, interval, timeout, rise: 2, fall: 3 }
 }
 
 #[tokio::test]
