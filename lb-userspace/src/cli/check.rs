@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::{Failure, Format, OutputFlag, output};
-use crate::core::config::{self, Config};
+use crate::core::config::{self, Config, Forwarding};
 use crate::io::store;
+
+/// Memory of one `nat` connection, in bytes: an entry of a kernel hash map for each direction, with a header of 48, a key
+/// of about 40, a value of about 24 and a share of the buckets of 16. An estimate: kernels differ.
+const NAT_CONNECTION_BYTES: u64 = 2 * (48 + 40 + 24 + 16);
 
 /// Validate a configuration file and list every error
 #[derive(Debug, clap::Args)]
@@ -18,13 +22,17 @@ pub(super) struct Arguments {
 }
 
 /// What was found.
-#[derive(Serialize)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Finding {
     valid: bool,
     errors: Vec<String>,
     services: usize,
     backends: usize,
+    flow_table_size: u32,
     flow_table_bytes: u64,
+    nat_table_size: u32,
+    /// What a full table takes, about.
+    nat_table_bytes: u64,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
@@ -35,27 +43,80 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.format.output == Format::Json {
         output::json(&finding(&parsed))?;
     } else if let Ok(config) = &parsed {
-        let Finding { services, backends, flow_table_bytes, .. } = finding(&parsed);
-        output::print(&format!(
-            "{file}: valid: {services} services, {backends} backends, {} flows in a table of {} KiB",
-            config.agent.flow_table_size,
-            flow_table_bytes / 1_024,
-        ))?;
+        output::print(&format!("{file}: {}", describe(config, &finding(&parsed))))?;
     }
     parsed.map(|_| ()).map_err(Failure::Invalid)
 }
 
 fn finding(parsed: &Result<Config, Vec<String>>) -> Finding {
     match parsed {
-        Ok(config) => Finding {
-            valid: true,
-            errors: Vec::new(),
-            services: config.services.len(),
-            backends: config.services.iter().map(|service| service.backends.len()).sum(),
-            flow_table_bytes: u64::from(config.agent.flow_table_size) * size_of::<u64>() as u64,
-        },
-        Err(errors) => {
-            Finding { valid: false, errors: errors.clone(), services: 0, backends: 0, flow_table_bytes: 0 }
+        Ok(config) => {
+            let (flows, connections) = (config.agent.flow_table_size, config.agent.nat_table_size);
+            Finding {
+                valid: true,
+                errors: Vec::new(),
+                services: config.services.len(),
+                backends: config.services.iter().map(|service| service.backends.len()).sum(),
+                flow_table_size: flows,
+                flow_table_bytes: u64::from(flows) * size_of::<u64>() as u64,
+                nat_table_size: connections,
+                nat_table_bytes: u64::from(connections) * NAT_CONNECTION_BYTES,
+            }
         }
+        Err(errors) => Finding { errors: errors.clone(), ..Finding::default() },
+    }
+}
+
+/// The finding about a valid file. The NAT table is left out where no service uses it.
+fn describe(config: &Config, finding: &Finding) -> String {
+    let mut text = format!(
+        "valid: {} services, {} backends, {} flows in a table of {} KiB",
+        finding.services,
+        finding.backends,
+        finding.flow_table_size,
+        finding.flow_table_bytes / 1_024,
+    );
+    if config.services.iter().any(|service| service.forwarding == Forwarding::Nat) {
+        text += &format!(
+            ", {} NAT connections in a table of about {} KiB",
+            finding.nat_table_size,
+            finding.nat_table_bytes / 1_024,
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(forwarding: &str) -> (String, Finding) {
+        let text = format!(
+            "[agent]\ninterfaces = [\"eth0\"]\nflow_table_size = 4096\nnat_table_size = 2048\n[[service]]\nname = \"a\"\n\
+             vips = [\"192.0.2.1:80\"]\nforwarding = \"{forwarding}\"\n"
+        );
+        let config = config::parse(&text).unwrap();
+        let finding = finding(&Ok(config.clone()));
+        (describe(&config, &finding), finding)
+    }
+
+    #[test]
+    fn memory_is_shown() {
+        let (text, finding) = checked("gue");
+        assert_eq!(text, "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB");
+        assert_eq!((finding.flow_table_size, finding.flow_table_bytes), (4_096, 32_768));
+        let (text, finding) = checked("nat");
+        assert_eq!(
+            text,
+            "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB, 2048 NAT connections in a table of about \
+             512 KiB"
+        );
+        assert_eq!((finding.nat_table_size, finding.nat_table_bytes), (2_048, 524_288));
+    }
+
+    #[test]
+    fn of_a_wrong_file_only_the_errors_are_told() {
+        let errors = vec!["f:1: agent: missing".to_owned()];
+        assert_eq!(finding(&Err(errors.clone())), Finding { errors, ..Finding::default() });
     }
 }
