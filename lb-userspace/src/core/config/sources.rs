@@ -65,7 +65,7 @@ impl Family {
         let first = prefix_of(address, prefix);
         if first != address {
             return Err(format!(
-                "{found:?} goes on after its prefix; write \"{first}/{prefix}\", or the address alone"
+                "{found:?} has host bits set; write \"{first}/{prefix}\", or the address alone"
             ));
         }
         Ok(Source { address, prefix })

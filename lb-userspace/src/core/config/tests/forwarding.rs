@@ -151,7 +151,7 @@ fn wrong_sources_are_refused() {
         ("\"192.0.2.0/999\"", "3: agent.source_v4: the length of a prefix must be 16 to 32, not 999"),
         (
             "\"192.0.2.1/28\"",
-            "3: agent.source_v4: \"192.0.2.1/28\" goes on after its prefix; write \"192.0.2.0/28\"",
+            "3: agent.source_v4: \"192.0.2.1/28\" has host bits set; write \"192.0.2.0/28\"",
         ),
         ("\"0.0.0.0/16\"", "3: agent.source_v4: 0.0.0.0 is the unspecified address"),
         ("\"127.0.0.1\"", "3: agent.source_v4: 127.0.0.1 is a loopback address"),
@@ -169,7 +169,7 @@ fn wrong_sources_are_refused() {
         ("\"2001:db8::/129\"", "3: agent.source_v6: the length of a prefix must be 64 to 128, not 129"),
         (
             "\"2001:db8::1/64\"",
-            "3: agent.source_v6: \"2001:db8::1/64\" goes on after its prefix; write \"2001:db8::/64\"",
+            "3: agent.source_v6: \"2001:db8::1/64\" has host bits set; write \"2001:db8::/64\"",
         ),
         ("\"fe80::/64\"", "3: agent.source_v6: fe80:: is a link-local address"),
         ("\"::ffff:192.0.2.1\"", "3: agent.source_v6: ::ffff:192.0.2.1 is an IPv4 address in IPv6 notation"),
