@@ -62,6 +62,12 @@ impl Entry {
         (self.0 >> 32) as u32
     }
 
+    /// Whether it holds which backend a client is with, not a flow.
+    #[inline(always)]
+    pub fn is_client(self) -> bool {
+        self.signature() & CLIENT_SIGNATURE != 0
+    }
+
     /// The backend's id.
     #[inline(always)]
     pub fn backend(self) -> u16 {
@@ -106,6 +112,58 @@ impl Entry {
     }
 }
 
+/// What a new entry took the place of; the discriminant is its place in the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Eviction {
+    /// Nothing.
+    None = 0,
+    /// A flow idle for too long.
+    Expired = 1,
+    /// A flow on probation.
+    Probation = 2,
+    /// An established flow.
+    Established = 3,
+}
+
+impl Eviction {
+    /// Those that cost a flow its entry, with their names in metrics.
+    pub const NAMED: [(Self, &'static str); 3] =
+        [(Self::Expired, "expired"), (Self::Probation, "probation"), (Self::Established, "established")];
+}
+
+/// The signature of an entry that holds which backend a client is with; those of flows have this bit clear.
+pub const CLIENT_SIGNATURE: u32 = 1;
+
+/// The place that a new entry takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Victim {
+    /// Its place in the bucket.
+    pub way: usize,
+    /// What is lost by that.
+    pub eviction: Eviction,
+}
+
+impl Victim {
+    /// As one word, to be handed from one function of the program to another.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.way as u64 | (self.eviction as u64) << 8
+    }
+
+    /// From that word.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        let eviction = match (word >> 8) & 3 {
+            0 => Eviction::None,
+            1 => Eviction::Expired,
+            2 => Eviction::Probation,
+            _ => Eviction::Established,
+        };
+        Self { way: word as usize & (FLOW_WAYS - 1), eviction }
+    }
+}
+
 /// An entry found, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -132,9 +190,9 @@ impl FlowBucket {
         None
     }
 
-    /// The place a new entry takes: an empty one, else that of the entry given up most gladly.
+    /// The place a new entry takes: an empty one, else that of the entry given up most gladly; and what is lost by that.
     #[inline(always)]
-    pub fn victim(&self, now: Tick) -> usize {
+    pub fn victim(&self, now: Tick) -> Victim {
         let (mut best, mut best_rank) = (0, 0);
         let mut way = 0;
         while way < FLOW_WAYS {
@@ -147,7 +205,13 @@ impl FlowBucket {
             }
             way += 1;
         }
-        best
+        let eviction = match best_rank {
+            u32::MAX => Eviction::None,
+            rank if rank >> 16 == 2 => Eviction::Expired,
+            rank if rank >> 16 == 1 => Eviction::Probation,
+            _ => Eviction::Established,
+        };
+        Victim { way: best, eviction }
     }
 
     /// Writes an entry; a place outside the bucket is ignored.
@@ -178,6 +242,12 @@ mod tests {
         Entry::new(signature, 1, state, Tick(NOW.0 - age))
     }
 
+    fn victim(way: usize, eviction: Eviction) -> Victim {
+        let victim = Victim { way, eviction };
+        assert_eq!(Victim::from_word(victim.to_word()), victim);
+        victim
+    }
+
     #[test]
     fn finds_by_signature_and_skips_empty_words() {
         let bucket = bucket(&[aged(7, State::Opening, 0), aged(9, State::Established, 0)]);
@@ -190,14 +260,30 @@ mod tests {
     fn replaces_empty_then_expired_then_probation_then_oldest() {
         use State::{Closing, Established, Opening};
         let mut entries: std::vec::Vec<Entry> = (0..8).map(|n| aged(n + 1, Established, 10 + n)).collect();
-        assert_eq!(bucket(&entries).victim(NOW), 7, "the oldest established flow");
+        assert_eq!(
+            bucket(&entries).victim(NOW),
+            victim(7, Eviction::Established),
+            "the oldest established flow"
+        );
         entries[3] = aged(4, Closing, 2);
-        assert_eq!(bucket(&entries).victim(NOW), 3, "a closing flow before any established one");
+        assert_eq!(
+            bucket(&entries).victim(NOW),
+            victim(3, Eviction::Probation),
+            "a closing flow before any established one"
+        );
         entries[4] = aged(5, Opening, 5);
-        assert_eq!(bucket(&entries).victim(NOW), 4, "the older of two on probation");
+        assert_eq!(
+            bucket(&entries).victim(NOW),
+            victim(4, Eviction::Probation),
+            "the older of two on probation"
+        );
         entries[5] = aged(6, Established, ESTABLISHED_IDLE_TICKS + 1);
-        assert_eq!(bucket(&entries).victim(NOW), 5, "an expired flow before probation");
-        assert_eq!(bucket(&entries[..6]).victim(NOW), 6, "an empty place before all");
+        assert_eq!(
+            bucket(&entries).victim(NOW),
+            victim(5, Eviction::Expired),
+            "an expired flow before probation"
+        );
+        assert_eq!(bucket(&entries[..6]).victim(NOW), victim(6, Eviction::None), "an empty place before all");
     }
 
     #[test]
@@ -205,7 +291,7 @@ mod tests {
         let bucket =
             bucket(&(0..8).map(|n| aged(n + 1, State::Established, n)).collect::<std::vec::Vec<_>>());
         for flood in 0..10_000 {
-            bucket.store(bucket.victim(NOW), Entry::new(1_000 + flood, 2, State::Opening, NOW));
+            bucket.store(bucket.victim(NOW).way, Entry::new(1_000 + flood, 2, State::Opening, NOW));
         }
         let kept = (1..=8).filter(|&signature| bucket.find(signature).is_some()).count();
         assert_eq!(kept, 7, "the flood takes one place and fights over that");
@@ -242,7 +328,7 @@ mod tests {
                 };
                 (class, u32::MAX - entry.age(NOW))
             });
-            let victim = bucket.victim(NOW);
+            let victim = bucket.victim(NOW).way;
             prop_assert!((0..8).all(|way| cost(victim) <= cost(way)));
         }
     }

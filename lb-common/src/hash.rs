@@ -57,6 +57,12 @@ pub fn reduce(hash: u64, size: u32) -> u32 {
     (((hash >> 32) * u64::from(size)) >> 32) as u32
 }
 
+/// The next of a sequence of well-mixed numbers, which only who knows one can foretell.
+#[inline(always)]
+pub fn step(number: u64) -> u64 {
+    finalize(number.wrapping_add(GOLDEN_RATIO))
+}
+
 /// One term of NH: two message words against two key words.
 #[inline(always)]
 fn pair(key: &Key, at: usize, first: u32, second: u32) -> u64 {

@@ -77,6 +77,20 @@ impl Protocol {
     pub const TCP: Self = Self(IpProto::Tcp as u8);
     /// UDP (RFC 768).
     pub const UDP: Self = Self(IpProto::Udp as u8);
+    /// An IPv4 packet within (RFC 2003).
+    pub const IPIP: Self = Self(4);
+    /// An IPv6 packet within (RFC 2473, RFC 4213).
+    pub const IPV6: Self = Self(41);
+    /// ICMPv6 (RFC 4443).
+    pub const ICMPV6: Self = Self(58);
+    /// IPv6 hop-by-hop options (RFC 8200 section 4.3).
+    pub const HOP_BY_HOP: Self = Self(0);
+    /// IPv6 routing header (RFC 8200 section 4.4).
+    pub const ROUTING: Self = Self(43);
+    /// IPv6 fragment header (RFC 8200 section 4.5).
+    pub const FRAGMENT: Self = Self(44);
+    /// IPv6 destination options (RFC 8200 section 4.6).
+    pub const DESTINATION_OPTIONS: Self = Self(60);
 }
 
 impl fmt::Debug for Protocol {
@@ -85,6 +99,7 @@ impl fmt::Debug for Protocol {
             Self::ICMP => f.write_str("icmp"),
             Self::TCP => f.write_str("tcp"),
             Self::UDP => f.write_str("udp"),
+            Self::ICMPV6 => f.write_str("icmpv6"),
             Self(other) => write!(f, "protocol {other}"),
         }
     }
@@ -104,11 +119,32 @@ pub struct Address([u32; 4]);
 
 impl Address {
     const V4_PREFIX: u32 = 0xffff_u32.to_be();
+    /// `::`, which stands for no address.
+    pub const ZERO: Self = Self([0; 4]);
 
     /// From the four bytes of an IPv4 address on the wire.
     #[inline(always)]
     pub const fn v4(bytes: [u8; 4]) -> Self {
         Self([0, 0, Self::V4_PREFIX, u32::from_ne_bytes(bytes)])
+    }
+
+    /// From the four words of an IPv6 address as they lie in a packet.
+    #[inline(always)]
+    pub const fn v6(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
+    /// Whether this is no address.
+    #[inline(always)]
+    pub const fn is_zero(self) -> bool {
+        self.0[0] | self.0[1] | self.0[2] | self.0[3] == 0
+    }
+
+    /// The address with these bits of its last word set, as they lie in memory.
+    #[inline(always)]
+    pub const fn with_low_bits(self, bits: u32) -> Self {
+        let [a, b, c, d] = self.0;
+        Self([a, b, c, d | bits])
     }
 
     /// Whether this is an IPv4 address.
@@ -195,6 +231,18 @@ impl Ports {
     pub const fn destination(self) -> Be16 {
         Be16((self.0 >> 16) as u16)
     }
+
+    /// From two ports of the wire.
+    #[inline(always)]
+    pub const fn of(source: Be16, destination: Be16) -> Self {
+        Self(source.0 as u32 | (destination.0 as u32) << 16)
+    }
+
+    /// Those of the other direction.
+    #[inline(always)]
+    pub const fn swapped(self) -> Self {
+        Self(self.0.rotate_left(16))
+    }
 }
 
 impl fmt::Debug for Ports {
@@ -214,6 +262,19 @@ pub struct Tuple {
     pub ports: Ports,
     /// Transport protocol.
     pub protocol: Protocol,
+}
+
+impl Tuple {
+    /// That of the other direction.
+    #[inline(always)]
+    pub const fn reversed(&self) -> Self {
+        Self {
+            source: self.destination,
+            destination: self.source,
+            ports: self.ports.swapped(),
+            protocol: self.protocol,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,16 @@
 //! Byte slices and table slices → the datapath's [`Packet`] and [`Tables`], for userspace.
 
 use core::cell::RefCell;
+use core::ops::{Deref, DerefMut};
 
 use network_types::eth::EthHdr;
 
-use crate::abi::{Backend, Control, FlowBucket, MAX_BACKENDS, RING_SIZE, Ring, Service, Verdicts, VipBucket};
-use crate::datapath::{Header, Outcome, Packet, Step, Tables};
-use crate::flow::Tick;
+use crate::abi::{
+    Backend, Control, FlowBucket, FragmentRoute, MAX_BACKENDS, PathMtu, RING_SIZE, Ring, Service,
+    TRANSLATION_WORDS, Translation, TupleKey, Verdicts, VipBucket, Word,
+};
+use crate::datapath::{Header, Inserted, Outcome, Packet, Scratch, Step, Tables};
+use crate::flow::{Eviction, Tick};
 use crate::verdict::Verdict;
 
 /// A frame in memory, with room in front of it.
@@ -76,8 +80,47 @@ impl Packet for SlicePacket<'_> {
     }
 }
 
+/// The maps that are no arrays.
+pub trait Exact {
+    /// The words of the translation under this key.
+    fn translation(&self, key: &TupleKey) -> Option<[u64; TRANSLATION_WORDS]>;
+    /// Puts a translation under this key, or none; says whether there was room.
+    fn set_translation(&self, key: &TupleKey, words: Option<[u64; TRANSLATION_WORDS]>) -> bool;
+    /// Which way the fragments of a datagram go.
+    fn fragment(&self, key: &TupleKey) -> Option<FragmentRoute>;
+    /// Remembers which way the fragments of a datagram go.
+    fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute);
+}
+
+/// A translation taken out of its map, to which it goes back if it was changed.
+struct TranslationCopy<'a> {
+    translation: Translation,
+    key: TupleKey,
+    words: [u64; TRANSLATION_WORDS],
+    to: Option<&'a dyn Exact>,
+}
+
+impl Deref for TranslationCopy<'_> {
+    type Target = Translation;
+
+    fn deref(&self) -> &Translation {
+        &self.translation
+    }
+}
+
+impl Drop for TranslationCopy<'_> {
+    fn drop(&mut self) {
+        let words = self.translation.to_words();
+        if let Some(exact) = self.to
+            && words != self.words
+        {
+            exact.set_translation(&self.key, Some(words));
+        }
+    }
+}
+
 /// The maps as slices.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct TableSlices<'a> {
     /// The map `control`.
     pub control: &'a Control,
@@ -91,6 +134,8 @@ pub struct TableSlices<'a> {
     pub rings: &'a [Ring],
     /// The map `flows`.
     pub flows: &'a [FlowBucket],
+    /// The maps `translations` and `fragments`.
+    pub exact: &'a dyn Exact,
 }
 
 /// [`Tables`] over slices, at a time that stands still, and with someone who follows the steps.
@@ -99,8 +144,12 @@ pub struct SliceTables<'a, F: Fn(Step)> {
     pub tables: TableSlices<'a>,
     /// The time.
     pub now: Tick,
-    /// Stands in for every bucket of the flow table that is asked for: with it, a packet leaves the table as it was.
+    /// Stands in for every bucket of the flow table that is asked for: with it, a packet leaves all tables as they were.
     pub scratch: Option<&'a FlowBucket>,
+    /// Stands in for [`Control::icmp_budget`].
+    pub icmp_budget: Word,
+    /// Room to translate packets in.
+    pub work: RefCell<Scratch>,
     /// What was counted.
     pub verdicts: RefCell<Verdicts>,
     /// Is told each step.
@@ -110,13 +159,25 @@ pub struct SliceTables<'a, F: Fn(Step)> {
 impl<'a, F: Fn(Step)> SliceTables<'a, F> {
     /// Tables that packets change, as the kernel's do.
     pub fn new(tables: TableSlices<'a>, now: Tick, observer: F) -> Self {
-        Self { tables, now, scratch: None, verdicts: RefCell::default(), observer }
+        Self {
+            tables,
+            now,
+            scratch: None,
+            icmp_budget: Word::new(0),
+            work: RefCell::default(),
+            verdicts: RefCell::default(),
+            observer,
+        }
     }
 }
 
 impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
     fn control(&self) -> Option<&Control> {
         Some(self.tables.control)
+    }
+
+    fn icmp_budget(&self) -> Option<&Word> {
+        Some(&self.icmp_budget)
     }
 
     fn vip_bucket(&self, index: u32) -> Option<&VipBucket> {
@@ -129,6 +190,14 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
 
     fn backend(&self, id: u16) -> Option<&Backend> {
         self.tables.backends.get(id as usize)
+    }
+
+    fn set_path(&self, id: u16, path: PathMtu) {
+        if self.scratch.is_none()
+            && let Some(backend) = self.backend(id)
+        {
+            backend.path.store(path.to_word());
+        }
     }
 
     fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16> {
@@ -144,12 +213,57 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
         Some(scratch)
     }
 
+    fn translation(&self, key: &TupleKey) -> Option<impl Deref<Target = Translation>> {
+        let words = self.tables.exact.translation(key)?;
+        let translation = Translation::from_words(words);
+        let to = self.scratch.is_none().then_some(self.tables.exact);
+        Some(TranslationCopy { translation, key: *key, words, to })
+    }
+
+    fn add_translation(&self, key: &TupleKey, translation: &Translation) -> Inserted {
+        if self.tables.exact.translation(key).is_some() {
+            Inserted::Exists
+        } else if self.scratch.is_some()
+            || self.tables.exact.set_translation(key, Some(translation.to_words()))
+        {
+            Inserted::Done
+        } else {
+            Inserted::Full
+        }
+    }
+
+    fn remove_translation(&self, key: &TupleKey) {
+        if self.scratch.is_none() {
+            self.tables.exact.set_translation(key, None);
+        }
+    }
+
+    fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>> {
+        self.work.try_borrow_mut().ok()
+    }
+
+    fn fragment<R>(&self, key: &TupleKey, then: impl FnOnce(&FragmentRoute) -> R) -> Option<R> {
+        self.tables.exact.fragment(key).as_ref().map(then)
+    }
+
+    fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute) {
+        if self.scratch.is_none() {
+            self.tables.exact.set_fragment(key, route);
+        }
+    }
+
     fn now(&self, _: &Control) -> Tick {
         self.now
     }
 
     fn count(&self, verdict: Verdict) {
         if let Some(count) = self.verdicts.borrow_mut().packets.get_mut(verdict.index()) {
+            *count += 1;
+        }
+    }
+
+    fn count_eviction(&self, eviction: Eviction) {
+        if let Some(count) = self.verdicts.borrow_mut().evictions.get_mut(eviction as usize) {
             *count += 1;
         }
     }

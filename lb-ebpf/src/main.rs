@@ -2,10 +2,12 @@
 
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![allow(internal_features, reason = "whether the compiler knows a value can be asked in no other way")]
 
 mod maps;
 mod packet;
+mod stages;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};

@@ -1,15 +1,18 @@
 //! BPF maps → the datapath's [`Tables`]. The only place where maps are declared.
 
 use core::arch::asm;
+use core::ops::{Deref, DerefMut};
 
-use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
 use lb_common::abi::{
-    Backend, Control, FlowBucket, Name, RING_SIZE, Ring, Service, Traffic, Verdicts, VipBucket,
+    Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Name, PathMtu, RING_SIZE, Ring,
+    Service, Traffic, Translation, TupleKey, Verdicts, VipBucket, Word,
 };
-use lb_common::datapath::{Outcome, Tables};
-use lb_common::flow::Tick;
+use lb_common::datapath::{self, Attempt, Inserted, Outcome, Scratch, Tables, Work};
+use lb_common::flow::{Eviction, Tick, Victim};
 use lb_common::verdict::Verdict;
 
 /// The agent maps these into its memory: it reads and writes them without system calls, and atomically.
@@ -39,6 +42,47 @@ static SERVICE_NAMES: Array<Name, 1, MAPPED> = Array::new();
 #[btf_map(name = "backend_names")]
 static BACKEND_NAMES: Array<Name, 1, MAPPED> = Array::new();
 
+#[btf_map(name = "translations")]
+static TRANSLATIONS: HashMap<TupleKey, Translation, 1, ON_DEMAND> = HashMap::new();
+#[btf_map(name = "fragments")]
+static FRAGMENTS: LruHashMap<TupleKey, FragmentRoute, { FRAGMENTED_DATAGRAMS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "scratch")]
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+#[btf_map(name = "fib")]
+static FIB: PerCpuArray<[u64; FIB_WORDS], 1> = PerCpuArray::new();
+
+/// Entries take memory when they come: hosts without `nat` pay for none.
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+/// What an insertion answers if the key is there.
+const EEXIST: i32 = -17;
+
+/// Words in a question to the kernel's routes and neighbours.
+const FIB_WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u64>();
+
+/// Room for a question to the kernel's routes and neighbours: this CPU's own.
+#[inline(always)]
+pub fn fib_room() -> Option<*mut [u64; FIB_WORDS]> {
+    FIB.get_ptr_mut(0)
+}
+
+/// See [`FlowBucket::victim`]: of the bucket with this index, as [`Victim::to_word`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn victim(index: u64, now: u64) -> u64 {
+    FLOWS.get(index as u32).map_or(0, |bucket| bucket.victim(Tick(now as u32)).to_word())
+}
+
+/// See [`datapath::attempt`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn attempt(work: *mut Work, sequence: u64, late: u64) -> u64 {
+    // SAFETY: the caller's own, if it is not null, which the verifier insists on being asked.
+    let Some(work) = (unsafe { work.as_mut() }) else { return Attempt::NoSource as u64 };
+    datapath::attempt(&Maps, work, sequence, late != 0) as u64
+}
+
 /// The maps of this program.
 pub struct Maps;
 
@@ -46,6 +90,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
         CONTROL.get(0)
+    }
+
+    #[inline(always)]
+    fn icmp_budget(&self) -> Option<&Word> {
+        Some(&CONTROL.get(0)?.icmp_budget)
     }
 
     #[inline(always)]
@@ -64,6 +113,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn set_path(&self, id: u16, path: PathMtu) {
+        if let Some(backend) = BACKENDS.get(id.into()) {
+            backend.path.store(path.to_word());
+        }
+    }
+
+    #[inline(always)]
     fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16> {
         let ring = RINGS.get(ring.into())?;
         let mut slot = u64::from(slot);
@@ -79,6 +135,64 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn victim(&self, index: u32, _: &FlowBucket, now: Tick) -> Victim {
+        Victim::from_word(victim(index.into(), now.0.into()))
+    }
+
+    #[inline(always)]
+    fn forget(&self, mut value: u64, unknown: u64) -> u64 {
+        // SAFETY: the instructions change the value and change it back.
+        unsafe { asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) value, in(reg) unknown) };
+        value
+    }
+
+    #[inline(always)]
+    fn translation(&self, key: &TupleKey) -> Option<impl Deref<Target = Translation>> {
+        // SAFETY: what changes in an entry is words; one that is removed meanwhile may be used again for another key, and
+        // then at worst one packet is sent astray, as with any hash map of the kernel.
+        unsafe { TRANSLATIONS.get(key) }
+    }
+
+    #[inline(always)]
+    fn add_translation(&self, key: &TupleKey, translation: &Translation) -> Inserted {
+        match TRANSLATIONS.insert(key, translation, BPF_NOEXIST.into()) {
+            Ok(()) => Inserted::Done,
+            Err(EEXIST) => Inserted::Exists,
+            Err(_) => Inserted::Full,
+        }
+    }
+
+    #[inline(always)]
+    fn attempt(&self, work: &mut Work, sequence: u64, late: bool) -> Attempt {
+        Attempt::from_word(attempt(work, sequence, late.into()))
+    }
+
+    #[inline(always)]
+    fn remove_translation(&self, key: &TupleKey) {
+        // One that is not there is as well as removed.
+        let _ = TRANSLATIONS.remove(key);
+    }
+
+    #[inline(always)]
+    fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>> {
+        let scratch = SCRATCH.get_ptr_mut(0)?;
+        // SAFETY: this CPU's own record, as above; the datapath asks for it once a stage.
+        Some(unsafe { &mut *scratch })
+    }
+
+    #[inline(always)]
+    fn fragment<R>(&self, key: &TupleKey, then: impl FnOnce(&FragmentRoute) -> R) -> Option<R> {
+        // SAFETY: an entry is replaced whole, not written to.
+        unsafe { FRAGMENTS.get(key) }.map(then)
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute) {
+        // Without it the fragments to come are dropped, and counted.
+        let _ = FRAGMENTS.insert(key, route, BPF_ANY.into());
+    }
+
+    #[inline(always)]
     fn now(&self, control: &Control) -> Tick {
         // SAFETY: the helper takes nothing and reads a counter.
         Tick((unsafe { bpf_jiffies64() } >> (control.tick_shift & 31)) as u32)
@@ -89,6 +203,14 @@ impl Tables for Maps {
         if let Some(verdicts) = VERDICTS.get_ptr_mut(0) {
             // SAFETY: this CPU's own record; an XDP program is not interrupted by another on its CPU.
             unsafe { (*verdicts).packets[verdict.index()] += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_eviction(&self, eviction: Eviction) {
+        if let Some(verdicts) = VERDICTS.get_ptr_mut(0) {
+            // SAFETY: as above.
+            unsafe { (*verdicts).evictions[eviction as usize & 3] += 1 };
         }
     }
 

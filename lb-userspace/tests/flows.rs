@@ -33,18 +33,20 @@ impl Lab {
             healthy: true,
             probed_healthy: true,
             ring_weight: 100,
+            port: 0,
             hop: Some(NextHop::new([2, 0, 0, 0, 0, n], [2; 6], 0)),
         };
         let service = |name: &str, protocol| WantedService {
             name: name.into(),
             forwarding: Forwarding::L2Dsr,
+            client_affinity: false,
             vips: vec![VipKey { address: VIP.into(), port: 80, protocol }],
             backends: vec![backend(1), backend(2)],
         };
         let services = vec![service("tcp", Protocol::TCP), service("udp", Protocol::UDP)];
         let mut lab = Self {
-            memory: Memory::new(capacity_for(2, 4, 4, 4_096), 0),
-            wanted: Wanted { ring_seed: 0, services },
+            memory: Memory::new(capacity_for(2, 4, 4, 4_096, 1_024), 0),
+            wanted: Wanted { services, ..Wanted::default() },
         };
         lab.apply();
         lab

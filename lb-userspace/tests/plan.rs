@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use lb_common::abi::{Forwarding, NextHop};
+use lb_common::abi::{Forwarding, NextHop, VipFlags};
 use lb_common::datapath::{self, Outcome};
 use lb_common::net::{Address, Protocol};
 use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
 use lb_userspace::core::explain::{Ingress, PacketSpec, SpecProtocol, frame};
-use lb_userspace::core::image::{Capacity, Image, VipKey, Wanted, WantedBackend, WantedService};
+use lb_userspace::core::image::{Capacity, Image, VipKey, VipTarget, Wanted, WantedBackend, WantedService};
 use lb_userspace::core::plan::{self, Action, Plan, PlanError, RingCache};
 use lb_userspace::io::datapath::{Datapath, Memory, capacity_for};
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ fn capacity() -> Capacity {
     // As many rings as services, and one to build aside: slots must be used again within one plan.
     Capacity {
         rings: SERVICES as u32 + 1,
-        ..capacity_for(SERVICES, SERVICES * BACKENDS, 2 * SERVICES, 4_096)
+        ..capacity_for(SERVICES, SERVICES * BACKENDS, 2 * SERVICES, 4_096, 1_024)
     }
 }
 
@@ -63,6 +63,7 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
                     healthy,
                     probed_healthy: healthy,
                     ring_weight: if enabled && healthy { weight } else { 0 },
+                    port: 0,
                     // The MAC says whose it is: another address, another server.
                     hop: (hop > 0).then(|| NextHop::new([2, address, 0, n as u8, m as u8, hop], [2; 6], 0)),
                 })
@@ -70,11 +71,12 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
             Some(WantedService {
                 name: format!("s{n}"),
                 forwarding: Forwarding::L2Dsr,
+                client_affinity: n == 2,
                 vips: vec![VipKey { address: Address::from(vip(n)), port: 80, protocol: Protocol::TCP }],
                 backends: backends.collect(),
             })
         });
-        Wanted { ring_seed, services: services.collect() }
+        Wanted { ring_seed, services: services.collect(), ..Wanted::default() }
     })
 }
 
@@ -93,7 +95,7 @@ fn send(memory: &Memory, service: usize, customer: u16, syn: bool) -> Outcome {
 
 /// Whatever is in force is whole: packets of every service meet backends of that very service, or none.
 fn check_whole(image: &Image) {
-    for &(vip, service) in &image.vips {
+    for &(vip, VipTarget { service, .. }) in &image.vips {
         assert!(image.services.contains_key(&service), "{vip:?} names service {service}, which is gone");
     }
     let mut slots = BTreeSet::new();
@@ -169,7 +171,9 @@ fn check_reached(image: &Image, wanted: &Wanted) {
                 assert_eq!(ring.slots.contains(&backend_id), backend.ring_weight > 0);
             }
         }
-        assert!(service.vips.iter().all(|vip| image.vips.contains(&(*vip, id))));
+        let flags = VipFlags::new(false, service.client_affinity);
+        let target = VipTarget { service: id, flags };
+        assert!(service.vips.iter().all(|vip| image.vips.contains(&(*vip, target))));
     }
     assert_eq!(image.backends.len(), backends);
     assert_eq!(image.vips.len(), 2 * wanted.services.len(), "a VIP and a mark for ping each");
@@ -237,29 +241,31 @@ fn what_does_not_fit_is_refused_before_anything_changes() {
         healthy: true,
         probed_healthy: true,
         ring_weight: 1,
+        port: 0,
         hop: None,
     };
     let service = |n: usize, backends: usize| WantedService {
         name: format!("s{n}"),
         forwarding: Forwarding::L2Dsr,
+        client_affinity: false,
         vips: Vec::new(),
         backends: (0..backends).map(backend).collect(),
     };
     let image = Memory::new(capacity(), 0).tables().image();
-    let services = Wanted { ring_seed: 0, services: (0..17).map(|n| service(n, 1)).collect() };
+    let services = Wanted { services: (0..17).map(|n| service(n, 1)).collect(), ..Wanted::default() };
     let full = |what, needed, capacity| PlanError::Full { what, needed, gone: 0, capacity };
     assert_eq!(plan(&image, &services).unwrap_err(), full("services", 17, 16));
-    let backends = Wanted { ring_seed: 0, services: vec![service(0, 1_025)] };
+    let backends = Wanted { services: vec![service(0, 1_025)], ..Wanted::default() };
     assert_eq!(plan(&image, &backends).unwrap_err(), full("backends", 1_025, 1_024));
 }
 
 /// One service with this one backend.
 fn with_backend(name: &str) -> Wanted {
     Wanted {
-        ring_seed: 0,
         services: vec![WantedService {
             name: "s0".into(),
             forwarding: Forwarding::L2Dsr,
+            client_affinity: false,
             vips: vec![VipKey { address: Address::from(vip(0)), port: 80, protocol: Protocol::TCP }],
             backends: vec![WantedBackend {
                 name: name.into(),
@@ -268,9 +274,11 @@ fn with_backend(name: &str) -> Wanted {
                 healthy: true,
                 probed_healthy: true,
                 ring_weight: 1,
+                port: 0,
                 hop: Some(NextHop::new([2; 6], [2; 6], 0)),
             }],
         }],
+        ..Wanted::default()
     }
 }
 
@@ -302,6 +310,6 @@ fn flows_left_by_a_killed_agent_are_swept() {
         memory.apply(action).unwrap();
     }
     assert!(memory.tables().flow_entries() > 0);
-    memory.tables().sweep_orphans(&memory.tables().image().backends);
+    memory.tables().sweep_orphans(&memory.tables().image().backends).unwrap();
     assert_eq!(memory.tables().flow_entries(), 0);
 }

@@ -1,20 +1,21 @@
 //! A backend: where its packets go, and whether they may.
 
 use super::Word;
-use crate::net::Address;
+use crate::flow::Tick;
+use crate::net::{Address, Be16};
 
-/// A backend: everything its packets need, in one cache line.
+/// A backend: everything its packets need, in two cache lines.
 #[derive(Debug, Default)]
 #[repr(C, align(64))]
 pub struct Backend {
     /// See [`BackendWord`].
     pub word: Word,
+    /// Tunnels: what routers on the way told of it. See [`PathMtu`]; the program's.
+    pub path: Word,
+    /// The server's own address: with the name, the backend's identity.
+    pub address: Address,
     /// Two next hops of which the word names the one in force: the other may be rewritten.
     pub hops: [NextHop; 2],
-    /// The server's own address: with the name, the backend's identity. The program does not read it.
-    pub address: Address,
-    /// To the end of the cache line.
-    pub padding: [u8; 8],
 }
 
 /// How a service's packets reach its backends; the number is that of the shared record.
@@ -24,6 +25,12 @@ pub enum Forwarding {
     /// Destination MAC rewritten, packet otherwise untouched.
     #[default]
     L2Dsr = 0,
+    /// An IPv4 or IPv6 header in front (RFC 2003, RFC 2473, RFC 4213).
+    Ipip = 1,
+    /// An IPv4 or IPv6, a UDP and a GUE header in front (draft-ietf-intarea-gue-09).
+    Gue = 2,
+    /// Addresses and ports translated, both ways.
+    Nat = 3,
 }
 
 /// The word [`Backend::word`]. It stays one word on the packet path: taken apart and put together again, it would cost more
@@ -43,6 +50,8 @@ pub struct BackendFlags {
     pub healthy: bool,
     /// Its probes succeed, or it needs none: what an agent that adopts the tables begins with.
     pub probed_healthy: bool,
+    /// In its service's ring: new flows may come here.
+    pub takes_new: bool,
     /// Whether the next hop in force is known.
     pub resolved: bool,
     /// Which of the two next hops is in force.
@@ -51,6 +60,8 @@ pub struct BackendFlags {
     pub forwarding: Forwarding,
     /// The service it belongs to.
     pub service: u16,
+    /// `nat`: the port it serves on; 0 keeps the VIP's.
+    pub port: Be16,
 }
 
 impl BackendWord {
@@ -60,7 +71,10 @@ impl BackendWord {
     const RESOLVED: u64 = 8;
     const SECOND_HOP: u64 = 16;
     const PROBED_HEALTHY: u64 = 32;
+    const TAKES_NEW: u64 = 64;
+    const FORWARDING_SHIFT: u32 = 8;
     const SERVICE_SHIFT: u32 = 16;
+    const PORT_SHIFT: u32 = 32;
 
     /// The word that says this.
     pub fn new(flags: BackendFlags) -> Self {
@@ -72,8 +86,10 @@ impl BackendWord {
                 | bit(flags.probed_healthy, Self::PROBED_HEALTHY)
                 | bit(flags.resolved, Self::RESOLVED)
                 | bit(flags.second_hop, Self::SECOND_HOP)
-                | (flags.forwarding as u64) << 8
-                | u64::from(flags.service) << Self::SERVICE_SHIFT,
+                | bit(flags.takes_new, Self::TAKES_NEW)
+                | (flags.forwarding as u64) << Self::FORWARDING_SHIFT
+                | u64::from(flags.service) << Self::SERVICE_SHIFT
+                | u64::from(flags.port.raw()) << Self::PORT_SHIFT,
         )
     }
 
@@ -89,10 +105,12 @@ impl BackendWord {
             enabled: self.0 & Self::ENABLED != 0,
             healthy: self.is_healthy(),
             probed_healthy: self.0 & Self::PROBED_HEALTHY != 0,
+            takes_new: self.takes_new(),
             resolved: self.is_resolved(),
             second_hop: self.0 & Self::SECOND_HOP != 0,
             forwarding: self.forwarding(),
             service: (self.0 >> Self::SERVICE_SHIFT) as u16,
+            port: self.port(),
         }
     }
 
@@ -100,13 +118,25 @@ impl BackendWord {
     #[inline(always)]
     pub const fn serves(self, service: u32) -> bool {
         const MAY: u64 = BackendWord::USED | BackendWord::ENABLED;
-        self.0 & MAY == MAY && (self.0 >> Self::SERVICE_SHIFT) as u32 == service
+        self.0 & MAY == MAY && (self.0 >> Self::SERVICE_SHIFT) as u16 as u32 == service
+    }
+
+    /// [`BackendFlags::port`].
+    #[inline(always)]
+    pub const fn port(self) -> Be16 {
+        Be16::from_wire(((self.0 >> Self::PORT_SHIFT) as u16).to_ne_bytes())
     }
 
     /// [`BackendFlags::healthy`].
     #[inline(always)]
     pub const fn is_healthy(self) -> bool {
         self.0 & Self::HEALTHY != 0
+    }
+
+    /// [`BackendFlags::takes_new`].
+    #[inline(always)]
+    pub const fn takes_new(self) -> bool {
+        self.0 & Self::TAKES_NEW != 0
     }
 
     /// [`BackendFlags::resolved`].
@@ -118,7 +148,12 @@ impl BackendWord {
     /// [`BackendFlags::forwarding`].
     #[inline(always)]
     pub const fn forwarding(self) -> Forwarding {
-        Forwarding::L2Dsr
+        match (self.0 >> Self::FORWARDING_SHIFT) & 3 {
+            0 => Forwarding::L2Dsr,
+            1 => Forwarding::Ipip,
+            2 => Forwarding::Gue,
+            _ => Forwarding::Nat,
+        }
     }
 }
 
@@ -137,6 +172,39 @@ impl Backend {
     }
 }
 
+/// The word [`Backend::path`]: the MTU that a router on the way told of, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathMtu {
+    /// Bytes the largest IP packet may have; 0 if none told.
+    pub mtu: u16,
+    /// When that was.
+    pub told: Tick,
+}
+
+impl PathMtu {
+    /// Ticks after which a larger packet is tried again: RFC 1191 section 6.3 recommends ten minutes.
+    const LIFE_TICKS: u32 = 600;
+
+    /// From the word in the map.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self { mtu: (word >> 32) as u16, told: Tick(word as u32) }
+    }
+
+    /// The word for the map.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        (self.mtu as u64) << 32 | self.told.0 as u64
+    }
+
+    /// The smaller of this MTU, while it is fresh, and another; 0 is none.
+    #[inline(always)]
+    pub const fn with(self, mtu: u16, now: Tick) -> u16 {
+        let fresh = self.mtu != 0 && now.0.wrapping_sub(self.told.0) <= Self::LIFE_TICKS;
+        if fresh && (mtu == 0 || self.mtu < mtu) { self.mtu } else { mtu }
+    }
+}
+
 /// Where a backend's frames go. The MAC addresses are held as the words they are stored with: BPF has no fast copy of
 /// twelve bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -148,10 +216,21 @@ pub struct NextHop {
     pub rest: u32,
     /// Index of the interface to transmit on; 0 for the one the packet came from.
     pub interface: u32,
+    /// Tunnels: the outer source. `nat`: the source where [`super::Control`] names none. Of the server's family; all zero if
+    /// it is not known.
+    pub source: Address,
+    /// The bits of the source's last word that are filled by flow, as they lie in memory: those a prefix leaves free.
+    pub source_mask: u32,
+    /// Bytes the largest IP packet on the way there may have; 0 if any.
+    pub mtu: u16,
+    /// VLAN id that frames there must carry; 0 leaves their tags as they are.
+    pub vlan: u16,
+    /// To a multiple of eight.
+    pub padding: [u8; 8],
 }
 
 impl NextHop {
-    /// The next hop with these MAC addresses.
+    /// The next hop with these MAC addresses, and no word on source, MTU and VLAN.
     pub const fn new(destination: [u8; 6], source: [u8; 6], interface: u32) -> Self {
         let [a, b, c, d, e, f] = destination;
         let [g, h, i, j, k, l] = source;
@@ -159,6 +238,11 @@ impl NextHop {
             first: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
             rest: u32::from_ne_bytes([i, j, k, l]),
             interface,
+            source: Address::ZERO,
+            source_mask: 0,
+            mtu: 0,
+            vlan: 0,
+            padding: [0; 8],
         }
     }
 

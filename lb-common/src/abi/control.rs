@@ -1,7 +1,8 @@
 //! Settings for the whole datapath, and the word that puts one half of the VIP table in force.
 
-use super::{MAX_INTERFACES, Word};
+use super::{MAX_INTERFACES, MAX_SOURCES, Word};
 use crate::hash::Key;
+use crate::net::Address;
 
 /// Settings for the whole datapath.
 #[derive(Debug, Default)]
@@ -21,8 +22,24 @@ pub struct Control {
     pub flow_key: Key,
     /// Key of the ring's hash, expanded from the configuration's `ring_seed`: the same on all nodes.
     pub ring_key: Key,
+    /// See [`Settings`].
+    pub settings: Settings,
+    /// `nat`: the ports that translated packets are sent from.
+    pub nat_ports: NatPorts,
     /// To the end of the cache line.
-    pub padding: [u8; 20],
+    pub padding: [u8; 12],
+    /// ICMP answers sent in a tick: the tick in the upper half, their number in the lower. The program's.
+    pub icmp_budget: Word,
+    /// `nat`: how many of `snat_v4` and of `snat_v6` there are.
+    pub snat_counts: [u32; 2],
+    /// Sources for where the next hop names none, by family: IPv4, IPv6. All zero if there is none.
+    pub sources: [Address; 2],
+    /// To the end of the cache line.
+    pub more_padding: [u8; 16],
+    /// `nat`: addresses that translated IPv4 packets are sent from, filled from the front.
+    pub snat_v4: [Address; MAX_SOURCES],
+    /// The same for IPv6.
+    pub snat_v6: [Address; MAX_SOURCES],
     /// Where the program is attached, each entry at the first free [`interface_slot`] of its index.
     pub interfaces: [Interface; MAX_INTERFACES],
 }
@@ -34,18 +51,86 @@ pub struct VipTable {
     pub first_bucket: u32,
     /// Whether a VIP of port 0 exists: else the second lookup is spared.
     pub any_port: bool,
+    /// Whether a service is translated: else the lookup of replies is spared.
+    pub nat: bool,
 }
 
 impl VipTable {
+    const ANY_PORT: u64 = 1 << 32;
+    const NAT: u64 = 1 << 33;
+
     /// From the word in the map.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
-        Self { first_bucket: word as u32, any_port: word >> 32 != 0 }
+        Self { first_bucket: word as u32, any_port: word & Self::ANY_PORT != 0, nat: word & Self::NAT != 0 }
     }
 
     /// The word for the map.
     pub const fn to_word(self) -> u64 {
-        self.first_bucket as u64 | (self.any_port as u64) << 32
+        let any_port = if self.any_port { Self::ANY_PORT } else { 0 };
+        self.first_bucket as u64 | any_port | if self.nat { Self::NAT } else { 0 }
+    }
+}
+
+/// Choices for the whole datapath: a set of flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Settings(u32);
+
+impl Settings {
+    const REPLY_OVERSIZED: u32 = 1;
+
+    /// `reply_oversized`: whether the sender of an IPv4 packet that does not fit and may be fragmented is told, too.
+    pub const fn new(reply_oversized: bool) -> Self {
+        Self(if reply_oversized { Self::REPLY_OVERSIZED } else { 0 })
+    }
+
+    /// Whether the sender of an IPv4 packet that does not fit and may be fragmented is told, too.
+    #[inline(always)]
+    pub const fn reply_oversized(self) -> bool {
+        self.0 & Self::REPLY_OVERSIZED != 0
+    }
+}
+
+/// The ports that translated packets are sent from: from [`NatPorts::FIRST`] on, but for those that the host gives to its own
+/// connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NatPorts {
+    /// The first port of the host's own range.
+    pub hole: u16,
+    /// How many ports that range has.
+    pub hole_size: u16,
+}
+
+impl NatPorts {
+    /// Ports below are left to the host's services.
+    pub const FIRST: u16 = 1_024;
+    /// Fewer ports than this are too few.
+    const LEAST: u16 = 8_192;
+
+    /// All ports from [`NatPorts::FIRST`] on but those from one to another, both included. Where these are nearly all, they are
+    /// shared: a host without ports of its own is no use.
+    pub const fn around(first: u16, last: u16) -> Self {
+        let first = if first < Self::FIRST { Self::FIRST } else { first };
+        if last < first || last - first > u16::MAX - Self::FIRST - Self::LEAST {
+            return Self { hole: 0, hole_size: 0 };
+        }
+        Self { hole: first, hole_size: last - first + 1 }
+    }
+
+    /// How many ports there are.
+    #[inline(always)]
+    pub const fn count(self) -> u32 {
+        (1 << 16) - Self::FIRST as u32 - self.hole_size as u32
+    }
+
+    /// The port with this number, which is below the count.
+    #[inline(always)]
+    pub const fn port(self, number: u32) -> u16 {
+        let port = Self::FIRST as u32 + number;
+        (if port < self.hole as u32 || self.hole_size == 0 { port } else { port + self.hole_size as u32 })
+            as u16
     }
 }
 

@@ -33,12 +33,20 @@ impl core::iter::Sum for Traffic {
     }
 }
 
-/// Packets by [`crate::verdict::Verdict`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Packets by [`crate::verdict::Verdict`], and flows pushed out of the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Verdicts {
     /// Packets, by [`crate::verdict::Verdict::index`].
     pub packets: [u64; VERDICT_SLOTS],
+    /// Entries of the flow table that made way for a new one, by [`crate::flow::Eviction`].
+    pub evictions: [u64; 4],
+}
+
+impl Default for Verdicts {
+    fn default() -> Self {
+        Self { packets: [0; VERDICT_SLOTS], evictions: [0; 4] }
+    }
 }
 
 /// Lets aya read and write the records that go through map system calls.

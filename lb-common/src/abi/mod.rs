@@ -7,19 +7,21 @@
 mod backend;
 mod control;
 mod counters;
+mod exact;
 mod service;
 mod vips;
 mod word;
 
-pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop};
-pub use control::{Control, Interface, MAC_MASK, VipTable, interface_slot, mac_word};
+pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop, PathMtu};
+pub use control::{Control, Interface, MAC_MASK, NatPorts, Settings, VipTable, interface_slot, mac_word};
 pub use counters::{Traffic, Verdicts};
+pub use exact::{FragmentRoute, ReturnPath, TRANSLATION_WORDS, Translation, TranslationState, TupleKey};
 pub use service::{Ring, Service, ServiceWord};
-pub use vips::{VipBucket, VipSlot, vip_key};
+pub use vips::{SNAT_MARK, VipBucket, VipFlags, VipSlot, vip_key};
 pub use word::Word;
 
 /// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the maps, in the object and under `PIN_DIR/maps`.
 pub mod map {
@@ -46,8 +48,12 @@ pub mod map {
     pub const SERVICE_NAMES: &str = "service_names";
     /// [`Name`](super::Name) by backend id; only the agent reads it.
     pub const BACKEND_NAMES: &str = "backend_names";
+    /// [`Translation`](super::Translation)s by [`TupleKey`](super::TupleKey): two for a connection.
+    pub const TRANSLATIONS: &str = "translations";
+    /// [`FragmentRoute`](super::FragmentRoute)s by [`TupleKey`](super::TupleKey); the least recently used go first.
+    pub const FRAGMENTS: &str = "fragments";
     /// All of them.
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 13] = [
         CONTROL,
         VIPS,
         SERVICES,
@@ -59,6 +65,8 @@ pub mod map {
         BACKEND_TRAFFIC,
         SERVICE_NAMES,
         BACKEND_NAMES,
+        TRANSLATIONS,
+        FRAGMENTS,
     ];
 }
 
@@ -79,6 +87,14 @@ pub const VIP_WAYS: usize = 2;
 pub const VIP_PROBES: u32 = 8;
 /// Interfaces the program may be attached to.
 pub const MAX_INTERFACES: usize = 16;
+/// UDP port that GUE packets are sent to (IANA "gue").
+pub const GUE_PORT: u16 = 6_080;
+/// IPv6 extension headers that are stepped over.
+pub const MAX_EXTENSION_HEADERS: usize = 6;
+/// Datagrams whose fragments are under way at the same time.
+pub const FRAGMENTED_DATAGRAMS: u32 = 16_384;
+/// ICMP answers that are sent in a tick, by all CPUs together.
+pub const ICMP_PER_TICK: u32 = 1_000;
 /// Services at most; ids are `0..MAX_SERVICES`.
 pub const MAX_SERVICES: u32 = 4_096;
 /// Backends of all services at most; ids are `1..=MAX_BACKENDS`, 0 is none.
@@ -139,23 +155,30 @@ macro_rules! assert_layout {
 }
 
 assert_layout! {
-    Control: 384 { abi_version: 0, vip_table: 8, flow_buckets: 16, flow_key: 28, ring_key: 68, interfaces: 128 }
+    Control: 960 {
+        abi_version: 0, vip_table: 8, flow_buckets: 16, flow_key: 28, ring_key: 68, settings: 108, nat_ports: 112,
+        icmp_budget: 128, snat_counts: 136, sources: 144, snat_v4: 192, snat_v6: 448, interfaces: 704
+    }
     Interface: 16 { mac: 0, index: 8 }
-    VipSlot: 32 { address: 0, key: 16, service: 20 }
+    VipSlot: 32 { address: 0, key: 16, service: 20, flags: 22 }
     VipBucket: 64 { slots: 0 }
     Service: 8 { word: 0 }
-    Backend: 64 { word: 0, hops: 8, address: 40 }
-    NextHop: 16 { first: 0, rest: 8, interface: 12 }
+    Backend: 128 { word: 0, path: 8, address: 16, hops: 32 }
+    NextHop: 48 { first: 0, rest: 8, interface: 12, source: 16, source_mask: 32, mtu: 36, vlan: 38 }
     Ring: 131_080 { slots: 0 }
     FlowBucket: 64 { ways: 0 }
     Traffic: 32 { packets: 0, bytes: 8, new_flows: 16 }
-    Verdicts: 256 { packets: 0 }
+    Verdicts: 544 { packets: 0, evictions: 512 }
     Name: 64 { bytes: 0 }
+    TupleKey: 40 { source: 0, destination: 16, ports: 32, protocol: 36 }
+    Translation: 72 { state: 0, source: 8, destination: 24, ports: 40, backend: 44, first: 48, rest: 56, vlan: 64 }
+    FragmentRoute: 64 { source: 0, destination: 16, tick: 32, service: 36, backend: 38, first: 40, rest: 48, vlan: 56 }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::Be16;
 
     #[test]
     fn words_survive_the_round_trip() {
@@ -166,15 +189,18 @@ mod tests {
                 enabled: bit(1),
                 healthy: bit(2),
                 probed_healthy: bit(5),
+                takes_new: bit(6),
                 resolved: bit(3),
                 second_hop: bit(4),
-                forwarding: Forwarding::L2Dsr,
+                forwarding: [Forwarding::L2Dsr, Forwarding::Ipip, Forwarding::Gue, Forwarding::Nat]
+                    [usize::from(bits % 4)],
                 service: bits * 500,
+                port: Be16::new(bits * 300),
             };
             assert_eq!(BackendWord::new(backend).flags(), backend);
             let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 500) };
             assert_eq!(ServiceWord::from_word(service.to_word()), service);
-            let vips = VipTable { first_bucket: u32::from(bits) << 10, any_port: bit(1) };
+            let vips = VipTable { first_bucket: u32::from(bits) << 10, any_port: bit(1), nat: bit(2) };
             assert_eq!(VipTable::from_word(vips.to_word()), vips);
         }
     }

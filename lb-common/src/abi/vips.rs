@@ -12,7 +12,9 @@ pub struct VipSlot {
     /// Port and protocol: see [`vip_key`]. 0 marks an empty slot.
     pub key: u32,
     /// The service's id.
-    pub service: u32,
+    pub service: u16,
+    /// What the service's packets need beyond a backend: [`VipFlags`].
+    pub flags: VipFlags,
     /// To half a cache line.
     pub padding: [u8; 8],
 }
@@ -24,6 +26,37 @@ pub const fn vip_key(port: Be16, protocol: Protocol) -> u32 {
 }
 
 const USED: u32 = 1 << 24;
+
+/// The mark of an address that translated packets are sent from: replies to it are looked up. 253 is a protocol number that
+/// no packet in use has (RFC 3692).
+pub const SNAT_MARK: Protocol = Protocol(253);
+
+/// What a service's packets need beyond a backend: a set of flags.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct VipFlags(u16);
+
+impl VipFlags {
+    const NAT: u16 = 1;
+    const CLIENT_AFFINITY: u16 = 2;
+
+    /// Whether packets are translated, and whether all flows of a client go to one backend.
+    pub const fn new(nat: bool, client_affinity: bool) -> Self {
+        Self(if nat { Self::NAT } else { 0 } | if client_affinity { Self::CLIENT_AFFINITY } else { 0 })
+    }
+
+    /// Whether packets are translated.
+    #[inline(always)]
+    pub const fn nat(self) -> bool {
+        self.0 & Self::NAT != 0
+    }
+
+    /// Whether all flows of a client go to one backend.
+    #[inline(always)]
+    pub const fn client_affinity(self) -> bool {
+        self.0 & Self::CLIENT_AFFINITY != 0
+    }
+}
 
 impl VipSlot {
     /// Whether this slot holds this VIP.

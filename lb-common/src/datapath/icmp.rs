@@ -1,73 +1,198 @@
-//! An ICMP packet to a VIP → its answer in place, or the host's.
+//! An ICMP or ICMPv6 packet → its answer in place, the backend whose flow it is about, or the host's.
 
 use network_types::eth::EthHdr;
-use network_types::icmp::Icmpv4Hdr;
-use network_types::ip::Ipv4Hdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::udp::UdpHdr;
 
-use super::parse::{Parsed, Transport};
-use super::{Packet, Tables, admit, is_vip};
-use crate::abi::Control;
-use crate::checksum;
-use crate::net::{Address, Be16};
+use super::parse::{self, ICMP_BYTES, Parsed, Quoted};
+use super::pick::peek;
+use super::rewrite::{DONT_FRAGMENT, TTL};
+use super::settled::{settle, settle_quoted};
+use super::{Exit, Outcome, Packet, Step, Tables, admit, classify, is_vip, nat, rare};
+use crate::abi::{Control, GUE_PORT, ICMP_PER_TICK, PathMtu};
+use crate::checksum::{Change, Sum};
+use crate::net::{Address, Be16, Protocol, Tuple};
 use crate::verdict::Verdict;
 
-/// Type of an echo request.
-pub(super) const ECHO_REQUEST: u8 = 8;
-const ECHO_REPLY: u8 = 0;
-/// Time to live of what we send (RFC 1700, "IP TIME TO LIVE PARAMETER").
-const TTL: u8 = 64;
+/// Types of an echo request and of its answer (RFC 792).
+const V4_ECHO: (u8, u8) = (8, 0);
+/// The same of ICMPv6 (RFC 4443 section 4).
+const V6_ECHO: (u8, u8) = (128, 129);
+/// The least that a tunnel's MTU is believed to be: what is told beyond is an attack, not a network (RFC 1191 section 3 for the
+/// smallest that hosts may rely on).
+const MIN_PATH_MTU: u16 = 576;
 
-/// Answers an echo request to a VIP (RFC 792); leaves everything else as it is.
+/// Whether this is the type of an error: destination unreachable, redirect's elder source quench, time exceeded, parameter
+/// problem (RFC 792, RFC 1122 section 3.2.2); ICMPv6 marks errors by the upper bit (RFC 4443 section 2.1).
 #[inline(always)]
-pub(super) fn answer<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    control: &Control,
-    parsed: &Parsed,
-) -> Verdict {
-    if !is_vip(tables, control, &parsed.tuple) {
-        return Verdict::PassNotVip;
+pub(super) const fn is_error(kind: u8, v4: bool) -> bool {
+    if v4 { matches!(kind, 3 | 4 | 11 | 12) } else { kind < 128 }
+}
+
+/// Whether the source is a host that an answer can go to (RFC 1122 section 3.2.1.3, RFC 4291 section 2.7).
+#[inline(always)]
+pub(super) fn may_be_answered(tuple: &Tuple) -> bool {
+    let words = tuple.source.words();
+    if tuple.source == tuple.destination {
+        return false;
     }
-    if let Err(verdict) = admit(packet, control, parsed) {
-        return verdict;
-    }
-    if parsed.transport != Transport::ECHO_REQUEST || !can_be_answered(parsed) {
-        return Verdict::PassIcmp;
-    }
-    match reply(packet, parsed) {
-        Some(()) => Verdict::ReplyIcmpEcho,
-        None => Verdict::PassMalformedTransport,
+    if tuple.source.is_v4() {
+        let first = words[3] as u8;
+        tuple.source != Address::v4([255; 4]) && first != 0 && first != 127 && first & 0xf0 != 0xe0
+    } else {
+        words[0] as u8 != 0xff && !tuple.source.is_zero()
     }
 }
 
-/// Whether the source is a host that an answer can go to (RFC 1122 section 3.2.1.3).
+/// Takes one from the number of ICMP answers that may be sent in this tick.
 #[inline(always)]
-fn can_be_answered(parsed: &Parsed) -> bool {
-    let first = parsed.tuple.source.words()[3] as u8;
-    parsed.tuple.source != parsed.tuple.destination
-        && parsed.tuple.source != Address::v4([255; 4])
-        && first != 0
-        && first != 127
-        && first & 0xf0 != 0xe0
+pub(super) fn spend<T: Tables>(tables: &T, control: &Control) -> Result<(), Verdict> {
+    let budget = tables.icmp_budget().ok_or(Verdict::DropInconsistent)?;
+    let now = tables.now(control).0;
+    let word = budget.load();
+    let sent = if (word >> 32) as u32 == now { word as u32 } else { 0 };
+    if sent >= ICMP_PER_TICK {
+        return Err(Verdict::DropIcmpRate);
+    }
+    // Two CPUs may count as one: the number is a limit, not an account.
+    budget.store(u64::from(now) << 32 | u64::from(sent + 1));
+    Ok(())
+}
+
+/// Answers an echo request to a VIP; leaves everything else as it is.
+#[inline(always)]
+pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Exit> {
+    let control = tables.control().ok_or(Verdict::DropInconsistent)?;
+    let (parsed, _) = parse::whole(packet)?;
+    if !is_vip(tables, control, parsed.tuple.destination) {
+        return Err(Verdict::PassNotVip.into());
+    }
+    admit(packet, control)?;
+    let v4 = parsed.tuple.destination.is_v4();
+    let (request, reply) = if v4 { V4_ECHO } else { V6_ECHO };
+    let [kind, code, high, low]: [u8; 4] =
+        packet.read(parsed.transport_offset).ok_or(Verdict::PassMalformedTransport)?;
+    if kind != request || code != 0 || !may_be_answered(&parsed.tuple) {
+        return Err(Verdict::PassIcmp.into());
+    }
+    spend(tables, control)?;
+    let change = Change::NONE.and_half(Be16::from_wire([request, 0]), Be16::from_wire([reply, 0]));
+    let [high, low] = change.apply(Be16::from_wire([high, low])).raw().to_ne_bytes();
+    echo(packet, &parsed, [reply, 0, high, low]).ok_or(Verdict::PassMalformedTransport)?;
+    Ok(Outcome::without_backend(Verdict::ReplyIcmpEcho, 0))
 }
 
 /// Turns the request into its reply. All reads come before the first write, so it is done whole or not at all.
 #[inline(always)]
-fn reply<P: Packet>(packet: &mut P, parsed: &Parsed) -> Option<()> {
+fn echo<P: Packet>(packet: &mut P, parsed: &Parsed, icmp: [u8; 4]) -> Option<()> {
     let mut ethernet: EthHdr = packet.read(0)?;
-    let mut ip: Ipv4Hdr = packet.read(parsed.ip_offset)?;
-    let mut icmp: Icmpv4Hdr = packet.read(parsed.transport_offset)?;
-
     core::mem::swap(&mut ethernet.src_addr, &mut ethernet.dst_addr);
-    core::mem::swap(&mut ip.src_addr, &mut ip.dst_addr);
-    let (old, new) = (Be16::from_wire([ip.ttl, ip.proto]), Be16::from_wire([TTL, ip.proto]));
-    ip.check = checksum::update(Be16::from_wire(ip.check), old, new).raw().to_ne_bytes();
-    ip.ttl = TTL;
-    let (old, new) = (Be16::from_wire([ECHO_REQUEST, 0]), Be16::from_wire([ECHO_REPLY, 0]));
-    icmp.check = checksum::update(Be16::from_wire(icmp.check), old, new).raw().to_ne_bytes();
-    icmp.type_ = ECHO_REPLY;
-
+    if parsed.tuple.destination.is_v4() {
+        let mut ip: Ipv4Hdr = packet.read(parsed.ip_offset)?;
+        core::mem::swap(&mut ip.src_addr, &mut ip.dst_addr);
+        let (old, new) = (Be16::from_wire([ip.ttl, ip.proto]), Be16::from_wire([TTL, ip.proto]));
+        ip.check = Change::NONE.and_half(old, new).apply(Be16::from_wire(ip.check)).raw().to_ne_bytes();
+        ip.ttl = TTL;
+        packet.write(parsed.ip_offset, ip)?;
+    } else {
+        // The pseudo-header's sum is the same with the addresses exchanged.
+        let [a, b, s0, s1, s2, s3, d0, d1, d2, d3]: [u32; Ipv6Hdr::LEN / 4] =
+            packet.read(parsed.ip_offset)?;
+        let [high, low, next, _] = b.to_ne_bytes();
+        let b = u32::from_ne_bytes([high, low, next, TTL]);
+        packet.write(parsed.ip_offset, [a, b, d0, d1, d2, d3, s0, s1, s2, s3])?;
+    }
     packet.write(0, ethernet)?;
-    packet.write(parsed.ip_offset, ip)?;
     packet.write(parsed.transport_offset, icmp)
+}
+
+/// Writes an IPv4 header of an ICMP packet of our own; `length` is the packet's, as it is stored.
+#[inline(always)]
+pub(super) fn write_ipv4<P: Packet>(
+    packet: &mut P,
+    at: usize,
+    length: [u8; 2],
+    from: u32,
+    to: u32,
+) -> Option<()> {
+    let first = u32::from_ne_bytes([0x45, 0, length[0], length[1]]);
+    let third = u32::from_ne_bytes([TTL, Protocol::ICMP.0, 0, 0]);
+    let sum = Sum::default().and(first).and(DONT_FRAGMENT).and(third).and(from).and(to);
+    packet.write(at, [first, DONT_FRAGMENT, third | u32::from(sum.checksum().raw()) << 16, from, to])
+}
+
+/// Sends an error to the backend whose flow it is about; translates one about a translated flow; notes what one about a
+/// tunnel tells.
+#[inline(always)]
+pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Exit> {
+    let control = tables.control().ok_or(Verdict::DropInconsistent)?;
+    let (mut parsed, _) = settle(tables, parse::whole(packet)?)?;
+    let to = parsed.tuple.destination;
+    let vip = is_vip(tables, control, to);
+    let untouched = if vip { Verdict::PassIcmp } else { Verdict::PassNotVip };
+    let quoted_offset = parsed.transport_offset + ICMP_BYTES;
+    let quoted = parse::quoted(packet, quoted_offset, to.is_v4()).ok_or(untouched)?;
+    let quoted = settle_quoted(tables, &quoted).ok_or(Verdict::DropInconsistent)?;
+    tables.observe(Step::Quoted(quoted.tuple));
+    if quoted.tuple.source != to {
+        return Err(untouched.into());
+    }
+    admit(packet, control).map_err(|verdict| if vip { verdict } else { untouched })?;
+    let ported = quoted.tuple.protocol == Protocol::TCP || quoted.tuple.protocol == Protocol::UDP;
+    if !vip {
+        if ported && !is_gue(&quoted) {
+            return nat::translate_error(packet, tables, control, &parsed, &quoted, 0);
+        }
+        return Err(note_path(packet, tables, control, &parsed, &quoted).unwrap_or(untouched).into());
+    }
+    if !ported {
+        return Err(untouched.into());
+    }
+    let flow = quoted.tuple.reversed();
+    let classified = classify(tables, control, &flow).ok_or(untouched)?;
+    if classified.flags.nat() {
+        return nat::translate_error(packet, tables, control, &parsed, &quoted, classified.service);
+    }
+    let pick = peek(tables, control, &flow, classified)?;
+    rare::deliver(packet, tables, control, &mut parsed, &pick, classified.service)
+}
+
+#[inline(always)]
+fn is_gue(quoted: &Quoted) -> bool {
+    quoted.tuple.protocol == Protocol::UDP && quoted.tuple.ports.destination() == Be16::new(GUE_PORT)
+}
+
+/// Notes the MTU that a router on a tunnel's way tells, with the backend at its end. What may be packets of ours is told from
+/// what is not by the packet within: it must be of a service's flow, whose backend it went to.
+#[inline(always)]
+fn note_path<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    control: &Control,
+    parsed: &Parsed,
+    quoted: &Quoted,
+) -> Option<Verdict> {
+    let [kind, code, _, _, a, b, high, low]: [u8; ICMP_BYTES] = packet.read(parsed.transport_offset)?;
+    let too_big = if parsed.tuple.destination.is_v4() { kind == 3 && code == 4 } else { kind == 2 };
+    let told = u32::from_be_bytes([if kind == 2 { a } else { 0 }, if kind == 2 { b } else { 0 }, high, low]);
+    if !too_big || told < u32::from(MIN_PATH_MTU) || told > u32::from(u16::MAX) {
+        return None;
+    }
+    let (inner_offset, v4) = match quoted.tuple.protocol {
+        Protocol::IPIP => (quoted.transport_offset, true),
+        Protocol::IPV6 => (quoted.transport_offset, false),
+        _ if is_gue(quoted) => {
+            let [_, protocol, ..]: [u8; 4] = packet.read(quoted.transport_offset + UdpHdr::LEN)?;
+            (quoted.transport_offset + UdpHdr::LEN + 4, protocol == Protocol::IPIP.0)
+        }
+        _ => return None,
+    };
+    let inner = settle_quoted(tables, &parse::quoted(packet, inner_offset, v4)?)?;
+    let classified = classify(tables, control, &inner.tuple)?;
+    let pick = peek(tables, control, &inner.tuple, classified).ok()?;
+    if pick.backend.address != quoted.tuple.destination {
+        return None;
+    }
+    tables.set_path(pick.id, PathMtu { mtu: told as u16, told: pick.now });
+    Some(Verdict::PassPathMtu)
 }

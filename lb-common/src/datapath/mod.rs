@@ -2,94 +2,34 @@
 //!
 //! The pipeline is written once, over [`Packet`] and [`Tables`]: the kernel implements them over the XDP context and
 //! BPF maps, userspace over a byte slice and the same maps read from outside.
+//!
+//! It consists of [`Stage`]s, of which nearly all packets need but the first. The kernel's implementation makes each a function of its
+//! own: the verifier goes through it once, and none pays for the stack of another.
 
+mod answer;
+mod exit;
+mod fragment;
 mod icmp;
+mod nat;
 mod parse;
 mod pick;
+mod rare;
 mod rewrite;
+mod settled;
+mod tables;
 
-pub use parse::{Parsed, Transport};
-
-use network_types::eth::EthHdr;
-use network_types::icmp::Icmpv4Hdr;
-use network_types::ip::Ipv4Hdr;
-use network_types::tcp::TcpHdr;
+pub use exit::{Exit, Stage};
+pub use nat::{Attempt, Scratch, Work, attempt};
+pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
+pub use tables::{Header, Inserted, Packet, Refusal, Step, Tables};
 
 use crate::abi::{
-    Backend, Control, FlowBucket, Forwarding, MAC_MASK, MAX_INTERFACES, NextHop, Service, VIP_PROBES,
-    VipBucket, VipTable, interface_slot, vip_key,
+    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VIP_PROBES, VipFlags, VipSlot, VipTable, interface_slot,
+    vip_key,
 };
-use crate::flow::{State, Tick};
 use crate::hash;
-use crate::net::{Be16, Protocol, Tuple};
+use crate::net::{Address, Be16, Protocol, Tuple};
 use crate::verdict::Verdict;
-
-/// A header as it lies in a frame.
-///
-/// # Safety
-///
-/// Every bit pattern is a value, and there is no padding.
-pub unsafe trait Header: Copy {}
-
-// SAFETY: `repr(C)` of bytes and 16-bit words without padding.
-unsafe impl Header for EthHdr {}
-// SAFETY: as above.
-unsafe impl Header for Ipv4Hdr {}
-// SAFETY: as above.
-unsafe impl Header for TcpHdr {}
-// SAFETY: as above.
-unsafe impl Header for Icmpv4Hdr {}
-// SAFETY: a plain integer.
-unsafe impl Header for u64 {}
-// SAFETY: as above.
-unsafe impl Header for u32 {}
-// SAFETY: plain integers.
-unsafe impl<const N: usize> Header for [u32; N] {}
-// SAFETY: plain bytes.
-unsafe impl<const N: usize> Header for [u8; N] {}
-
-/// A frame: reads and writes that are checked against its bounds.
-pub trait Packet {
-    /// The header at `offset` bytes, unless it reaches beyond the frame.
-    fn read<T: Header>(&self, offset: usize) -> Option<T>;
-    /// Overwrites the bytes at `offset`; `None`, and nothing done, if they reach beyond the frame.
-    fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()>;
-    /// Makes room for `bytes` more in front: offset 0 is then `bytes` earlier, and what lies there is undefined. `None`,
-    /// and nothing done, if there is no room.
-    fn grow_head(&mut self, bytes: usize) -> Option<()>;
-    /// Takes `bytes` away in front; `None`, and nothing done, if the frame would not have an Ethernet header left.
-    fn shrink_head(&mut self, bytes: usize) -> Option<()>;
-    /// Cuts the frame to `bytes`; `None`, and nothing done, if it is shorter or would not have an Ethernet header left.
-    fn truncate(&mut self, bytes: usize) -> Option<()>;
-    /// Index of the interface the frame came in on.
-    fn interface(&self) -> u32;
-}
-
-/// The tables of the datapath and the clock.
-pub trait Tables {
-    /// Settings for the whole datapath.
-    fn control(&self) -> Option<&Control>;
-    /// A bucket of the VIP table, by its index over both halves.
-    fn vip_bucket(&self, index: u32) -> Option<&VipBucket>;
-    /// A service's record.
-    fn service(&self, id: u32) -> Option<&Service>;
-    /// A backend's record.
-    fn backend(&self, id: u16) -> Option<&Backend>;
-    /// The backend id in a slot of a ring; `slot` is below [`crate::abi::RING_SIZE`].
-    fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16>;
-    /// A bucket of the flow table.
-    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket>;
-    /// The time.
-    fn now(&self, control: &Control) -> Tick;
-    /// Counts a packet that goes to no backend. Called by [`process`] alone.
-    fn count(&self, verdict: Verdict);
-    /// Counts a forwarded packet, once, for its backend: what a service or all of them forwarded is the sum of that.
-    /// Called by [`process`] alone.
-    fn count_forwarded(&self, forwarded: &Outcome);
-    /// Is told each step; `explain` listens, the kernel does not.
-    #[inline(always)]
-    fn observe(&self, _step: Step) {}
-}
 
 /// What to do with the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,170 +65,165 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The outcome of a packet that goes to no backend.
+    /// The outcome of a packet that goes to no backend; `interface` is that to transmit on, if it is sent.
     #[inline(always)]
-    const fn without_backend(verdict: Verdict) -> Self {
-        let action = match verdict {
-            Verdict::Forward | Verdict::ReplyIcmpEcho => Action::Transmit,
-            Verdict::DropNoBackend | Verdict::DropNoNextHop | Verdict::DropInconsistent => Action::Drop,
-            Verdict::PassNotIp
-            | Verdict::PassNotVip
-            | Verdict::PassOtherHost
-            | Verdict::PassFragment
-            | Verdict::PassIcmp
-            | Verdict::PassMalformedEthernet
-            | Verdict::PassMalformedIpv4
-            | Verdict::PassMalformedTransport => Action::Pass,
+    pub const fn without_backend(verdict: Verdict, interface: u32) -> Self {
+        let action = if verdict.is_dropped() {
+            Action::Drop
+        } else if !verdict.is_sent() {
+            Action::Pass
+        } else if interface == 0 {
+            Action::Transmit
+        } else {
+            Action::Redirect
         };
-        Self { action, verdict, interface: 0, service: 0, backend: 0, bytes: 0, new_flow: false }
+        Self { action, verdict, interface, service: 0, backend: 0, bytes: 0, new_flow: false }
+    }
+
+    /// The outcome of a packet sent to a backend.
+    #[inline(always)]
+    const fn forwarded(interface: u32, service: u32, backend: u16, bytes: u16, new_flow: bool) -> Self {
+        let action = if interface == 0 { Action::Transmit } else { Action::Redirect };
+        Self { action, verdict: Verdict::Forward, interface, service, backend, bytes, new_flow }
     }
 }
 
-/// A step of the pipeline, for who wants to follow it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// The frame is a packet with a flow's five fields.
-    Parsed(Tuple),
-    /// The destination belongs to a service: its id, and whether through a VIP of port 0.
-    Classified {
-        /// The service's id.
-        service: u32,
-        /// Found as a VIP of every port.
-        any_port: bool,
-    },
-    /// The flow table was asked.
-    FlowLookup {
-        /// The bucket.
-        bucket: u32,
-        /// What tells the flow apart in it.
-        signature: u32,
-        /// Backend, state and age in ticks of the entry found.
-        found: Option<(u16, State, u32)>,
-    },
-    /// The entry found was not followed.
-    EntryRefused(Refusal),
-    /// The ring was asked.
-    RingLookup {
-        /// The ring's slot in the ring table.
-        ring: u16,
-        /// The slot in the ring.
-        slot: u32,
-        /// The backend there.
-        backend: u16,
-    },
-    /// The backend is chosen and its next hop known.
-    NextHop {
-        /// The backend's id.
-        backend: u16,
-        /// Where its frames go.
-        hop: NextHop,
-    },
+/// A service, as a VIP leads to it.
+#[derive(Clone, Copy, Debug)]
+struct Classified {
+    /// Its id.
+    service: u32,
+    /// What its packets need.
+    flags: VipFlags,
 }
 
-/// Why an entry of the flow table was not followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
-    /// Its backend is gone, disabled, or of another service.
-    BackendGone,
-    /// Its backend is unhealthy and the packet has no connection to lose.
-    BackendUnhealthy,
-    /// The packet opens a connection anew, and is not a retransmission.
-    OpensAnew,
-}
+/// Stages that a packet goes through at most: a first fragment of a new flow that is translated is plain, rare, translated, for which the
+/// translation is made, after which it is.
+const MAX_STAGES: usize = 6;
 
-/// Sends one frame through the datapath. Every packet leaves here, and here it is counted.
-///
-/// The two ways out are kept apart on purpose: joined, each of the many early exits would have to lay out a whole
-/// outcome, and on BPF the path of a forwarded packet pays for that.
+/// Sends one frame through the datapath. Every packet leaves here, and is counted once: what is sent in [`run_stage`], the rest
+/// here.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
-    match steer(packet, tables) {
-        Ok(forwarded) => {
-            tables.count_forwarded(&forwarded);
-            forwarded
+    let mut exit = Exit::from(Stage::Plain);
+    let mut stages = 0;
+    while stages < MAX_STAGES && exit.stage != Stage::None {
+        match packet.stage(tables, exit) {
+            Ok(outcome) => return outcome,
+            Err(next) => exit = next,
         }
-        Err(verdict) => {
-            tables.count(verdict);
-            Outcome::without_backend(verdict)
-        }
+        stages += 1;
     }
+    let verdict = if exit.stage == Stage::None { exit.verdict } else { Verdict::DropInconsistent };
+    tables.count(verdict);
+    Outcome::without_backend(verdict, 0)
 }
 
-/// parse → classify → admit → pick → rewrite. `Err` carries the verdict of a packet that goes to no backend.
+/// Runs one stage, and counts what is sent by it: the one that [`Packet::stage`] is asked for.
 #[inline(always)]
-fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Verdict> {
-    let control = tables.control().ok_or(Verdict::DropInconsistent)?;
-    let parsed = parse::parse(packet)?;
-    tables.observe(Step::Parsed(parsed.tuple));
-    if parsed.tuple.protocol == Protocol::ICMP {
-        return Err(icmp::answer(packet, tables, control, &parsed));
+pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -> Result<Outcome, Exit> {
+    let outcome = match exit.stage {
+        Stage::Plain => steer(packet, tables),
+        Stage::Rare => rare::steer(packet, tables),
+        Stage::Icmp => icmp::steer(packet, tables),
+        Stage::IcmpError => icmp::steer_error(packet, tables),
+        Stage::Nat => nat::steer(packet, tables),
+        Stage::NatReturn => nat::steer_return(packet, tables),
+        Stage::NatNew => nat::translate_new(packet, tables),
+        Stage::Answer => answer::send(packet, tables, exit),
+        Stage::None => Err(exit),
+    }?;
+    if outcome.verdict == Verdict::Forward {
+        tables.count_forwarded(&outcome);
+    } else {
+        tables.count(outcome.verdict);
     }
-    let service = classify(tables, control, &parsed)?;
-    admit(packet, control, &parsed)?;
-    let pick = pick::pick(tables, control, &parsed, service)?;
-    let interface = match pick.word.forwarding() {
-        Forwarding::L2Dsr => rewrite::l2_dsr(packet, tables, &pick)?,
+    Ok(outcome)
+}
+
+/// parse → classify → admit → pick → rewrite, for packets without anything unusual about them.
+#[inline(always)]
+fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Exit> {
+    let control = tables.control().ok_or(Verdict::DropInconsistent)?;
+    let parsed = parse::plain(packet, tables)?;
+    tables.observe(Step::Parsed(parsed.tuple));
+    let classified = match classify(tables, control, &parsed.tuple) {
+        Some(classified) => classified,
+        None => return Err(not_vip(tables, control, &parsed.tuple)),
     };
-    Ok(Outcome {
-        action: if interface == 0 { Action::Transmit } else { Action::Redirect },
-        verdict: Verdict::Forward,
-        interface,
-        service,
-        backend: pick.id,
-        bytes: parsed.bytes,
-        new_flow: pick.new_flow,
-    })
+    if classified.flags.nat() {
+        return Err(Stage::Nat.into());
+    }
+    admit(packet, control)?;
+    let flow = pick::Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
+    let pick = pick::pick(tables, control, flow, classified)?;
+    if !pick.word.is_resolved() {
+        return Err(Stage::Rare.into());
+    }
+    let hop = pick.backend.hop(pick.word);
+    let interface = rewrite::send(packet, tables, control, &parsed, &pick, hop)?;
+    Ok(Outcome::forwarded(interface, classified.service, pick.id, parsed.bytes, pick.new_flow))
+}
+
+/// What becomes of a packet that is for no service: an answer to a translated flow, or the host's.
+#[inline(always)]
+fn not_vip<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Exit {
+    let table = VipTable::from_word(control.vip_table.load());
+    if table.nat && find_vip(tables, control, table, tuple.destination, Be16::new(0), SNAT_MARK).is_some() {
+        return Stage::NatReturn.into();
+    }
+    Verdict::PassNotVip.into()
 }
 
 /// Finds the service: by (VIP, port, protocol), then by (VIP, every port, protocol).
 #[inline(always)]
-fn classify<T: Tables>(tables: &T, control: &Control, parsed: &Parsed) -> Result<u32, Verdict> {
-    let tuple = &parsed.tuple;
+fn classify<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Option<Classified> {
     let table = VipTable::from_word(control.vip_table.load());
-    if !parsed.is_fragment()
-        && let Some(service) = find_vip(tables, control, table, tuple.ports.destination(), tuple)
-    {
-        tables.observe(Step::Classified { service, any_port: false });
-        return Ok(service);
+    let port = tuple.ports.destination();
+    if let Some(slot) = find_vip(tables, control, table, tuple.destination, port, tuple.protocol) {
+        return Some(classified(tables, slot, false));
     }
     if table.any_port
-        && let Some(service) = find_vip(tables, control, table, Be16::new(0), tuple)
+        && let Some(slot) = find_vip(tables, control, table, tuple.destination, Be16::new(0), tuple.protocol)
     {
-        tables.observe(Step::Classified { service, any_port: true });
-        return Ok(service);
+        return Some(classified(tables, slot, true));
     }
-    if parsed.is_fragment() && is_vip(tables, control, tuple) {
-        return Err(Verdict::PassFragment);
-    }
-    Err(Verdict::PassNotVip)
+    None
 }
 
-/// Whether the destination is a VIP of any service.
 #[inline(always)]
-fn is_vip<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> bool {
+fn classified<T: Tables>(tables: &T, slot: &VipSlot, any_port: bool) -> Classified {
+    let service = slot.service.into();
+    tables.observe(Step::Classified { service, any_port });
+    Classified { service, flags: slot.flags }
+}
+
+/// Whether the address is a VIP of any service.
+#[inline(always)]
+fn is_vip<T: Tables>(tables: &T, control: &Control, address: Address) -> bool {
     let table = VipTable::from_word(control.vip_table.load());
-    let any = Tuple { protocol: Protocol::ICMP, ..*tuple };
-    find_vip(tables, control, table, Be16::new(0), &any).is_some()
+    find_vip(tables, control, table, address, Be16::new(0), Protocol::ICMP).is_some()
 }
 
 /// Walks the VIP table from where the hash points to the first empty slot.
 #[inline(always)]
-fn find_vip<T: Tables>(
-    tables: &T,
+fn find_vip<'a, T: Tables>(
+    tables: &'a T,
     control: &Control,
     table: VipTable,
+    address: Address,
     port: Be16,
-    tuple: &Tuple,
-) -> Option<u32> {
+    protocol: Protocol,
+) -> Option<&'a VipSlot> {
     let mask = control.vip_buckets.wrapping_sub(1);
-    let key = vip_key(port, tuple.protocol);
-    let first = hash::vip(tuple.destination, key);
+    let key = vip_key(port, protocol);
+    let first = hash::vip(address, key);
     let mut probe = 0;
     while probe < VIP_PROBES {
         let bucket = tables.vip_bucket(table.first_bucket.wrapping_add(first.wrapping_add(probe) & mask))?;
         for slot in &bucket.slots {
-            if slot.is(tuple.destination, key) {
-                return Some(slot.service);
+            if slot.is(address, key) {
+                return Some(slot);
             }
             if slot.is_empty() {
                 return None;
@@ -299,10 +234,10 @@ fn find_vip<T: Tables>(
     None
 }
 
-/// What a packet for a service must still meet: a frame for this host's own MAC (a promiscuous port sees flooded
-/// frames too), and no fragment.
+/// What a packet for a service must still meet: a frame for this host's own MAC, for a promiscuous port sees flooded frames
+/// too.
 #[inline(always)]
-fn admit<P: Packet>(packet: &P, control: &Control, parsed: &Parsed) -> Result<(), Verdict> {
+fn admit<P: Packet>(packet: &P, control: &Control) -> Result<(), Verdict> {
     let destination = packet.read::<u64>(0).ok_or(Verdict::PassMalformedEthernet)? & MAC_MASK;
     let on = packet.interface();
     let mut probe = 0;
@@ -320,5 +255,5 @@ fn admit<P: Packet>(packet: &P, control: &Control, parsed: &Parsed) -> Result<()
         }
         probe += 1;
     }
-    if parsed.is_fragment() { Err(Verdict::PassFragment) } else { Ok(()) }
+    Ok(())
 }

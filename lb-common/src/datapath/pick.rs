@@ -1,10 +1,11 @@
 //! A service's packet → the backend it goes to: the one its flow is with, else the ring's choice.
 
-use super::parse::{Parsed, Transport};
-use super::{Refusal, Step, Tables};
-use crate::abi::{Backend, BackendWord, Control, RING_SIZE};
-use crate::flow::{Entry, RETRANSMISSION_TICKS, State, Tick};
+use super::parse::Transport;
+use super::{Classified, Refusal, Step, Tables};
+use crate::abi::{Backend, BackendWord, Control, FLOW_WAYS, FlowBucket, RING_SIZE};
+use crate::flow::{CLIENT_SIGNATURE, Entry, Found, RETRANSMISSION_TICKS, State, Tick, Victim};
 use crate::hash;
+use crate::net::{Address, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;
 
 /// The choice.
@@ -17,6 +18,21 @@ pub(super) struct Pick<'a> {
     pub(super) word: BackendWord,
     /// Whether it was chosen just now.
     pub(super) new_flow: bool,
+    /// The flow's hash, which nobody outside can tell.
+    pub(super) hash: u64,
+    /// The time.
+    pub(super) now: Tick,
+}
+
+/// What is asked of the flow table and the ring.
+#[derive(Clone, Copy)]
+pub(super) struct Flow<'a> {
+    /// The flow's five fields.
+    pub(super) tuple: &'a Tuple,
+    /// What the packet does to it.
+    pub(super) transport: Transport,
+    /// The backend that a new entry names, if it may: that of a translation.
+    pub(super) held: u16,
 }
 
 /// Picks the backend and remembers it.
@@ -24,39 +40,89 @@ pub(super) struct Pick<'a> {
 pub(super) fn pick<'a, T: Tables>(
     tables: &'a T,
     control: &Control,
-    parsed: &Parsed,
-    service: u32,
+    flow: Flow<'_>,
+    classified: Classified,
 ) -> Result<Pick<'a>, Verdict> {
+    let service = classified.service;
     let now = tables.now(control);
-    let hash = hash::flow(&control.flow_key, &parsed.tuple);
+    let hash = hash::flow(&control.flow_key, flow.tuple);
     let index = hash::reduce(hash, control.flow_buckets);
-    let signature = hash as u32;
+    let signature = hash as u32 & !CLIENT_SIGNATURE;
     let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
+    let found = find(tables, bucket, index, signature, now);
+    if let Some(found) = found {
+        match keep(tables, found.entry, flow.transport, service, now) {
+            Ok((backend, word)) => {
+                let kept = advance(found.entry, flow.transport, now);
+                if kept != found.entry {
+                    bucket.store(found.way, kept);
+                    if classified.flags.client_affinity() && found.entry.state() == State::Opening {
+                        Client::of(tables, control, flow.tuple, service)?.remember(
+                            tables,
+                            kept.backend(),
+                            State::Established,
+                            now,
+                        );
+                    }
+                }
+                return Ok(Pick { id: kept.backend(), backend, word, new_flow: false, hash, now });
+            }
+            Err(refusal) => tables.observe(Step::EntryRefused(refusal)),
+        }
+    }
+    let (id, backend, word) = match held(tables, flow, service) {
+        Some(held) => held,
+        None => choose(tables, control, flow.tuple, classified, now)?,
+    };
+    let way = match found {
+        Some(found) => found.way,
+        None => make_way(tables, bucket, index, now),
+    };
+    bucket.store(way, Entry::new(signature, id, State::Opening, now));
+    Ok(Pick { id, backend, word, new_flow: true, hash, now })
+}
+
+/// The backend that packets of a flow go to, without a trace in the tables: for what only quotes the flow.
+#[inline(always)]
+pub(super) fn peek<'a, T: Tables>(
+    tables: &'a T,
+    control: &Control,
+    tuple: &Tuple,
+    classified: Classified,
+) -> Result<Pick<'a>, Verdict> {
+    let service = classified.service;
+    let now = tables.now(control);
+    let hash = hash::flow(&control.flow_key, tuple);
+    let index = hash::reduce(hash, control.flow_buckets);
+    let signature = hash as u32 & !CLIENT_SIGNATURE;
+    let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
+    if let Some(found) = find(tables, bucket, index, signature, now)
+        && let Some(backend) = tables.backend(found.entry.backend())
+    {
+        let word = backend.load();
+        if word.serves(service) {
+            return Ok(Pick { id: found.entry.backend(), backend, word, new_flow: false, hash, now });
+        }
+    }
+    let (id, backend, word) = if classified.flags.client_affinity() {
+        ring(tables, control, &by_client(tuple), service)
+    } else {
+        ring(tables, control, tuple, service)
+    }?;
+    Ok(Pick { id, backend, word, new_flow: false, hash, now })
+}
+
+/// Finds a flow's entry.
+#[inline(always)]
+fn find<T: Tables>(tables: &T, bucket: &FlowBucket, index: u32, signature: u32, now: Tick) -> Option<Found> {
     let found = bucket.find(signature);
     tables.observe(Step::FlowLookup {
         bucket: index,
         signature,
         found: found.map(|found| (found.entry.backend(), found.entry.state(), found.entry.age(now))),
     });
-    if let Some(found) = found {
-        match keep(tables, found.entry, parsed.transport, service, now) {
-            Ok((backend, word)) => {
-                let kept = advance(found.entry, parsed.transport, now);
-                if kept != found.entry {
-                    bucket.store(found.way, kept);
-                }
-                return Ok(Pick { id: kept.backend(), backend, word, new_flow: false });
-            }
-            Err(refusal) => tables.observe(Step::EntryRefused(refusal)),
-        }
-    }
-    let (id, backend, word) = choose(tables, control, parsed, service)?;
-    let way = match found {
-        Some(found) => found.way,
-        None => bucket.victim(now),
-    };
-    bucket.store(way, Entry::new(signature, id, State::Opening, now));
-    Ok(Pick { id, backend, word, new_flow: true })
+    let Found { way, entry } = found?;
+    Some(Found { way: tables.forget(way as u64, entry.word()) as usize & (FLOW_WAYS - 1), entry })
 }
 
 /// Whether a packet follows the entry found for it.
@@ -96,17 +162,110 @@ fn advance(entry: Entry, transport: Transport, now: Tick) -> Entry {
     Entry::new(entry.signature(), entry.backend(), state, now)
 }
 
-/// Asks the service's ring.
+/// The backend that a translation holds the flow with, if it still may.
+#[inline(always)]
+fn held<'a, T: Tables>(
+    tables: &'a T,
+    flow: Flow<'_>,
+    service: u32,
+) -> Option<(u16, &'a Backend, BackendWord)> {
+    if flow.held == 0 {
+        return None;
+    }
+    let backend = tables.backend(flow.held)?;
+    let word = backend.load();
+    let may_move = flow.transport.opens() || !flow.transport.is_tcp();
+    (word.serves(service) && (word.is_healthy() || !may_move)).then_some((flow.held, backend, word))
+}
+
+/// Chooses a backend for a new flow.
 #[inline(always)]
 fn choose<'a, T: Tables>(
     tables: &'a T,
     control: &Control,
-    parsed: &Parsed,
+    tuple: &Tuple,
+    classified: Classified,
+    now: Tick,
+) -> Result<(u16, &'a Backend, BackendWord), Verdict> {
+    let service = classified.service;
+    if !classified.flags.client_affinity() {
+        return ring(tables, control, tuple, service);
+    }
+    let client = Client::of(tables, control, tuple, service)?;
+    let found = client.bucket.find(client.signature).map(|found| found.entry);
+    tables.observe(Step::ClientLookup(found.map(Entry::backend)));
+    if let Some(entry) = found
+        && let Some(backend) = tables.backend(entry.backend())
+    {
+        let word = backend.load();
+        if word.serves(service) && word.takes_new() && word.is_healthy() {
+            client.remember(tables, entry.backend(), entry.state(), now);
+            return Ok((entry.backend(), backend, word));
+        }
+    }
+    let (id, backend, word) = ring(tables, control, &by_client(tuple), service)?;
+    client.remember(tables, id, State::Opening, now);
+    Ok((id, backend, word))
+}
+
+/// What the ring is asked with where a client's flows go to one backend: the client by itself, whichever VIP it uses.
+#[inline(always)]
+fn by_client(tuple: &Tuple) -> Tuple {
+    Tuple {
+        source: tuple.source,
+        destination: Address::ZERO,
+        ports: Ports::from_word(0),
+        protocol: Protocol(0),
+    }
+}
+
+/// A client's place in the flow table, where its flows go to one backend. It is on probation until one of them is
+/// established.
+struct Client<'a> {
+    bucket: &'a FlowBucket,
+    index: u32,
+    signature: u32,
+}
+
+impl<'a> Client<'a> {
+    #[inline(always)]
+    fn of<T: Tables>(tables: &'a T, control: &Control, tuple: &Tuple, service: u32) -> Result<Self, Verdict> {
+        let named = Tuple { ports: Ports::from_word(service), ..by_client(tuple) };
+        let hash = hash::flow(&control.flow_key, &named);
+        let index = hash::reduce(hash, control.flow_buckets);
+        let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
+        Ok(Self { bucket, index, signature: hash as u32 | CLIENT_SIGNATURE })
+    }
+
+    #[inline(always)]
+    fn remember<T: Tables>(&self, tables: &T, id: u16, state: State, now: Tick) {
+        let way = match self.bucket.find(self.signature) {
+            Some(found) => found.way,
+            None => make_way(tables, self.bucket, self.index, now),
+        };
+        self.bucket.store(way, Entry::new(self.signature, id, state, now));
+    }
+}
+
+/// The place for a new entry; what is lost by that is counted.
+#[inline(always)]
+fn make_way<T: Tables>(tables: &T, bucket: &FlowBucket, index: u32, now: Tick) -> usize {
+    let Victim { way, eviction } = tables.victim(index, bucket, now);
+    tables.count_eviction(eviction);
+    way
+}
+
+/// Asks the service's ring.
+#[inline(always)]
+fn ring<'a, T: Tables>(
+    tables: &'a T,
+    control: &Control,
+    tuple: &Tuple,
     service: u32,
 ) -> Result<(u16, &'a Backend, BackendWord), Verdict> {
     let ring = tables.service(service).ok_or(Verdict::DropInconsistent)?.load().ring;
     let ring = ring.ok_or(Verdict::DropNoBackend)?;
-    let slot = hash::reduce(hash::flow(&control.ring_key, &parsed.tuple), RING_SIZE as u32);
+    let slot = hash::reduce(hash::flow(&control.ring_key, tuple), RING_SIZE as u32);
     let id = tables.ring_slot(ring, slot).ok_or(Verdict::DropInconsistent)?;
     tables.observe(Step::RingLookup { ring, slot, backend: id });
     let backend = tables.backend(id).ok_or(Verdict::DropInconsistent)?;

@@ -1,23 +1,238 @@
 //! A packet and its backend → the frame as it leaves.
 
+use network_types::eth::EthHdr;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::udp::UdpHdr;
+
+use super::parse::{Parsed, VLAN_TAG_BYTES};
 use super::pick::Pick;
-use super::{Packet, Step, Tables};
+use super::{Exit, Packet, Stage, Step, Tables};
+use crate::abi::{Control, Forwarding, GUE_PORT, NextHop, PathMtu};
+use crate::checksum::Sum;
+use crate::net::{Be16, EtherType, Protocol};
 use crate::verdict::Verdict;
 
-/// Direct server return on one segment: only the MAC addresses change. Yields the index of the interface to transmit
-/// on; 0 for the one the packet came from.
+/// Time to live of what we send (RFC 1700, "IP TIME TO LIVE PARAMETER").
+pub(super) const TTL: u8 = 64;
+/// "Don't fragment" in the word of an IPv4 header that begins with the identification.
+pub(super) const DONT_FRAGMENT: u32 = u32::from_ne_bytes([0, 0, 0x40, 0]);
+/// Bytes of a GUE header without extensions (draft-ietf-intarea-gue-09 section 3).
+const GUE_BYTES: usize = 4;
+/// The VLAN id in tag control information.
+const VLAN_ID_MASK: u16 = 0x0fff;
+/// The value of [`NextHop::vlan`] for frames that must carry no tag.
+pub(super) const UNTAGGED: u16 = 0x1000;
+
+/// Rewrites a packet for its backend's forwarding mode. Yields the index of the interface to transmit on; 0 for the one the
+/// packet came from.
 #[inline(always)]
-pub(super) fn l2_dsr<P: Packet, T: Tables>(
+pub(super) fn send<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
+    control: &Control,
+    parsed: &Parsed,
     pick: &Pick<'_>,
-) -> Result<u32, Verdict> {
-    if !pick.word.is_resolved() {
-        return Err(Verdict::DropNoNextHop);
+    hop: &NextHop,
+) -> Result<u32, Exit> {
+    if hop.vlan != 0 && hop.vlan != vlan(packet, parsed.ip_offset)? {
+        return Err(Stage::Rare.into());
     }
-    let hop = pick.backend.hop(pick.word);
+    dispatch(packet, tables, control, parsed, pick, hop)
+}
+
+/// Rewrites a packet whose frame has the tags that the next hop needs.
+#[inline(always)]
+pub(super) fn dispatch<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    control: &Control,
+    parsed: &Parsed,
+    pick: &Pick<'_>,
+    hop: &NextHop,
+) -> Result<u32, Exit> {
+    match pick.word.forwarding() {
+        Forwarding::L2Dsr => {}
+        Forwarding::Ipip => encapsulate(packet, control, parsed, pick, hop, false)?,
+        Forwarding::Gue => encapsulate(packet, control, parsed, pick, hop, true)?,
+        // Its service is just becoming one.
+        Forwarding::Nat => return Err(Stage::Nat.into()),
+    }
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
-    packet.write(8, hop.rest).ok_or(Verdict::PassMalformedEthernet)?;
-    packet.write(0, hop.first).ok_or(Verdict::PassMalformedEthernet)?;
-    Ok(if hop.interface == 0 || hop.interface == packet.interface() { 0 } else { hop.interface })
+    address_frame(packet, hop.first, hop.rest, hop.interface)
+}
+
+/// Writes both MAC addresses, given as [`NextHop`] has them. Yields the index of the interface to transmit on; 0 for the one the packet came from.
+#[inline(always)]
+pub(super) fn address_frame<P: Packet>(
+    packet: &mut P,
+    first: u64,
+    rest: u32,
+    interface: u32,
+) -> Result<u32, Exit> {
+    packet.write(8, rest).ok_or(Verdict::PassMalformedEthernet)?;
+    packet.write(0, first).ok_or(Verdict::PassMalformedEthernet)?;
+    Ok(if interface == packet.interface() { 0 } else { interface })
+}
+
+/// The frame's VLAN id, as [`NextHop::vlan`] has it.
+#[inline(always)]
+pub(super) fn vlan<P: Packet>(packet: &P, ip_offset: usize) -> Result<u16, Verdict> {
+    if ip_offset == EthHdr::LEN {
+        return Ok(UNTAGGED);
+    }
+    let tag = packet.read(EthHdr::LEN).ok_or(Verdict::PassMalformedEthernet)?;
+    Ok(Be16::from_wire(tag).get() & VLAN_ID_MASK)
+}
+
+/// Gives the frame the tag that the next hop's VLAN needs: by changing the outermost tag's id, by a tag put in, or by all of
+/// them taken away. Yields by how many bytes everything behind lies further on.
+#[inline(always)]
+pub(super) fn retag<P: Packet>(packet: &mut P, ip_offset: usize, wanted: u16) -> Result<isize, Verdict> {
+    let now = vlan(packet, ip_offset)?;
+    if wanted == 0 || wanted == now {
+        return Ok(0);
+    }
+    let ether_type: u16 = packet.read(ip_offset - 2).ok_or(Verdict::PassMalformedEthernet)?;
+    if wanted == UNTAGGED {
+        let tags = ip_offset - EthHdr::LEN;
+        packet.shrink_head(tags).ok_or(Verdict::DropHeadroom)?;
+        packet.write(EthHdr::LEN - 2, ether_type).ok_or(Verdict::DropInconsistent)?;
+        return Ok(-(tags as isize));
+    }
+    if now == UNTAGGED {
+        packet.grow_head(VLAN_TAG_BYTES).ok_or(Verdict::DropHeadroom)?;
+        packet.write(EthHdr::LEN - 2, EtherType::VLAN.0.raw()).ok_or(Verdict::DropInconsistent)?;
+        packet.write(EthHdr::LEN, Be16::new(wanted).raw()).ok_or(Verdict::DropInconsistent)?;
+        return Ok(VLAN_TAG_BYTES as isize);
+    }
+    let tag = packet.read(EthHdr::LEN).ok_or(Verdict::PassMalformedEthernet)?;
+    let tag = Be16::from_wire(tag).get() & !VLAN_ID_MASK | wanted;
+    packet.write(EthHdr::LEN, Be16::new(tag).raw()).ok_or(Verdict::PassMalformedEthernet)?;
+    Ok(0)
+}
+
+/// What of the packet's own IP header the one in front takes over.
+struct Inner {
+    v4: bool,
+    /// Type of service or traffic class.
+    tos: u8,
+    /// Whether nobody on the way may fragment it.
+    whole: bool,
+}
+
+impl Inner {
+    #[inline(always)]
+    fn of<P: Packet>(packet: &P, parsed: &Parsed) -> Result<Self, Verdict> {
+        let v4 = parsed.tuple.destination.is_v4();
+        let [a, b, _, _, _, _, flags, _]: [u8; 8] =
+            packet.read(parsed.ip_offset).ok_or(Verdict::PassMalformedEthernet)?;
+        Ok(if v4 {
+            Self { v4, tos: b, whole: flags & 0x40 != 0 }
+        } else {
+            Self { v4, tos: a << 4 | b >> 4, whole: true }
+        })
+    }
+}
+
+/// Says whether a packet is too big to go on: the exit it then takes. `room` is how many bytes it may have; 0 for any number.
+#[inline(always)]
+pub(super) fn check_size(control: &Control, bytes: u16, room: u16, whole: bool) -> Result<(), Exit> {
+    if room == 0 || bytes <= room {
+        return Ok(());
+    }
+    Err(if whole || control.settings.reply_oversized() {
+        Exit::too_big(room)
+    } else {
+        Verdict::DropTooBig.into()
+    })
+}
+
+/// Bytes that go in front of the packet's own IP header.
+#[inline(always)]
+const fn overhead(forwarding: Forwarding, outer_v4: bool) -> usize {
+    let ip = if outer_v4 { Ipv4Hdr::LEN } else { Ipv6Hdr::LEN };
+    match forwarding {
+        Forwarding::Ipip => ip,
+        Forwarding::Gue => ip + UdpHdr::LEN + GUE_BYTES,
+        Forwarding::L2Dsr | Forwarding::Nat => 0,
+    }
+}
+
+/// Whether the packet, with what goes in front of it, is small enough for the way to its backend. With `l2-dsr` it came in
+/// on the segment that it goes out on.
+#[inline(always)]
+pub(super) fn check_fit<P: Packet>(
+    packet: &P,
+    control: &Control,
+    parsed: &Parsed,
+    pick: &Pick<'_>,
+    hop: &NextHop,
+) -> Result<(), Exit> {
+    let overhead = overhead(pick.word.forwarding(), pick.backend.address.is_v4());
+    if overhead == 0 {
+        return Ok(());
+    }
+    let mtu = PathMtu::from_word(pick.backend.path.load()).with(hop.mtu, pick.now);
+    let inner = Inner::of(packet, parsed)?;
+    check_size(control, parsed.bytes, mtu.saturating_sub(overhead as u16), inner.whole)
+}
+
+/// Puts an IP header, and for GUE a UDP and a GUE header, in front of the packet.
+///
+/// The header's own "don't fragment" is always set: what does not fit is told to its sender, and is not to be put
+/// together again by a backend. Type of service or traffic class are copied, ECN with them (RFC 6040 section 4.1).
+#[inline(always)]
+fn encapsulate<P: Packet>(
+    packet: &mut P,
+    control: &Control,
+    parsed: &Parsed,
+    pick: &Pick<'_>,
+    hop: &NextHop,
+    gue: bool,
+) -> Result<(), Exit> {
+    let inner = Inner::of(packet, parsed)?;
+    let outer_v4 = pick.backend.address.is_v4();
+    let between = if gue { UdpHdr::LEN + GUE_BYTES } else { 0 };
+    let overhead = overhead(if gue { Forwarding::Gue } else { Forwarding::Ipip }, outer_v4);
+    check_fit(packet, control, parsed, pick, hop)?;
+    if hop.source.is_zero() {
+        return Err(Verdict::DropNatSource.into());
+    }
+    // What lies between the MAC addresses and the IP header: tags and EtherType, or a part of the IP header.
+    let tags: u64 = packet.read(12).ok_or(Verdict::PassMalformedEthernet)?;
+    packet.grow_head(overhead).ok_or(Verdict::DropHeadroom)?;
+    let lost = Verdict::DropInconsistent;
+    packet.write(12, tags).ok_or(lost)?;
+    let protocol = if inner.v4 { Protocol::IPIP } else { Protocol::IPV6 };
+    let next = if gue { Protocol::UDP } else { protocol };
+    let source = hop.source.with_low_bits((pick.hash >> 8) as u32 & hop.source_mask);
+    let at = parsed.ip_offset;
+    let payload = parsed.bytes + between as u16;
+    let ether_type = if outer_v4 { EtherType::IPV4 } else { EtherType::IPV6 };
+    packet.write(at - 2, ether_type.0.raw()).ok_or(lost)?;
+    if outer_v4 {
+        let [high, low] = (payload + Ipv4Hdr::LEN as u16).to_be_bytes();
+        let first = u32::from_ne_bytes([0x45, inner.tos, high, low]);
+        let third = u32::from_ne_bytes([TTL, next.0, 0, 0]);
+        let (from, to) = (source.words()[3], pick.backend.address.words()[3]);
+        let sum = Sum::default().and(first).and(DONT_FRAGMENT).and(third).and(from).and(to);
+        let third = third | (sum.checksum().raw() as u32) << 16;
+        packet.write(at, [first, DONT_FRAGMENT, third, from, to]).ok_or(lost)?;
+    } else {
+        // Twenty bits of the flow's hash, for balancing on the way (RFC 6438).
+        let first = 6 << 28 | u32::from(inner.tos) << 20 | (pick.hash >> 12) as u32 & 0xf_ffff;
+        let [high, low] = payload.to_be_bytes();
+        let second = u32::from_ne_bytes([high, low, next.0, TTL]);
+        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (source.words(), pick.backend.address.words());
+        packet.write(at, [first.to_be(), second, s0, s1, s2, s3, d0, d1, d2, d3]).ok_or(lost)?;
+    }
+    if gue {
+        // A port of the dynamic range, by flow. No checksum: the packet within has its own (RFC 6935).
+        let port = 0xc000 | (pick.hash >> 16) as u16 & 0x3fff;
+        let ports = u32::from(Be16::new(port).raw()) | u32::from(Be16::new(GUE_PORT).raw()) << 16;
+        let length = u32::from(Be16::new(payload).raw());
+        let header = u32::from_ne_bytes([0, protocol.0, 0, 0]);
+        packet.write(at + overhead - between, [ports, length, header]).ok_or(lost)?;
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use lb_common::abi::{FLOW_WAYS, NextHop};
+use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -51,7 +51,7 @@ pub(super) async fn start(
     // What a former agent left in the middle of a change may still be seen by a packet.
     kernel.grace()?;
     let image = kernel.tables().image();
-    kernel.tables().sweep_orphans(&image.backends);
+    kernel.tables().sweep_orphans(&image.backends)?;
     if adopted {
         log::info!("adopted {} services with their flows", image.services.len());
     }
@@ -120,12 +120,16 @@ pub(super) fn parse_config(text: &str, name: &str) -> Result<Config, Vec<String>
     config::parse(text).map_err(|errors| errors.iter().map(|error| error.at(name).to_string()).collect())
 }
 
+/// Room in the VIP table for the addresses that translated packets are sent from.
+const MAX_SNAT_MARKS: usize = 2 * MAX_SOURCES;
+
 /// The capacity that a configuration asks for.
 pub(super) fn capacity(config: &Config) -> Capacity {
     let backends = config.services.iter().map(|service| service.backends.len()).sum();
     // Each VIP may bring a mark for its address.
     let vips: usize = config.services.iter().map(|service| service.vips.len() * 2).sum();
-    capacity_for(config.services.len(), backends, vips, config.agent.flow_table_size)
+    let (flows, connections) = (config.agent.flow_table_size, config.agent.nat_table_size);
+    capacity_for(config.services.len(), backends, vips + MAX_SNAT_MARKS, flows, connections)
 }
 
 /// Flows that a table of this capacity holds.

@@ -13,7 +13,7 @@ use super::probing::{Probed, Report};
 use crate::core::config::{Config, Protocol};
 use crate::core::image::Wanted;
 use crate::core::plan::{Action, RingCache, plan};
-use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, Readings, Snapshot, snapshot};
+use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot};
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
 use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock};
@@ -113,6 +113,9 @@ impl Agent {
         let udp = image.backends.iter().filter(|(_, backend)| udp_services.contains(&backend.service));
         let udp: BTreeSet<u16> = udp.map(|(&id, _)| id).collect();
         self.kernel.tables().sweep_idle(now, &udp);
+        if let Err(error) = self.kernel.tables().sweep_translations(now) {
+            log::error!("idle translations stay: {error}");
+        }
     }
 
     /// Everything there is to show.
@@ -158,6 +161,11 @@ impl Agent {
             flow_table: FlowTable {
                 size: u64::from(image.capacity.flow_buckets) * FLOW_WAYS as u64,
                 entries: tables.flow_entries(),
+                ..FlowTable::default()
+            },
+            nat: NatTable {
+                size: image.capacity.translations.into(),
+                entries: tables.translations()?.len() as u64,
             },
             image,
         })
@@ -204,6 +212,7 @@ fn interface_status(interface: &Interface) -> Option<InterfaceStatus> {
 
 fn summary(action: &Action) -> String {
     match action {
+        Action::WriteGlobals(_) => "write the settings for all services".to_owned(),
         Action::WriteBackend { id, backend, .. } => format!("write backend {id} ({})", backend.name),
         Action::WriteRing { slot, .. } => format!("write ring {slot}"),
         Action::WriteService { id, name, word, .. } => {

@@ -7,6 +7,7 @@ use etherparse::PacketBuilder;
 use lb_common::abi::{FlowBucket, HEADROOM};
 use lb_common::datapath::{self, Action, Refusal, Step};
 use lb_common::flow::{State, Tick};
+use lb_common::net::Tuple;
 use lb_common::slice::{SlicePacket, SliceTables, TableSlices};
 use serde::{Deserialize, Serialize};
 
@@ -189,11 +190,26 @@ fn backend_name(image: &Image, id: u16) -> String {
 
 fn describe(step: Step, image: &Image) -> String {
     match step {
-        Step::Parsed(tuple) => format!(
-            "parsed: {} from {} to {}",
-            tuple.protocol,
-            SocketAddr::new(tuple.source.to_ip(), tuple.ports.source().get()),
-            SocketAddr::new(tuple.destination.to_ip(), tuple.ports.destination().get()),
+        Step::Parsed(tuple) => format!("parsed: {}", five_fields(&tuple)),
+        Step::Quoted(tuple) => format!("an ICMP error about: {}", five_fields(&tuple)),
+        Step::ClientLookup(None) => {
+            "client affinity: no entry, the ring is asked by source address".to_owned()
+        }
+        Step::ClientLookup(Some(backend)) => {
+            format!("client affinity: this client is with backend {}", backend_name(image, backend))
+        }
+        Step::FragmentLookup(None) => "fragments: the first of this datagram was not seen".to_owned(),
+        Step::FragmentLookup(Some(0)) => {
+            "fragments: the first of this datagram was left to the host".to_owned()
+        }
+        Step::FragmentLookup(Some(backend)) => {
+            format!("fragments: the first of this datagram went to backend {}", backend_name(image, backend))
+        }
+        Step::Translated { tuple, new, reply } => format!(
+            "translated{}: {}{}",
+            if reply { " back" } else { "" },
+            five_fields(&tuple),
+            if new { ", newly" } else { "" },
         ),
         Step::Classified { service, any_port } => format!(
             "service: {}{}",
@@ -231,13 +247,24 @@ fn describe(step: Step, image: &Image) -> String {
                 index => format!("interface {index}"),
             };
             format!(
-                "next hop of {}: destination MAC {}, source MAC {}, out {out}",
+                "next hop of {}: destination MAC {}, source MAC {}, out {out}{}{}",
                 backend_name(image, backend),
                 mac(destination),
                 mac(source),
+                if hop.vlan == 0 { String::new() } else { format!(", VLAN {}", hop.vlan) },
+                if hop.mtu == 0 { String::new() } else { format!(", MTU {}", hop.mtu) },
             )
         }
     }
+}
+
+fn five_fields(tuple: &Tuple) -> String {
+    format!(
+        "{} from {} to {}",
+        tuple.protocol,
+        SocketAddr::new(tuple.source.to_ip(), tuple.ports.source().get()),
+        SocketAddr::new(tuple.destination.to_ip(), tuple.ports.destination().get()),
+    )
 }
 
 /// A MAC address in its usual notation.

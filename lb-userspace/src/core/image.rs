@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lb_common::abi::{Forwarding, NextHop, Ring, VipTable};
+use lb_common::abi::{Forwarding, NextHop, Ring, SNAT_MARK, VipFlags, VipTable};
 use lb_common::net::{Address, Protocol};
 
 /// What names an entry of the VIP table.
@@ -13,8 +13,29 @@ pub struct VipKey {
     pub address: Address,
     /// The port in host byte order; 0 for every port.
     pub port: u16,
-    /// The protocol; ICMP, with port 0, marks the address as a VIP.
+    /// The protocol; ICMP, with port 0, marks the address as a VIP, and [`SNAT_MARK`] as one that translated packets are
+    /// sent from.
     pub protocol: Protocol,
+}
+
+/// What an entry of the VIP table leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct VipTarget {
+    /// The service's id; 0 for addresses that translated packets are sent from.
+    pub service: u32,
+    /// What its packets need.
+    pub flags: VipFlags,
+}
+
+/// Settings for all services.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Globals {
+    /// Whether the sender of an IPv4 packet that does not fit and may be fragmented is told so.
+    pub reply_oversized: bool,
+    /// Sources where no next hop names one, of IPv4 and of IPv6; zero if there is none.
+    pub sources: [Address; 2],
+    /// Addresses that translated packets are sent from, of IPv4 and of IPv6; where there are none, the next hop's source is.
+    pub snat: [Vec<Address>; 2],
 }
 
 /// What is loaded, as read back from the maps.
@@ -25,9 +46,11 @@ pub struct Image {
     /// Backends by id.
     pub backends: BTreeMap<u16, LoadedBackend>,
     /// The VIP table in force.
-    pub vips: Vec<(VipKey, u32)>,
+    pub vips: Vec<(VipKey, VipTarget)>,
     /// Which half that is.
     pub vip_table: VipTable,
+    /// Settings for all services.
+    pub globals: Globals,
     /// How much fits.
     pub capacity: Capacity,
 }
@@ -45,6 +68,8 @@ pub struct Capacity {
     pub vip_buckets: u32,
     /// Buckets of the flow table.
     pub flow_buckets: u32,
+    /// Translations: two for a connection.
+    pub translations: u32,
 }
 
 /// A loaded service.
@@ -71,8 +96,12 @@ pub struct LoadedBackend {
     pub healthy: bool,
     /// Whether its probes succeed, or it needs none.
     pub probed_healthy: bool,
+    /// Whether its service's ring names it.
+    pub takes_new: bool,
     /// The forwarding mode of its service.
     pub forwarding: Forwarding,
+    /// The port that packets are translated to; 0 keeps the VIP's.
+    pub port: u16,
     /// Its next hop, if it is known.
     pub hop: Option<NextHop>,
 }
@@ -82,6 +111,10 @@ pub struct LoadedBackend {
 pub struct Wanted {
     /// Seed of every ring.
     pub ring_seed: u64,
+    /// Settings for all services.
+    pub globals: Globals,
+    /// Addresses that translated packets are sent from: answers to them are looked up.
+    pub snat: BTreeSet<Address>,
     /// The services.
     pub services: Vec<WantedService>,
 }
@@ -93,6 +126,8 @@ pub struct WantedService {
     pub name: String,
     /// Its forwarding mode.
     pub forwarding: Forwarding,
+    /// Whether all flows of a client go to one backend.
+    pub client_affinity: bool,
     /// Its VIPs, without the marks for ICMP.
     pub vips: Vec<VipKey>,
     /// Its backends.
@@ -114,6 +149,8 @@ pub struct WantedBackend {
     pub probed_healthy: bool,
     /// Its weight in the ring; 0 if it takes no new flows.
     pub ring_weight: u16,
+    /// The port that packets are translated to; 0 keeps the VIP's.
+    pub port: u16,
     /// Its next hop; none leaves the loaded one as it is.
     pub hop: Option<NextHop>,
 }
@@ -145,20 +182,24 @@ impl Wanted {
         self.services.iter().any(|service| service.name == name)
     }
 
-    /// Everything the VIP table should hold, by service name: the VIPs, and for each address a mark by which a ping
-    /// finds it.
-    pub fn vip_entries(&self) -> Vec<(VipKey, &str)> {
+    /// Everything the VIP table should hold, with the id of each service by its name: the VIPs, for each address a mark by
+    /// which a ping finds it, and the marks of addresses that translated packets are sent from.
+    pub fn vip_entries(&self, id: impl Fn(&str) -> Option<u32>) -> Vec<(VipKey, VipTarget)> {
         let mut marked = BTreeSet::new();
         let mut entries = Vec::new();
         for service in &self.services {
+            let Some(id) = id(&service.name) else { continue };
+            let nat = service.forwarding == Forwarding::Nat;
+            let target = VipTarget { service: id, flags: VipFlags::new(nat, service.client_affinity) };
             for &vip in &service.vips {
-                entries.push((vip, service.name.as_str()));
-                if marked.insert(vip.address.words()) {
-                    let mark = VipKey { port: 0, protocol: Protocol::ICMP, ..vip };
-                    entries.push((mark, service.name.as_str()));
+                entries.push((vip, target));
+                if marked.insert(vip.address) {
+                    entries.push((VipKey { port: 0, protocol: Protocol::ICMP, ..vip }, target));
                 }
             }
         }
+        let mark = |&address| VipKey { address, port: 0, protocol: SNAT_MARK };
+        entries.extend(self.snat.iter().map(|address| (mark(address), VipTarget::default())));
         entries
     }
 }

@@ -10,12 +10,16 @@ use std::sync::Arc;
 use lb_common::abi::{Forwarding, Ring, ServiceWord, VipBucket, VipTable};
 use lb_common::net::Protocol;
 
-use super::image::{Capacity, Image, LoadedBackend, VipKey, Wanted, WantedBackend, WantedService};
+use super::image::{
+    Capacity, Globals, Image, LoadedBackend, VipKey, VipTarget, Wanted, WantedBackend, WantedService,
+};
 use super::{ring, vips};
 
 /// One change of the maps.
 #[derive(Clone, Debug)]
 pub enum Action {
+    /// Replaces the settings for all services.
+    WriteGlobals(Globals),
     /// Writes a backend's record; its next hop changes together with its word.
     WriteBackend {
         /// Its id.
@@ -107,6 +111,9 @@ pub fn plan(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Pl
         .collect();
     cache.0.retain(|name, _| rings.contains_key(name));
     let mut actions = Vec::new();
+    if loaded.globals != wanted.globals {
+        actions.push(Action::WriteGlobals(wanted.globals.clone()));
+    }
     make_backends(loaded, wanted, &ids, &mut actions);
     switch_services(loaded, wanted, &ids, &rings, &mut actions)?;
     switch_vips(loaded, wanted, &ids, &mut actions)?;
@@ -220,7 +227,9 @@ fn as_loaded(
         enabled: wanted.enabled,
         healthy: wanted.healthy,
         probed_healthy: wanted.probed_healthy,
+        takes_new: wanted.ring_weight > 0,
         forwarding,
+        port: wanted.port,
         hop: wanted.hop.or(before.and_then(|before| before.hop)),
     }
 }
@@ -307,12 +316,8 @@ fn switch_vips(
     ids: &Ids,
     actions: &mut Vec<Action>,
 ) -> Result<(), PlanError> {
-    let entries: Vec<_> = wanted
-        .vip_entries()
-        .into_iter()
-        .filter_map(|(vip, name)| Some((vip, *ids.services.get(name)?)))
-        .collect();
-    let held: HashSet<&(VipKey, u32)> = loaded.vips.iter().collect();
+    let entries = wanted.vip_entries(|name| ids.services.get(name).copied());
+    let held: HashSet<&(VipKey, VipTarget)> = loaded.vips.iter().collect();
     if entries.len() == held.len() && entries.iter().all(|entry| held.contains(entry)) {
         return Ok(());
     }
@@ -324,7 +329,10 @@ fn switch_vips(
     })?;
     let table = VipTable {
         first_bucket: if loaded.vip_table.first_bucket > 0 { 0 } else { loaded.capacity.vip_buckets },
-        any_port: entries.iter().any(|(vip, _)| vip.port == 0 && vip.protocol != Protocol::ICMP),
+        any_port: entries
+            .iter()
+            .any(|(vip, _)| vip.port == 0 && [Protocol::TCP, Protocol::UDP].contains(&vip.protocol)),
+        nat: !wanted.snat.is_empty(),
     };
     actions.push(Action::WriteVips { table, buckets });
     Ok(())

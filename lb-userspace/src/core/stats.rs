@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::abi::{RING_SIZE, Traffic, Verdicts};
+use lb_common::flow::Eviction;
 use lb_common::net::Address;
 use lb_common::verdict::Verdict;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,8 @@ pub struct Snapshot {
     pub verdicts: BTreeMap<String, u64>,
     /// The flow table.
     pub flow_table: FlowTable,
+    /// The table of translations.
+    pub nat: NatTable,
 }
 
 /// The agent itself.
@@ -51,11 +54,23 @@ pub struct InterfaceStatus {
 }
 
 /// The flow table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowTable {
     /// Flows it can hold.
     pub size: u64,
     /// Entries taken, idle ones included.
+    pub entries: u64,
+    /// Entries that made way for a new one, by what was lost: `expired`, `probation` or `established` flows.
+    #[serde(default)]
+    pub evictions: BTreeMap<String, u64>,
+}
+
+/// The table of translations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatTable {
+    /// Translations it can hold: two for a connection.
+    pub size: u64,
+    /// Translations there are.
     pub entries: u64,
 }
 
@@ -124,6 +139,8 @@ pub struct Readings {
     pub flows: BTreeMap<u16, u64>,
     /// The flow table.
     pub flow_table: FlowTable,
+    /// The table of translations.
+    pub nat: NatTable,
 }
 
 /// Puts the snapshot together; `reasons` says what is wrong with a backend.
@@ -140,7 +157,8 @@ pub fn snapshot(
         agent,
         services: config.services.iter().map(service).collect(),
         verdicts: verdicts(&readings.verdicts),
-        flow_table: readings.flow_table,
+        flow_table: FlowTable { evictions: evictions(&readings.verdicts), ..readings.flow_table.clone() },
+        nat: readings.nat,
     }
 }
 
@@ -148,6 +166,12 @@ pub fn snapshot(
 pub fn verdicts(verdicts: &Verdicts) -> BTreeMap<String, u64> {
     let named = |(verdict, &packets): (&Verdict, &u64)| (verdict.name().to_owned(), packets);
     Verdict::ALL.iter().zip(&verdicts.packets).map(named).collect()
+}
+
+/// Entries of the flow table that made way, by what was lost.
+fn evictions(verdicts: &Verdicts) -> BTreeMap<String, u64> {
+    let count = |eviction| verdicts.evictions.get(eviction as usize).copied().unwrap_or(0);
+    Eviction::NAMED.iter().map(|&(eviction, name)| (name.to_owned(), count(eviction))).collect()
 }
 
 fn service_stats(

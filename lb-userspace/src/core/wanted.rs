@@ -1,14 +1,14 @@
 //! Configuration, health and next hops → what the maps should hold, and how each service is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use lb_common::abi::{self, NextHop};
 use lb_common::net::{Address, Protocol};
 
-use super::config::{self, BackendState, Config, Probe};
+use super::config::{self, Affinity, BackendState, Config, Oversized, Probe, Source};
 use super::health::{Candidate, Health, Serving, serving};
-use super::image::{VipKey, Wanted, WantedBackend, WantedService};
+use super::image::{Globals, VipKey, Wanted, WantedBackend, WantedService};
 
 /// What names a backend: its service's name and its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,11 +86,14 @@ impl Knowledge {
 
     /// What the maps should hold.
     pub fn wanted(&self, config: &Config) -> Wanted {
-        let services = config.services.iter().map(|service| self.wanted_service(service)).collect();
-        Wanted { ring_seed: config.agent.ring_seed, services }
+        let services: Vec<WantedService> =
+            config.services.iter().map(|service| self.wanted_service(service, config)).collect();
+        let globals = self.globals(config);
+        let snat = snat(&services, &globals);
+        Wanted { ring_seed: config.agent.ring_seed, globals, snat, services }
     }
 
-    fn wanted_service(&self, service: &config::Service) -> WantedService {
+    fn wanted_service(&self, service: &config::Service, config: &Config) -> WantedService {
         let checked = service.health.probe != Probe::None;
         let eligible = self.serving(service).eligible;
         let backends = service.backends.iter().zip(eligible).map(|(backend, eligible)| {
@@ -103,24 +106,83 @@ impl Knowledge {
                 healthy: eligible || !checked || health != Health::Unhealthy,
                 probed_healthy: !checked || health == Health::Healthy,
                 ring_weight: if eligible { backend.weight } else { 0 },
-                hop: self.hops.get(&backend.address).copied(),
+                port: backend.port.unwrap_or(0),
+                hop: self.hop(backend.address, config),
             }
         });
         WantedService {
             name: service.name.clone(),
             forwarding: forwarding(service.forwarding),
+            client_affinity: service.affinity == Affinity::Client,
             vips: service.vips.iter().map(|vip| vip_key(vip, service.protocol)).collect(),
             backends: backends.collect(),
         }
     }
+
+    /// A backend's next hop; its source is the first configured one of the family, else the one that the kernel would use.
+    fn hop(&self, address: IpAddr, config: &Config) -> Option<NextHop> {
+        let hop = self.hops.get(&address).copied()?;
+        let sources = if address.is_ipv4() { &config.agent.source_v4 } else { &config.agent.source_v6 };
+        Some(match sources.first() {
+            Some(source) => {
+                NextHop { source: source.address.into(), source_mask: source_mask(*source), ..hop }
+            }
+            None => hop,
+        })
+    }
+
+    fn globals(&self, config: &Config) -> Globals {
+        let configured = [&config.agent.source_v4, &config.agent.source_v6];
+        let [own_v4, own_v6] = [true, false].map(|v4| {
+            let known = self.hops.iter().filter(|(address, _)| address.is_ipv4() == v4);
+            known.map(|(_, hop)| hop.source).find(|source| !source.is_zero()).unwrap_or_default()
+        });
+        let first =
+            |sources: &[Source], otherwise| sources.first().map_or(otherwise, |first| first.address.into());
+        let [v4, v6] = configured;
+        Globals {
+            reply_oversized: config.agent.oversized == Oversized::Reply,
+            sources: [first(v4, own_v4), first(v6, own_v6)],
+            snat: configured.map(|sources| {
+                sources
+                    .iter()
+                    .filter(|source| source.is_single())
+                    .map(|source| source.address.into())
+                    .collect()
+            }),
+        }
+    }
+}
+
+/// The addresses that translated packets are sent from: those configured, else those of the next hops.
+fn snat(services: &[WantedService], globals: &Globals) -> BTreeSet<Address> {
+    let [v4, v6] = &globals.snat;
+    let translated = services.iter().filter(|service| service.forwarding == abi::Forwarding::Nat);
+    let mut snat = BTreeSet::new();
+    for backend in translated.flat_map(|service| &service.backends) {
+        let configured = if backend.address.is_v4() { v4 } else { v6 };
+        if configured.is_empty() {
+            snat.extend(backend.hop.map(|hop| hop.source).filter(|source| !source.is_zero()));
+        } else {
+            snat.extend(configured);
+        }
+    }
+    snat
+}
+
+/// The bits of a source's last word that its prefix leaves free, in network byte order.
+fn source_mask(source: Source) -> u32 {
+    let bits = if source.address.is_ipv4() { 32 } else { 128 };
+    let free = u32::from(bits - source.prefix.min(bits)).min(32);
+    u32::MAX.checked_shr(32 - free).unwrap_or(0).to_be()
 }
 
 fn forwarding(forwarding: config::Forwarding) -> abi::Forwarding {
     match forwarding {
-        config::Forwarding::L2Dsr
-        | config::Forwarding::Ipip
-        | config::Forwarding::Gue
-        | config::Forwarding::Nat => abi::Forwarding::L2Dsr,
+        config::Forwarding::L2Dsr => abi::Forwarding::L2Dsr,
+        config::Forwarding::Ipip => abi::Forwarding::Ipip,
+        config::Forwarding::Gue => abi::Forwarding::Gue,
+        config::Forwarding::Nat => abi::Forwarding::Nat,
     }
 }
 

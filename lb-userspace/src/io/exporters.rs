@@ -36,6 +36,11 @@ struct VerdictLabel {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LostLabel {
+    lost: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct VersionLabel {
     version: String,
 }
@@ -141,6 +146,21 @@ fn agent(registry: &mut Registry, snapshot: &Snapshot) {
     let entries = Gauge::<i64>::default();
     entries.set(i64::try_from(snapshot.flow_table.entries).unwrap_or(i64::MAX));
     registry.register("flow_table_entries", "Entries of the flow table that are taken", entries);
+    let evictions = Family::<LostLabel, Counter>::default();
+    for (lost, &flows) in &snapshot.flow_table.evictions {
+        evictions.get_or_create(&LostLabel { lost: lost.clone() }).inc_by(flows);
+    }
+    let help = "Entries of the flow table that made way for a new one, by what was lost";
+    registry.register("flow_table_evictions", help, evictions);
+    for (name, help, value) in [
+        ("flow_table_size", "Entries that the flow table can hold", snapshot.flow_table.size),
+        ("nat_table_entries", "Translations there are: two for a connection", snapshot.nat.entries),
+        ("nat_table_size", "Translations that the table can hold", snapshot.nat.size),
+    ] {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    }
     let build = Family::<VersionLabel, Gauge>::default();
     build.get_or_create(&VersionLabel { version: snapshot.agent.version.clone() }).set(1);
     registry.register("build_info", "The agent's version", build);

@@ -4,13 +4,14 @@
 pub mod frames;
 pub mod parity;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lb_common::abi::{Forwarding, NextHop};
 use lb_common::net::{Address, Protocol};
-use lb_userspace::core::image::{Capacity, VipKey, Wanted, WantedBackend, WantedService};
+use lb_userspace::core::image::{Capacity, Globals, VipKey, Wanted, WantedBackend, WantedService};
 use lb_userspace::core::plan::{self, RingCache};
 use lb_userspace::io::datapath::{Datapath, Kernel, PinDir, capacity_for};
 
@@ -36,7 +37,7 @@ impl Drop for Pins {
 pub const SEED: u64 = 7;
 
 pub fn capacity() -> Capacity {
-    capacity_for(8, 16, 16, 4_096)
+    capacity_for(8, 16, 16, 4_096, 1_024)
 }
 
 pub fn vip(address: &str, port: u16, protocol: Protocol) -> VipKey {
@@ -55,12 +56,13 @@ pub fn backend(name: &str, last: u8) -> WantedBackend {
         healthy: true,
         probed_healthy: true,
         ring_weight: 100,
+        port: 0,
         hop: Some(hop(last)),
     }
 }
 
 pub fn service(name: &str, vips: Vec<VipKey>, backends: Vec<WantedBackend>) -> WantedService {
-    WantedService { name: name.into(), forwarding: Forwarding::L2Dsr, vips, backends }
+    WantedService { name: name.into(), forwarding: Forwarding::L2Dsr, client_affinity: false, vips, backends }
 }
 
 /// web: two VIPs of TCP 80, two backends. dns: UDP 53. all: every TCP port of an address. dark: no backend.
@@ -70,6 +72,8 @@ pub fn wanted() -> Wanted {
     unresolved.hop = None;
     Wanted {
         ring_seed: SEED,
+        globals: Globals::default(),
+        snat: BTreeSet::new(),
         services: vec![
             service(
                 "web",

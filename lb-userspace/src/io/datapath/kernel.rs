@@ -10,11 +10,12 @@ use std::time::Duration;
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
-use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
+use lb_common::abi::{self, ABI_VERSION, Control, NatPorts, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
 use lb_common::hash::{self, Key};
 use nix::time::{ClockId, clock_getres};
 
+use super::exact::KernelExact;
 use super::pins::{PinDir, PinError, Pinned};
 use super::region::{Access, Record, Region};
 use super::{Account, Datapath, DatapathError, TableSet};
@@ -145,6 +146,8 @@ impl Kernel {
                 flows: region(pins, map::FLOWS, access)?,
                 service_names: region(pins, map::SERVICE_NAMES, access)?,
                 backend_names: region(pins, map::BACKEND_NAMES, access)?,
+                exact: Box::new(exact(pins)?),
+                capacity_of_translations: entries(&pinned_map(pins, map::TRANSLATIONS)?, map::TRANSLATIONS)?,
                 known_rings: RefCell::default(),
                 fresh_hops: HashSet::new(),
             },
@@ -206,12 +209,14 @@ impl Kernel {
     fn initialise(&mut self) -> Result<(), LoadError> {
         let flow_key = random_key()?;
         let tick_shift = tick_shift()?;
+        let nat_ports = nat_ports();
         let capacity = self.tables.capacity();
         if let Some(control) = self.tables.control_mut() {
             control.flow_buckets = capacity.flow_buckets;
             control.vip_buckets = capacity.vip_buckets;
             control.tick_shift = tick_shift;
             control.flow_key = flow_key;
+            control.nat_ports = nat_ports;
             control.abi_version.store(ABI_VERSION.into());
         }
         Ok(())
@@ -259,6 +264,9 @@ impl Datapath for Kernel {
         for verdicts in per_cpu.iter() {
             for (sum, packets) in sum.packets.iter_mut().zip(verdicts.packets) {
                 *sum += packets;
+            }
+            for (sum, flows) in sum.evictions.iter_mut().zip(verdicts.evictions) {
+                *sum += flows;
             }
         }
         Ok(sum)
@@ -331,6 +339,7 @@ fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<E
         (map::BACKEND_TRAFFIC, capacity.backends + 1),
         (map::SERVICE_NAMES, capacity.services),
         (map::BACKEND_NAMES, capacity.backends + 1),
+        (map::TRANSLATIONS, capacity.translations),
     ];
     for (name, size) in sizes {
         loader.map_max_entries(name, size);
@@ -366,9 +375,18 @@ where
 
 fn region<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Result<Region<T>, LoadError> {
     let map = pinned_map(pins, name)?;
-    let entries = map.info().map_err(|error| LoadError::Part { name, cause: chain(&error) })?.max_entries();
-    Region::map(map.fd(), entries, access)
+    Region::map(map.fd(), entries(&map, name)?, access)
         .map_err(|error| LoadError::Part { name, cause: format!("cannot be mapped: {error}") })
+}
+
+fn entries(map: &MapData, name: &'static str) -> Result<u32, LoadError> {
+    let info = map.info().map_err(|error| LoadError::Part { name, cause: chain(&error) })?;
+    Ok(info.max_entries())
+}
+
+fn exact(pins: &PinDir) -> Result<KernelExact, LoadError> {
+    KernelExact::new(pinned_map(pins, map::TRANSLATIONS)?, pinned_map(pins, map::FRAGMENTS)?)
+        .map_err(|error| LoadError::Part { name: map::TRANSLATIONS, cause: chain(&error) })
 }
 
 fn counters<T: Pod>(pins: &PinDir, name: &'static str) -> Result<PerCpuArray<MapData, T>, LoadError> {
@@ -389,6 +407,16 @@ fn random_key() -> Result<Key, LoadError> {
     Ok(std::array::from_fn(|_| {
         words.next().and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes)
     }))
+}
+
+/// Ports for translated packets: all but those that the host gives to its own connections, health checks among them.
+fn nat_ports() -> NatPorts {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = range.split_ascii_whitespace().filter_map(|bound| bound.parse::<u16>().ok());
+    match (bounds.next(), bounds.next()) {
+        (Some(first), Some(last)) => NatPorts::around(first, last),
+        _ => NatPorts::default(),
+    }
 }
 
 /// How far jiffies are shifted to become ticks of about a second: the power of two nearest to the kernel's HZ. The

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::abi::{Traffic, Verdicts};
+use lb_common::abi::{NatPorts, Traffic, Verdicts};
 use lb_common::flow::Tick;
 use lb_common::hash;
 
@@ -29,6 +29,7 @@ impl Memory {
             control.flow_buckets = capacity.flow_buckets;
             control.flow_key = hash::expand(!ring_seed);
             control.ring_key = hash::expand(ring_seed);
+            control.nat_ports = NatPorts { hole: 32_768, hole_size: 28_232 };
         }
         Self { tables, traffic: BTreeMap::new(), not_forwarded: Verdicts::default(), now: Tick(1 << 20) }
     }

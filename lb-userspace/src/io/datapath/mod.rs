@@ -2,6 +2,7 @@
 //! program and its maps, the other plain memory for tests.
 
 mod attach;
+mod exact;
 mod kernel;
 mod memory;
 mod pins;
@@ -9,6 +10,7 @@ mod region;
 mod tables;
 
 pub use attach::{AttachError, Attached};
+pub use exact::{ExactMaps, Words};
 pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
 pub use pins::{PinDir, PinError, PinLock};
@@ -116,6 +118,7 @@ pub trait Datapath {
     /// Carries out one action.
     fn apply(&mut self, action: &Action) -> Result<(), DatapathError> {
         match action {
+            Action::WriteGlobals(globals) => self.tables_mut().write_globals(globals),
             Action::WriteBackend { id, backend, new } => {
                 if *new {
                     self.set_traffic(Account::Backend(*id), Traffic::default())?;
@@ -139,7 +142,7 @@ pub trait Datapath {
                 self.tables_mut().write_service(*id, "", lb_common::abi::ServiceWord::default());
             }
             Action::Retire { backends, services } => {
-                self.tables().sweep_backends(backends);
+                self.tables().sweep_backends(backends)?;
                 for (&id, &service) in backends {
                     let to =
                         if services.contains(&service) { Account::Gone } else { Account::Service(service) };
@@ -154,8 +157,14 @@ pub trait Datapath {
     }
 }
 
-/// What to load for so many services, backends, VIP entries and flows: with headroom, and never tiny.
-pub fn capacity_for(services: usize, backends: usize, vip_entries: usize, flows: u32) -> Capacity {
+/// What to load for so many services, backends, VIP entries, flows and translated connections: with headroom, and never tiny.
+pub fn capacity_for(
+    services: usize,
+    backends: usize,
+    vip_entries: usize,
+    flows: u32,
+    nat_connections: u32,
+) -> Capacity {
     use lb_common::abi::{FLOW_WAYS, MAX_BACKENDS, MAX_SERVICES};
     let double = |count: usize, least: u32, most: u32| {
         u32::try_from(count.saturating_mul(2)).unwrap_or(u32::MAX).clamp(least, most)
@@ -168,5 +177,6 @@ pub fn capacity_for(services: usize, backends: usize, vip_entries: usize, flows:
         rings: services + 4,
         vip_buckets: vips::buckets_for(vip_entries.saturating_mul(2)),
         flow_buckets: flows.div_ceil(FLOW_WAYS as u32),
+        translations: nat_connections.saturating_mul(2),
     }
 }

@@ -190,7 +190,7 @@ impl PinDir {
                 .map_err(|error| self.incompatible(format!("map {name}: {error}")))?;
             let (map_type, value_size) = layout(name);
             if info.map_type().ok() != Some(map_type)
-                || info.key_size() != 4
+                || info.key_size() != key_size(name)
                 || info.value_size() != value_size
             {
                 return Err(self.incompatible(format!("map {name} of another shape")));
@@ -211,6 +211,7 @@ impl PinDir {
             rings: size(map::RINGS),
             vip_buckets: size(map::VIPS) / 2,
             flow_buckets: size(map::FLOWS),
+            translations: size(map::TRANSLATIONS),
         }))
     }
 
@@ -323,6 +324,15 @@ fn is_bpf_fs(path: &Path) -> bool {
     statfs(path).is_ok_and(|stat| stat.filesystem_type() == BPF_FS)
 }
 
+/// Key size of a map of this version.
+fn key_size(name: &str) -> u32 {
+    let size = match name {
+        map::TRANSLATIONS | map::FRAGMENTS => size_of::<abi::TupleKey>(),
+        _ => size_of::<u32>(),
+    };
+    u32::try_from(size).unwrap_or(u32::MAX)
+}
+
 /// Type and value size of a map of this version.
 fn layout(name: &str) -> (MapType, u32) {
     let (map_type, size) = match name {
@@ -333,6 +343,8 @@ fn layout(name: &str) -> (MapType, u32) {
         map::RINGS => (MapType::Array, size_of::<abi::Ring>()),
         map::FLOWS => (MapType::Array, size_of::<abi::FlowBucket>()),
         map::VERDICTS => (MapType::PerCpuArray, size_of::<abi::Verdicts>()),
+        map::TRANSLATIONS => (MapType::Hash, size_of::<abi::Translation>()),
+        map::FRAGMENTS => (MapType::LruHash, size_of::<abi::FragmentRoute>()),
         map::SERVICE_TRAFFIC | map::BACKEND_TRAFFIC => (MapType::PerCpuArray, size_of::<abi::Traffic>()),
         _ => (MapType::Array, size_of::<abi::Name>()),
     };

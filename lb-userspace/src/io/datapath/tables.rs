@@ -6,14 +6,17 @@ use std::sync::Arc;
 
 use lb_common::abi::{
     Backend, BackendFlags, BackendWord, Control, FlowBucket, MAX_INTERFACES, Name, Ring, Service,
-    ServiceWord, VipBucket, VipTable, interface_slot, mac_word,
+    ServiceWord, Settings, Translation, TupleKey, VipBucket, VipTable, interface_slot, mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
+use lb_common::net::{Address, Be16};
 use lb_common::slice::TableSlices;
 
+use super::DatapathError;
+use super::exact::{self, ExactMaps, MemoryExact, Words};
 use super::region::Region;
 use crate::core::explain::Ingress;
-use crate::core::image::{Capacity, Image, LoadedBackend, LoadedService};
+use crate::core::image::{Capacity, Globals, Image, LoadedBackend, LoadedService};
 use crate::core::vips;
 
 /// The memory of all mapped arrays.
@@ -26,6 +29,10 @@ pub struct TableSet {
     pub(super) flows: Region<FlowBucket>,
     pub(super) service_names: Region<Name>,
     pub(super) backend_names: Region<Name>,
+    /// What is no array.
+    pub(super) exact: Box<dyn ExactMaps>,
+    /// How many translations there may be.
+    pub(super) capacity_of_translations: u32,
     /// Copies of rings read or written before, by slot.
     pub(super) known_rings: RefCell<BTreeMap<u16, Arc<Ring>>>,
     /// Backends whose next hop was replaced since the last grace period: packets may still read the one before.
@@ -48,6 +55,8 @@ impl TableSet {
             flows: Region::heap(capacity.flow_buckets),
             service_names: Region::heap(capacity.services),
             backend_names: Region::heap(capacity.backends + 1),
+            exact: Box::new(MemoryExact::new(capacity.translations)),
+            capacity_of_translations: capacity.translations,
             known_rings: RefCell::default(),
             fresh_hops: HashSet::new(),
         }
@@ -62,6 +71,7 @@ impl TableSet {
             backends: self.backends.records(),
             rings: self.rings.records(),
             flows: self.flows.records(),
+            exact: &*self.exact,
         })
     }
 
@@ -84,6 +94,7 @@ impl TableSet {
             rings: count(self.rings.records().len()),
             vip_buckets: count(self.vips.records().len() / 2),
             flow_buckets: count(self.flows.records().len()),
+            translations: self.capacity_of_translations,
         }
     }
 
@@ -96,6 +107,7 @@ impl TableSet {
             backends: self.loaded_backends(),
             vips: vips::read(self.vips.records(), vip_table),
             vip_table,
+            globals: self.globals(),
             capacity: self.capacity(),
         }
     }
@@ -140,7 +152,9 @@ impl TableSet {
                     enabled: flags.enabled,
                     healthy: flags.healthy,
                     probed_healthy: flags.probed_healthy,
+                    takes_new: flags.takes_new,
                     forwarding: flags.forwarding,
+                    port: flags.port.get(),
                     hop,
                 };
                 (id, loaded)
@@ -169,16 +183,21 @@ impl TableSet {
             *(if second_hop { second } else { first }) = hop;
         }
         *name = Name::new(&backend.name);
+        if record.address != backend.address {
+            record.path.store(0);
+        }
         record.address = backend.address;
         let word = BackendWord::new(BackendFlags {
             used: true,
             enabled: backend.enabled,
             healthy: backend.healthy,
             probed_healthy: backend.probed_healthy,
+            takes_new: backend.takes_new,
             resolved: backend.hop.is_some(),
             second_hop,
             forwarding: backend.forwarding,
             service: u16::try_from(backend.service).unwrap_or(u16::MAX),
+            port: Be16::new(backend.port),
         });
         record.word.store(word.word());
         Ok(())
@@ -236,6 +255,33 @@ impl TableSet {
         words.filter(|(_, word)| word.used).map(|(id, word)| (id, word.service.into()))
     }
 
+    /// Settings for all services.
+    fn globals(&self) -> Globals {
+        let Some(control) = self.control() else { return Globals::default() };
+        let [v4, v6] = control.snat_counts.map(|count| count as usize);
+        let list = |sources: &[Address], count| sources.iter().take(count).copied().collect();
+        Globals {
+            reply_oversized: control.settings.reply_oversized(),
+            sources: control.sources,
+            snat: [list(&control.snat_v4, v4), list(&control.snat_v6, v6)],
+        }
+    }
+
+    /// Replaces the settings for all services. In between a new flow may meet the old addresses or, for an instant, none.
+    pub(super) fn write_globals(&mut self, globals: &Globals) {
+        let Some(control) = self.control_mut() else { return };
+        control.settings = Settings::new(globals.reply_oversized);
+        control.sources = globals.sources;
+        control.snat_counts = [0; 2];
+        let lists = [&mut control.snat_v4, &mut control.snat_v6];
+        for ((list, wanted), count) in lists.into_iter().zip(&globals.snat).zip(&mut control.snat_counts) {
+            for (place, source) in list.iter_mut().zip(wanted) {
+                *place = *source;
+            }
+            *count = u32::try_from(wanted.len()).unwrap_or(0);
+        }
+    }
+
     /// Names the attached interfaces: kernel index and own MAC address.
     pub fn set_interfaces(&self, interfaces: &[(u32, [u8; 6])]) {
         let Some(control) = self.control() else { return };
@@ -274,13 +320,38 @@ impl TableSet {
     }
 
     /// Removes all flows of these backends.
-    pub fn sweep_backends(&self, gone: &BTreeMap<u16, u32>) {
+    pub fn sweep_backends(&self, gone: &BTreeMap<u16, u32>) -> Result<(), DatapathError> {
         self.sweep(|entry| gone.contains_key(&entry.backend()));
+        self.remove_translations(|all| of_backends(all, |id| gone.contains_key(&id)))
     }
 
     /// Removes flows of ids that no backend has: an agent may have ended before it could.
-    pub fn sweep_orphans(&self, backends: &BTreeMap<u16, LoadedBackend>) {
+    pub fn sweep_orphans(&self, backends: &BTreeMap<u16, LoadedBackend>) -> Result<(), DatapathError> {
         self.sweep(|entry| !backends.contains_key(&entry.backend()));
+        self.remove_translations(|all| of_backends(all, |id| !backends.contains_key(&id)))
+    }
+
+    /// Removes the translations of connections that are closed or idle.
+    pub fn sweep_translations(&self, now: Tick) -> Result<(), DatapathError> {
+        self.remove_translations(|all| exact::expired(all, now))
+    }
+
+    fn remove_translations(
+        &self,
+        goes: impl Fn(&[(TupleKey, Words)]) -> Vec<TupleKey>,
+    ) -> Result<(), DatapathError> {
+        for key in goes(&self.translations()?) {
+            // One that is gone by itself is as well.
+            self.exact.set_translation(&key, None);
+        }
+        Ok(())
+    }
+
+    /// All translations.
+    pub fn translations(&self) -> Result<Vec<(TupleKey, Words)>, DatapathError> {
+        self.exact
+            .translations()
+            .map_err(|error| DatapathError { action: "reading the translations", cause: error.to_string() })
     }
 
     /// Removes idle flows; `udp` are the backends of UDP services, whose flows idle out sooner.
@@ -306,7 +377,10 @@ impl TableSet {
         let mut counts = vec![0_u64; self.backends.records().len()];
         let words = self.flows.records().iter().flat_map(|bucket| &bucket.ways).map(|way| way.load());
         let entries = words.filter_map(Entry::from_word);
-        for entry in entries.filter(|entry| entry.state() == State::Established && !entry.is_expired(now)) {
+        let live = |entry: &Entry| {
+            entry.state() == State::Established && !entry.is_expired(now) && !entry.is_client()
+        };
+        for entry in entries.filter(live) {
             if let Some(count) = counts.get_mut(usize::from(entry.backend())) {
                 *count += 1;
             }
@@ -319,4 +393,12 @@ impl TableSet {
         let words = self.flows.records().iter().flat_map(|bucket| &bucket.ways);
         words.filter(|way| Entry::from_word(way.load()).is_some()).count() as u64
     }
+}
+
+/// The keys of the translations whose backend is one of these.
+fn of_backends(all: &[(TupleKey, Words)], these: impl Fn(u16) -> bool) -> Vec<TupleKey> {
+    all.iter()
+        .filter(|(_, words)| these(Translation::from_words(*words).backend))
+        .map(|(key, _)| *key)
+        .collect()
 }

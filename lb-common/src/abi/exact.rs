@@ -1,0 +1,225 @@
+//! What must be exact, in kernel hash maps: the translations of `nat`, and which way a datagram's fragments go.
+
+#[cfg(doc)]
+use super::NextHop;
+use super::Word;
+use crate::net::{Address, Ports, Protocol, Tuple};
+
+/// What names a translation or a fragmented datagram: the fields of a packet as it arrives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct TupleKey {
+    /// Source address.
+    pub source: Address,
+    /// Destination address.
+    pub destination: Address,
+    /// The ports as [`Ports::word`]; of a fragment, the datagram's identification.
+    pub ports: u32,
+    /// [`Protocol`] and, above it, [`TupleKey::FRAGMENT`] for fragments.
+    pub protocol: u32,
+}
+
+impl TupleKey {
+    const FRAGMENT: u32 = 1 << 8;
+
+    /// The key of a packet with ports.
+    #[inline(always)]
+    pub const fn of(tuple: &Tuple) -> Self {
+        Self {
+            source: tuple.source,
+            destination: tuple.destination,
+            ports: tuple.ports.word(),
+            protocol: tuple.protocol.0 as u32,
+        }
+    }
+
+    /// The key of a fragment, by the identification in its header as it lies there.
+    #[inline(always)]
+    pub const fn of_fragment(tuple: &Tuple, identification: u32) -> Self {
+        Self {
+            source: tuple.source,
+            destination: tuple.destination,
+            ports: identification,
+            protocol: tuple.protocol.0 as u32 | Self::FRAGMENT,
+        }
+    }
+
+    /// The tuple of a packet with ports.
+    pub const fn tuple(&self) -> Tuple {
+        Tuple {
+            source: self.source,
+            destination: self.destination,
+            ports: Ports::from_word(self.ports),
+            protocol: Protocol(self.protocol as u8),
+        }
+    }
+}
+
+/// One direction of a translated connection: what its packets become.
+#[derive(Debug, Default)]
+#[repr(C)]
+pub struct Translation {
+    /// See [`TranslationState`].
+    pub state: Word,
+    /// The source address its packets leave with.
+    pub source: Address,
+    /// The destination address.
+    pub destination: Address,
+    /// The ports, as [`Ports::word`].
+    pub ports: u32,
+    /// The backend's id.
+    pub backend: u16,
+    /// 1 for what the backend answers, else 0.
+    pub reply: u16,
+    /// MAC addresses, as [`NextHop::first`]: where the customer's packets came from, with the two exchanged.
+    pub first: Word,
+    /// As [`NextHop::rest`] in the lower half and [`NextHop::interface`] in the upper.
+    pub rest: Word,
+    /// VLAN id the customer's packets came with; 0 for none.
+    pub vlan: u32,
+    /// To a multiple of eight.
+    pub padding: u32,
+}
+
+/// The words a [`Translation`] is made of.
+pub const TRANSLATION_WORDS: usize = size_of::<Translation>() / size_of::<u64>();
+
+impl Translation {
+    /// From its words, as a map's system calls yield them.
+    pub fn from_words(words: [u64; TRANSLATION_WORDS]) -> Self {
+        // SAFETY: both are as long, and every bit pattern of integers is a value.
+        unsafe { core::mem::transmute(words) }
+    }
+
+    /// Its words.
+    pub fn to_words(&self) -> [u64; TRANSLATION_WORDS] {
+        // SAFETY: as above; there is no padding.
+        unsafe { core::ptr::from_ref(self).cast::<[u64; TRANSLATION_WORDS]>().read() }
+    }
+
+    /// The key by which the other direction is found, given one's own protocol.
+    #[inline(always)]
+    pub fn reverse_key(&self, protocol: Protocol) -> TupleKey {
+        let leaves = Tuple {
+            source: self.source,
+            destination: self.destination,
+            ports: Ports::from_word(self.ports),
+            protocol,
+        };
+        TupleKey::of(&leaves.reversed())
+    }
+}
+
+/// The word [`Translation::state`]: when a packet went this way last, and how far this direction has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TranslationState {
+    /// The tick of the last packet.
+    pub tick: u32,
+    /// More than the first packet was seen.
+    pub established: bool,
+    /// A FIN was seen.
+    pub closing: bool,
+    /// A RST was seen.
+    pub reset: bool,
+    /// No packet was translated yet.
+    pub fresh: bool,
+}
+
+impl TranslationState {
+    const ESTABLISHED: u64 = 1 << 32;
+    const CLOSING: u64 = 1 << 33;
+    const RESET: u64 = 1 << 34;
+    const FRESH: u64 = 1 << 35;
+
+    /// From the word in the map.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self {
+            tick: word as u32,
+            established: word & Self::ESTABLISHED != 0,
+            closing: word & Self::CLOSING != 0,
+            reset: word & Self::RESET != 0,
+            fresh: word & Self::FRESH != 0,
+        }
+    }
+
+    /// The word for the map.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        let mut word = self.tick as u64;
+        if self.established {
+            word |= Self::ESTABLISHED;
+        }
+        if self.closing {
+            word |= Self::CLOSING;
+        }
+        if self.reset {
+            word |= Self::RESET;
+        }
+        if self.fresh {
+            word |= Self::FRESH;
+        }
+        word
+    }
+}
+
+/// Where the customer's packets of a translated connection come from, and its answers go back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReturnPath {
+    /// As [`NextHop::first`].
+    pub first: u64,
+    /// As [`NextHop::rest`] in the lower half and [`NextHop::interface`] in the upper.
+    pub rest: u64,
+    /// VLAN id; 0 for none.
+    pub vlan: u32,
+}
+
+impl ReturnPath {
+    /// That of a translation.
+    #[inline(always)]
+    pub fn of(translation: &Translation) -> Self {
+        Self { first: translation.first.load(), rest: translation.rest.load(), vlan: translation.vlan }
+    }
+}
+
+/// Which way a datagram's first fragment went, so that the others follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct FragmentRoute {
+    /// The source address its packets leave with, if they are translated.
+    pub source: Address,
+    /// The destination address, if they are translated.
+    pub destination: Address,
+    /// The tick of the first fragment.
+    pub tick: u32,
+    /// The service's id.
+    pub service: u16,
+    /// The backend's id; 0 if the first fragment was left to the host.
+    pub backend: u16,
+    /// As [`ReturnPath::first`], for a backend's answer.
+    pub first: u64,
+    /// As [`ReturnPath::rest`], for a backend's answer.
+    pub rest: u64,
+    /// As [`ReturnPath::vlan`], for a backend's answer.
+    pub vlan: u32,
+    /// What becomes of them: see [`FragmentRoute::PLAIN`] and those that follow.
+    pub kind: u32,
+}
+
+impl FragmentRoute {
+    /// To the backend as they are, or to the host.
+    pub const PLAIN: u32 = 0;
+    /// To the backend, translated.
+    pub const TRANSLATED: u32 = 1;
+    /// A backend's answer, translated back.
+    pub const ANSWER: u32 = 2;
+}
+
+/// Lets aya read and write what goes through map system calls.
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: `repr(C)` of plain integers without padding between them; every bit pattern is a value.
+    unsafe impl aya::Pod for super::TupleKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::FragmentRoute {}
+}

@@ -1,0 +1,224 @@
+//! What the pipeline needs of the world: a frame, the tables, and somebody who follows its steps.
+
+use core::ops::{Deref, DerefMut};
+
+use network_types::eth::EthHdr;
+use network_types::icmp::Icmpv4Hdr;
+use network_types::ip::Ipv4Hdr;
+use network_types::tcp::TcpHdr;
+
+use super::nat::{Attempt, Scratch, Work, attempt};
+use super::parse::{Extensions, extensions};
+use super::{Exit, Outcome, run_stage};
+use crate::abi::{
+    Backend, Control, FlowBucket, FragmentRoute, NextHop, PathMtu, Service, Translation, TupleKey, VipBucket,
+    Word,
+};
+use crate::flow::{Eviction, State, Tick, Victim};
+use crate::net::{Address, Tuple};
+use crate::verdict::Verdict;
+
+/// A header as it lies in a frame.
+///
+/// # Safety
+///
+/// Every bit pattern is a value, and there is no padding.
+pub unsafe trait Header: Copy {}
+
+// SAFETY: `repr(C)` of bytes and 16-bit words without padding.
+unsafe impl Header for EthHdr {}
+// SAFETY: as above.
+unsafe impl Header for Ipv4Hdr {}
+// SAFETY: as above.
+unsafe impl Header for TcpHdr {}
+// SAFETY: as above.
+unsafe impl Header for Icmpv4Hdr {}
+// SAFETY: a plain integer.
+unsafe impl Header for u64 {}
+// SAFETY: as above.
+unsafe impl Header for u32 {}
+// SAFETY: as above.
+unsafe impl Header for u16 {}
+// SAFETY: plain integers.
+unsafe impl<const N: usize> Header for [u32; N] {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Header for [u16; N] {}
+// SAFETY: plain bytes.
+unsafe impl<const N: usize> Header for [u8; N] {}
+
+/// A frame: reads and writes that are checked against its bounds.
+pub trait Packet: Sized {
+    /// The header at `offset` bytes, unless it reaches beyond the frame. At least two bytes: from the check for a single one the
+    /// kernel's verifier learns nothing.
+    fn read<T: Header>(&self, offset: usize) -> Option<T>;
+    /// Overwrites the bytes at `offset`; `None`, and nothing done, if they reach beyond the frame.
+    fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()>;
+    /// Makes room for `bytes` more in front: offset 0 is then `bytes` earlier, and what lies there is undefined. `None`,
+    /// and nothing done, if there is no room.
+    fn grow_head(&mut self, bytes: usize) -> Option<()>;
+    /// Takes `bytes` away in front; `None`, and nothing done, if the frame would not have an Ethernet header left.
+    fn shrink_head(&mut self, bytes: usize) -> Option<()>;
+    /// Cuts the frame to `bytes`; `None`, and nothing done, if it is shorter or would not have an Ethernet header left.
+    fn truncate(&mut self, bytes: usize) -> Option<()>;
+    /// Index of the interface the frame came in on.
+    fn interface(&self) -> u32;
+    /// Asks the kernel's routes and neighbours for the way from one address to another of its family, and puts MAC addresses and
+    /// interface into `hop`. Says whether it leads straight to the host; `None` if they do not know.
+    #[inline(always)]
+    fn route(&self, _from: Address, _to: Address, _hop: &mut NextHop) -> Option<bool> {
+        None
+    }
+    /// What stands behind an IPv6 header: [`extensions`]. The kernel's implementation does it in a function by itself, for the
+    /// verifier to go through once.
+    #[inline(always)]
+    fn extensions(&self, ip_offset: usize, next: u8, bytes: u16) -> Extensions {
+        extensions(self, ip_offset, next, bytes)
+    }
+    /// Runs a stage. The kernel's implementation does so in a function of the stage's own.
+    #[inline(always)]
+    fn stage<T: Tables>(&mut self, tables: &T, exit: Exit) -> Result<Outcome, Exit> {
+        run_stage(self, tables, exit)
+    }
+}
+
+/// What came of an insertion into an exact table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is there now.
+    Done,
+    /// Another is there under this key; it stays.
+    Exists,
+    /// There is no room.
+    Full,
+}
+
+/// The tables of the datapath and the clock.
+pub trait Tables {
+    /// Settings for the whole datapath.
+    fn control(&self) -> Option<&Control>;
+    /// [`Control::icmp_budget`].
+    fn icmp_budget(&self) -> Option<&Word>;
+    /// A bucket of the VIP table, by its index over both halves.
+    fn vip_bucket(&self, index: u32) -> Option<&VipBucket>;
+    /// A service's record.
+    fn service(&self, id: u32) -> Option<&Service>;
+    /// A backend's record.
+    fn backend(&self, id: u16) -> Option<&Backend>;
+    /// Notes what a router told of the way to a backend, in [`Backend::path`].
+    fn set_path(&self, id: u16, path: PathMtu);
+    /// The backend id in a slot of a ring; `slot` is below [`crate::abi::RING_SIZE`].
+    fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16>;
+    /// A bucket of the flow table.
+    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket>;
+    /// The place for a new entry in this bucket, whose index is given, too: [`FlowBucket::victim`]. The kernel's implementation does it
+    /// in a function by itself, for the verifier to go through once.
+    #[inline(always)]
+    fn victim(&self, _index: u32, bucket: &FlowBucket, now: Tick) -> Victim {
+        bucket.victim(now)
+    }
+    /// The value itself. In the kernel the verifier knows nothing of it any more, if it knows nothing of the other: what follows
+    /// is gone through once, and not for each value that it may have.
+    #[inline(always)]
+    fn forget(&self, value: u64, _unknown: u64) -> u64 {
+        value
+    }
+    /// The translation of such packets, if there is one; its words may be written.
+    fn translation(&self, key: &TupleKey) -> Option<impl Deref<Target = Translation>>;
+    /// Adds a translation.
+    fn add_translation(&self, key: &TupleKey, translation: &Translation) -> Inserted;
+    /// Tries a port for a new translated flow: [`attempt`]. The kernel's implementation does it in a function by itself, for the
+    /// verifier to go through once.
+    #[inline(always)]
+    fn attempt(&self, work: &mut Work, sequence: u64, late: bool) -> Attempt
+    where
+        Self: Sized,
+    {
+        attempt(self, work, sequence, late)
+    }
+    /// Removes a translation, if there is one.
+    fn remove_translation(&self, key: &TupleKey);
+    /// Room to translate a packet in; whatever lies there. `None` while it is in use.
+    fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>>;
+    /// Hands over which way the fragments of a datagram go, if that is known.
+    fn fragment<R>(&self, key: &TupleKey, then: impl FnOnce(&FragmentRoute) -> R) -> Option<R>;
+    /// Remembers which way the fragments of a datagram go.
+    fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute);
+    /// The time.
+    fn now(&self, control: &Control) -> Tick;
+    /// Counts a packet that goes to no backend.
+    fn count(&self, verdict: Verdict);
+    /// Counts an entry of the flow table that made way for a new one.
+    fn count_eviction(&self, eviction: Eviction);
+    /// Counts a forwarded packet, once, for its backend: what a service or all of them forwarded is the sum of that.
+    fn count_forwarded(&self, forwarded: &Outcome);
+    /// Is told each step; `explain` listens, the kernel does not.
+    #[inline(always)]
+    fn observe(&self, _step: Step) {}
+}
+
+/// A step of the pipeline, for who wants to follow it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The frame is a packet with a flow's five fields.
+    Parsed(Tuple),
+    /// The packet is an error about a packet with these five fields.
+    Quoted(Tuple),
+    /// The destination belongs to a service: its id, and whether through a VIP of port 0.
+    Classified {
+        /// The service's id.
+        service: u32,
+        /// Found as a VIP of every port.
+        any_port: bool,
+    },
+    /// The flow table was asked.
+    FlowLookup {
+        /// The bucket.
+        bucket: u32,
+        /// What tells the flow apart in it.
+        signature: u32,
+        /// Backend, state and age in ticks of the entry found.
+        found: Option<(u16, State, u32)>,
+    },
+    /// The entry found was not followed.
+    EntryRefused(Refusal),
+    /// The client's entry was asked, for its flows go to one backend; the backend there.
+    ClientLookup(Option<u16>),
+    /// The ring was asked.
+    RingLookup {
+        /// The ring's slot in the ring table.
+        ring: u16,
+        /// The slot in the ring.
+        slot: u32,
+        /// The backend there.
+        backend: u16,
+    },
+    /// A fragment that is not the first: the backend its datagram goes to, 0 for the host, if that is known.
+    FragmentLookup(Option<u16>),
+    /// The packet is translated: it leaves with these five fields.
+    Translated {
+        /// The five fields.
+        tuple: Tuple,
+        /// Whether the translation was made just now.
+        new: bool,
+        /// Whether this is an answer.
+        reply: bool,
+    },
+    /// The backend is chosen and its next hop known.
+    NextHop {
+        /// The backend's id.
+        backend: u16,
+        /// Where its frames go.
+        hop: NextHop,
+    },
+}
+
+/// Why an entry of the flow table was not followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its backend is gone, disabled, or of another service.
+    BackendGone,
+    /// Its backend is unhealthy and the packet has no connection to lose.
+    BackendUnhealthy,
+    /// The packet opens a connection anew, and is not a retransmission.
+    OpensAnew,
+}
