@@ -103,7 +103,9 @@ pub(crate) fn web_server(name: &str, apps: &[Ipv4Addr], certificates: &Certifica
 {upstreams}    }}
     server {{
         listen 80 backlog=4096;
+        listen [::]:80 backlog=4096;
         listen 443 ssl backlog=4096;
+        listen [::]:443 ssl backlog=4096;
         ssl_certificate {certificate};
         ssl_certificate_key {key};
         add_header X-Served-By {name} always;
@@ -130,6 +132,7 @@ pub(crate) fn app_server(name: &str) -> String {
     format!(
         "    server {{
         listen {APP_PORT};
+        listen [::]:{APP_PORT};
         default_type application/json;
         add_header X-App {name} always;
         location / {{ return 200 '{{\"app\":\"{name}\",\"path\":\"$request_uri\"}}\\n'; }}
@@ -146,6 +149,7 @@ pub(crate) fn cdn(origin: Ipv4Addr, origin_name: &str, directory: &Path) -> Stri
         "    proxy_cache_path {cache} keys_zone=pages:1m;
     server {{
         listen 80;
+        listen [::]:80;
         proxy_set_header Host {origin_name};
         proxy_connect_timeout 2s;
         add_header X-Cache $upstream_cache_status always;

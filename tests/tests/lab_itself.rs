@@ -1,10 +1,12 @@
 //! The lab without Sluice: hosts reach what they should, and nothing else, and nothing is left behind.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use lb_tests::{CDN_NAME, Capture, HttpConnection, Lab, Load, SHOP_NAME, UdpEcho, send_frame, wait_until};
+use lb_tests::{
+    CDN_NAME, Capture, Host, HttpConnection, Lab, Load, SHOP_NAME, UdpEcho, send_frame, wait_until,
+};
 
 #[test]
 fn web_servers_serve_their_page_and_the_app_tier() {
@@ -33,6 +35,85 @@ fn web_servers_serve_their_page_and_the_app_tier() {
     let shop = format!("https://{SHOP_NAME}/");
     let page = lab.customer().curl(&["--cacert", &authority, "--resolve", &there, &shop]).expect("https");
     assert_eq!(page.served_by(), "web1");
+}
+
+#[test]
+fn hosts_serve_and_reach_each_other_in_both_families() {
+    let lab = Lab::builder().start().expect("a lab");
+    for (web, address) in lab.webs().iter().flat_map(|web| web.both_addresses().map(|address| (web, address)))
+    {
+        let to = SocketAddr::new(address, 80);
+        for from in [lab.customer(), lab.edge()] {
+            let connection = HttpConnection::open(from, to, Some(30_000)).expect("connect");
+            assert_eq!(connection.get_and_close("/").expect("page").served_by(), web.name(), "{address}");
+        }
+        let page = lab.customer().curl(&[&format!("http://{to}/api")]).expect("curl");
+        assert_eq!((page.status, page.served_by()), (200, web.name()), "{address}");
+    }
+    let load = Load::start(lab.customer(), SocketAddr::from((lab.web(0).address6(), 80)), "/", 1);
+    wait_until("requests flow", Duration::from_secs(5), || load.done() > 20).expect("load");
+    assert_eq!(load.stop().expect("report").failed, 0);
+    // Only who is told where it is finds the VIP: a web server does not announce it on the segment.
+    for (vip, via) in lab.both_vips(80).into_iter().zip(lab.web(1).both_addresses()) {
+        let nobody = lab.customer().curl(&["--max-time", "0.5", &format!("http://{vip}/")]);
+        assert!(nobody.is_err(), "{vip} is answered without Sluice");
+        lab.customer().ip(&format!("route replace {} via {via}", vip.ip())).expect("ip");
+        let connection = HttpConnection::open(lab.customer(), vip, None).expect("connect");
+        assert_eq!(connection.get_and_close("/").expect("page").served_by(), "web2", "{vip}");
+    }
+}
+
+#[test]
+fn a_pulled_cable_keeps_addresses_and_routes() {
+    let lab = Lab::builder().start().expect("a lab");
+    let customer = lab.customer();
+    customer.link_down("eth0").expect("pull");
+    customer.link_up("eth0").expect("plug in");
+    for address in lab.web(0).both_addresses() {
+        customer.connect(SocketAddr::new(address, 80), None).expect("connect");
+    }
+    let output = customer.command("ip").args(["route", "get", &lab.vip6(80).ip().to_string()]).output();
+    let output = output.expect("ip");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("via fd00:1::2"), "{output:?}");
+}
+
+/// Whether `ping` with `size` bytes in one frame that must not be fragmented comes back.
+fn ping_whole(from: &Host, to: IpAddr, size: u16) -> bool {
+    let mut ping = from.command("ping");
+    ping.args(["-c", "1", "-W", "1", "-M", "do", "-s", &size.to_string(), &to.to_string()]);
+    ping.output().expect("ping").status.success()
+}
+
+#[test]
+fn tunnels_have_room_where_customers_have_none() {
+    let lab = Lab::builder().backend_mtu(1600).start().expect("a lab");
+    let web = lab.web(0);
+    for address in web.both_addresses() {
+        assert!(ping_whole(lab.edge(), address, 1550), "1,590 bytes and more from the edge host: {address}");
+        assert!(
+            !ping_whole(lab.customer(), address, 1550),
+            "1,590 bytes and more from a customer: {address}"
+        );
+        lab.transfer(SocketAddr::new(address, 80)).expect("transfer");
+    }
+    for address in lab.customer().both_addresses() {
+        assert!(!ping_whole(web, address, 1550), "a web server sends no more than its customers take");
+        assert!(ping_whole(web, address, 1450), "{address}");
+    }
+}
+
+#[test]
+fn jumbo_frames_go_everywhere() {
+    let lab = Lab::builder().mtu(9000).start().expect("a lab");
+    for address in lab.web(0).both_addresses() {
+        for from in [lab.customer(), lab.edge()] {
+            assert!(ping_whole(from, address, 8900), "{} to {address}", from.name());
+        }
+        lab.transfer(SocketAddr::new(address, 80)).expect("transfer");
+    }
+    for address in lab.edge().both_addresses() {
+        assert!(ping_whole(lab.customer(), address, 8900), "{address}");
+    }
 }
 
 #[test]
