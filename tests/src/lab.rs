@@ -30,6 +30,16 @@ pub const CDN_NAME: &str = "cdn.shop.example";
 const FIRST_WEB: u8 = 11;
 const FIRST_APP: u8 = 101;
 
+/// What is built if nothing is wished for.
+pub(crate) const NETWORK: Network = Network {
+    topology: Topology::Bridge,
+    mtu: 1500,
+    backend_mtu: None,
+    narrow_to_customers: None,
+    narrow_to_backends: None,
+    vip_on_backends: true,
+};
+
 /// What the lab cannot do without.
 const PROGRAMS: [&str; 5] = ["ip", "ethtool", "nginx", "openssl", "curl"];
 
@@ -125,15 +135,7 @@ impl Lab {
 
     /// A lab with two web servers and two app servers, to be varied.
     pub fn builder() -> LabBuilder {
-        let network = Network {
-            topology: Topology::Bridge,
-            mtu: 1500,
-            backend_mtu: None,
-            narrow_to_customers: None,
-            narrow_to_backends: None,
-            vip_on_backends: true,
-        };
-        LabBuilder { web_servers: 2, app_servers: 2, network }
+        LabBuilder { web_servers: 2, app_servers: 2, network: NETWORK }
     }
 
     /// The host of the customers.
@@ -221,7 +223,7 @@ impl Lab {
 
     /// The standard configuration: HTTP and HTTPS on the VIP, over all web servers.
     pub fn config(&self) -> SluiceToml {
-        SluiceToml::new(VIP, self.webs.iter().map(|web| (web.name().to_owned(), web.address())))
+        SluiceToml::new(&self.edge, &self.webs)
     }
 
     /// Starts `sluice agent` on the edge host with this configuration and waits until it answers. Started again, it

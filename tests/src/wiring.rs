@@ -172,16 +172,8 @@ pub(crate) fn ip_batch(netns: &Netns, batch: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lab::NETWORK;
     use crate::topology::Topology;
-
-    const NETWORK: Network = Network {
-        topology: Topology::Bridge,
-        mtu: 1500,
-        backend_mtu: None,
-        narrow_to_customers: None,
-        narrow_to_backends: None,
-        vip_on_backends: true,
-    };
 
     fn commands(role: Role, number: u8, network: &Network) -> String {
         let host = Host::new("host", network.attachments(role, number)).expect("a host");
