@@ -14,7 +14,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 use crate::nginx::Nginx;
-use crate::process::{die_with_parent, search_path};
+use crate::process::{die_with_parent, run_checked, search_path};
 use crate::segment::{Attachment, Segment};
 use crate::wiring::{ip_batch, write_sysctl};
 
@@ -108,6 +108,12 @@ impl Host {
         found.with_context(|| format!("{} has no interface {interface}", self.name))
     }
 
+    /// Whether an XDP program is attached to one of its interfaces.
+    pub fn has_xdp(&self, interface: &str) -> bool {
+        let shown = self.command("ip").args(["-details", "link", "show", interface]).output();
+        shown.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("prog/xdp"))
+    }
+
     /// A command that will run in this host's namespace, see its `/etc/hosts`, and die with the calling thread.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
@@ -157,6 +163,14 @@ impl Host {
     /// Runs `ip` on this host with each line of `commands`, such as `link set eth0 address 02:00:00:00:00:09`.
     pub fn ip(&self, commands: &str) -> Result<()> {
         ip_batch(&self.netns, &format!("{commands}\n")).with_context(|| format!("on {}", self.name))
+    }
+
+    /// Makes it forget what it has been told of paths with smaller MTUs.
+    pub fn forget_path_mtu(&self) -> Result<()> {
+        for family in ["-4", "-6"] {
+            run_checked(self.command("ip").args([family, "route", "flush", "cache"]))?;
+        }
+        Ok(())
     }
 
     /// Changes a setting of this host, such as `net/ipv4/ip_forward`.

@@ -81,6 +81,34 @@ impl LabBuilder {
         self
     }
 
+    /// Whether web servers have the VIPs on their loopback, as all modes but `nat` need; they have if nothing is said.
+    #[must_use]
+    pub fn vip_on_backends(mut self, there: bool) -> Self {
+        self.network.vip_on_backends = there;
+        self
+    }
+
+    /// How customers, edge host and web servers are connected.
+    #[must_use]
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.network.topology = topology;
+        self
+    }
+
+    /// The MTU of the link between the routers on the way to the customers; [`Topology::Routed`] only.
+    #[must_use]
+    pub fn narrow_to_customers(mut self, mtu: u32) -> Self {
+        self.network.narrow_to_customers = Some(mtu);
+        self
+    }
+
+    /// The MTU of the link between the routers on the way to the web servers; [`Topology::Routed`] only.
+    #[must_use]
+    pub fn narrow_to_backends(mut self, mtu: u32) -> Self {
+        self.network.narrow_to_backends = Some(mtu);
+        self
+    }
+
     /// Builds it; the hosts serve when this returns, but no agent runs yet.
     pub fn start(self) -> Result<Lab> {
         check_machine()?;
@@ -169,6 +197,12 @@ impl Lab {
     /// All app servers.
     pub fn apps(&self) -> &[Host] {
         &self.apps
+    }
+
+    /// The routers of the topology: the one at the public segment first, then those before the customers and before the
+    /// web servers.
+    pub fn routers(&self) -> &[Host] {
+        &self.routers
     }
 
     /// The namespace with the bridges and the ports ([`Host::port`]). What XDP transmits is seen here only.

@@ -16,6 +16,9 @@ use crate::process::{Daemon, wait_until};
 /// The port of the app servers.
 pub(crate) const APP_PORT: u16 = 8080;
 
+/// A second port at which the web servers serve the same, for services whose backends have another port than the VIP.
+pub const BACKEND_PORT: u16 = 8000;
+
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An nginx that can be killed and started again.
@@ -104,6 +107,8 @@ pub(crate) fn web_server(name: &str, apps: &[Ipv4Addr], certificates: &Certifica
     server {{
         listen 80 backlog=4096;
         listen [::]:80 backlog=4096;
+        listen {BACKEND_PORT} backlog=4096;
+        listen [::]:{BACKEND_PORT} backlog=4096;
         listen 443 ssl backlog=4096;
         listen [::]:443 ssl backlog=4096;
         ssl_certificate {certificate};

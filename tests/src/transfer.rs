@@ -13,27 +13,38 @@ use crate::host::{Host, unspecified};
 use crate::http::HttpConnection;
 use crate::lab::Lab;
 
-/// How much [`Lab::transfer`] moves each way, in bytes.
+/// The size of an upload or download, in bytes.
 const TRANSFER: usize = 1 << 20;
 const ECHO_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Lab {
-    /// Has the customer upload 1 MiB to a web server at `to` and download it again. An error if what was stored or what
-    /// came back is not what was sent.
+    /// Has the customer upload 1 MiB to a web server at `to` and download another; an error if a byte differs.
     pub fn transfer(&self, to: SocketAddr) -> Result<()> {
-        static NEXT: AtomicU32 = AtomicU32::new(1);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let content = noise(number, TRANSFER);
-        let path = format!("/files/transfer-{number}");
-        let mut up = HttpConnection::open(self.customer(), to, None)?;
-        let status = up.put(&path, &content).with_context(|| format!("uploading to {to}"))?.status;
+        self.upload(to)?;
+        self.download(to)
+    }
+
+    /// Has the customer upload 1 MiB to a web server at `to`; an error if what it stores differs.
+    pub fn upload(&self, to: SocketAddr) -> Result<()> {
+        let (name, content) = new_file();
+        let mut connection = HttpConnection::open(self.customer(), to, None)?;
+        let answer = connection.put(&format!("/files/{name}"), &content);
+        let status = answer.with_context(|| format!("uploading to {to}"))?.status;
         ensure!(status == 201, "uploading to {to}: status {status}");
-        let stored = fs::read(self.files().join(format!("transfer-{number}"))).context("the stored file")?;
+        let stored = fs::read(self.files().join(name)).context("reading what was stored")?;
         ensure!(stored == content, "what {to} stored differs from what was sent");
-        let mut down = HttpConnection::open(self.customer(), to, None)?;
-        let answer = down.get(&path).with_context(|| format!("downloading from {to}"))?;
+        Ok(())
+    }
+
+    /// Has the customer download 1 MiB from a web server at `to`; an error if what comes differs.
+    pub fn download(&self, to: SocketAddr) -> Result<()> {
+        let (name, content) = new_file();
+        fs::write(self.files().join(&name), &content).context("writing what is to be fetched")?;
+        let mut connection = HttpConnection::open(self.customer(), to, None)?;
+        let answer = connection.get(&format!("/files/{name}"));
+        let answer = answer.with_context(|| format!("downloading from {to}"))?;
         ensure!(answer.status == 200, "downloading from {to}: status {}", answer.status);
-        ensure!(answer.body == content, "what came back from {to} differs from what was sent");
+        ensure!(answer.body == content, "what came from {to} differs from what is stored");
         Ok(())
     }
 
@@ -69,6 +80,13 @@ pub fn echo_datagram(host: &Host, to: SocketAddr, size: usize) -> Result<String>
     let (name, echo) = answer.split_at(colon);
     ensure!(echo.get(1..) == Some(&content[..]), "the echo of {size} bytes from {to} is not what was sent");
     Ok(String::from_utf8_lossy(name).into_owned())
+}
+
+/// A name and 1 MiB that no other file of this process has.
+fn new_file() -> (String, Vec<u8>) {
+    static NEXT: AtomicU32 = AtomicU32::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    (format!("transfer-{number}"), noise(number, TRANSFER))
 }
 
 /// Bytes without a pattern, the same for the same seed.

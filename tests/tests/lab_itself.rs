@@ -5,7 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lb_tests::{
-    CDN_NAME, Capture, Host, HttpConnection, Lab, Load, SHOP_NAME, UdpEcho, send_frame, wait_until,
+    BACKEND_PORT, CDN_NAME, Capture, Host, HttpConnection, Lab, Load, SHOP_NAME, Topology, UdpEcho,
+    send_frame, wait_until,
 };
 
 #[test]
@@ -113,6 +114,107 @@ fn jumbo_frames_go_everywhere() {
     }
     for address in lab.edge().both_addresses() {
         assert!(ping_whole(lab.customer(), address, 8900), "{address}");
+    }
+}
+
+#[test]
+fn web_servers_without_the_vips_serve_under_another_port_too() {
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let web = lab.web(0);
+    for (vip, own) in lab.both_vips(80).into_iter().zip(web.both_addresses()) {
+        assert!(web.connect(vip, None).is_err(), "{vip} is not {}'s", web.name());
+        let to = SocketAddr::new(own, BACKEND_PORT);
+        let connection = HttpConnection::open(lab.customer(), to, None).expect("connect");
+        assert_eq!(connection.get_and_close("/").expect("page").served_by(), web.name());
+    }
+    // What the balancer translates to its own addresses comes back to it.
+    for (address, via) in [("192.0.2.9", "via 10.0.1.2 "), ("2001:db8:192::9", "via fd00:1::2 ")] {
+        let output = web.command("ip").args(["route", "get", address]).output().expect("ip");
+        assert!(String::from_utf8_lossy(&output.stdout).contains(via), "{output:?}");
+    }
+}
+
+#[test]
+fn a_decapsulator_that_does_not_start_is_told_with_its_words() {
+    let lab = Lab::builder().start().expect("a lab");
+    let refused = lab.start_decap(lab.web(0), "eth7", &["--from", "10.0.1.0/24"]).expect_err("no eth7");
+    let refused = format!("{refused:#}");
+    assert!(refused.contains("sluice decap on web1 ended with exit status"), "{refused}");
+    assert!(!lab.web(0).has_xdp("eth0"));
+}
+
+/// What `ip route get` on a host says of the way to an address.
+fn way(from: &Host, to: IpAddr) -> String {
+    let output = from.command("ip").args(["route", "get", &to.to_string()]).output().expect("ip");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn an_edge_host_with_two_interfaces_is_on_both_segments() {
+    let lab = Lab::builder().topology(Topology::TwoInterfaces).start().expect("a lab");
+    let on_link = |to, interface| {
+        let way = way(lab.edge(), to);
+        assert!(way.contains(&format!("dev {interface} ")) && !way.contains(" via "), "{way}");
+    };
+    for (address, customer) in lab.web(1).both_addresses().into_iter().zip(lab.customer().both_addresses()) {
+        on_link(address, "eth1");
+        on_link(customer, "eth0");
+        assert!(way(lab.web(1), customer).contains(" via "), "{}", way(lab.web(1), customer));
+        for from in [lab.edge(), lab.customer()] {
+            let connection = HttpConnection::open(from, SocketAddr::new(address, 80), None).expect("connect");
+            assert_eq!(connection.get_and_close("/").expect("page").served_by(), "web2");
+        }
+    }
+    assert!(lab.config().to_string().contains("interfaces = [\"eth0\", \"eth1\"]"));
+}
+
+#[test]
+fn a_routed_network_has_no_neighbours_but_routers() {
+    let lab = Lab::builder().topology(Topology::Routed).backend_mtu(1600).start().expect("a lab");
+    let edge = lab.edge();
+    for (web, customer) in lab.web(0).both_addresses().into_iter().zip(lab.customer().both_addresses()) {
+        for (from, to) in [
+            (edge, web),
+            (edge, customer),
+            (lab.customer(), edge.both_addresses()[usize::from(web.is_ipv6())]),
+        ] {
+            assert!(way(from, to).contains(" via "), "{}", way(from, to));
+            assert!(ping_whole(from, to, 1400), "{} to {to}", from.name());
+        }
+        assert!(ping_whole(edge, web, 1550), "room for tunnels");
+        assert!(!ping_whole(edge, customer, 1550), "and none on the way to customers");
+        lab.transfer(SocketAddr::new(web, 80)).expect("transfer");
+    }
+    let mut capture = Capture::start(edge, "eth0").expect("capture");
+    let sent = lab.customer().run(|| {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+        socket.send_to(b"for the VIP", lab.vip(9000))
+    });
+    sent.expect("run").expect("send");
+    let seen =
+        capture.find(Duration::from_secs(3), |frame| frame.ends_with(b"for the VIP")).expect("capture");
+    assert!(seen.is_some(), "the VIP is routed to the edge host");
+}
+
+#[test]
+fn packets_too_big_for_a_narrow_link_are_answered_for() {
+    let lab = Lab::builder().web_servers(1).app_servers(1).topology(Topology::Routed);
+    let lab = lab.narrow_to_customers(1400).narrow_to_backends(1300).start().expect("a lab");
+    let (customer, web) = (lab.customer(), lab.web(0));
+    let found_out = |from: &Host, to| {
+        let way = way(from, to);
+        way.contains("mtu 1300").then_some(()).ok_or(way)
+    };
+    for (web_address, customer_address) in web.both_addresses().into_iter().zip(customer.both_addresses()) {
+        let to = SocketAddr::new(web_address, 80);
+        // What a host has found out also makes it ask for less.
+        lab.upload(to).expect("upload");
+        found_out(customer, web_address).expect("the customer is told");
+        customer.forget_path_mtu().expect("forget");
+        found_out(customer, web_address).expect_err("forgotten");
+        found_out(web, customer_address).expect_err("the web server has not sent much");
+        lab.download(to).expect("download");
+        found_out(web, customer_address).expect("the web server is told");
     }
 }
 
