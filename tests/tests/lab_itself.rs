@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use lb_tests::{
-    BACKEND_PORT, CDN_NAME, Capture, Host, HttpConnection, Lab, Load, SHOP_NAME, Topology, UdpEcho,
-    send_frame, wait_until,
+    BACKEND_PORT, CDN_NAME, Capture, Host, HttpConnection, Lab, Load, SHOP_NAME, TcpEcho, Topology, UdpEcho,
+    echo_datagram, send_frame, vlan_tagged, wait_until,
 };
 
 #[test]
@@ -292,6 +292,67 @@ fn a_frame_arrives_as_it_was_sent() {
     send_frame(lab.customer(), "eth0", &frame).expect("send");
     let seen = capture.find(Duration::from_secs(3), |seen| seen == frame).expect("capture");
     assert!(seen.is_some());
+}
+
+#[test]
+fn vlan_tags_arrive_as_they_were_sent() {
+    let lab = Lab::builder().start().expect("a lab");
+    for (to, tags) in [
+        (lab.edge(), [(0x8100, 0x6064)].as_slice()),
+        (lab.web(1), &[(0x8100, 0x0007)]),
+        (lab.web(1), &[(0x88a8, 0x0064), (0x8100, 0x0007)]),
+        (lab.edge(), &[(0x88a8, 0x0064), (0x8100, 0x0007)]),
+    ] {
+        let addresses = [to.mac("eth0").expect("mac"), lab.customer().mac("eth0").expect("mac")].concat();
+        let plain = [&addresses[..], &[0x88, 0xb5], b"a local experiment, tagged"].concat();
+        let frame = vlan_tagged(&plain, tags);
+        assert_eq!(frame.len(), plain.len() + 4 * tags.len());
+        let mut capture = Capture::start(to, "eth0").expect("capture");
+        send_frame(lab.customer(), "eth0", &frame).expect("send");
+        let seen = capture.find(Duration::from_secs(3), |seen| seen == frame).expect("capture");
+        assert!(seen.is_some(), "{tags:x?} to {}", to.name());
+    }
+}
+
+#[test]
+fn big_datagrams_are_echoed_whole_by_either_family() {
+    let lab = Lab::builder().start().expect("a lab");
+    for address in lab.web(1).both_addresses() {
+        let to = SocketAddr::new(address, 9000);
+        let _echo = UdpEcho::start(lab.web(1), to).expect("echo");
+        for size in [1, 8_000, 30_000] {
+            assert_eq!(
+                echo_datagram(lab.customer(), to, size).expect("echo"),
+                "web2",
+                "{size} bytes to {to}"
+            );
+        }
+        let nobody = SocketAddr::new(address, 9001);
+        assert!(echo_datagram(lab.customer(), nobody, 10).is_err());
+    }
+}
+
+#[test]
+fn short_connections_are_counted_by_server() {
+    let lab = Lab::builder().start().expect("a lab");
+    let to = SocketAddr::from((lab.web(0).address6(), 80));
+    let by_server = lab.short_connections(to, 100).expect("answers");
+    assert_eq!(by_server, [("web1".to_owned(), 100)].into());
+}
+
+#[test]
+fn many_connections_are_held_and_echoed() {
+    let lab = Lab::builder().start().expect("a lab");
+    for address in lab.web(0).both_addresses() {
+        let to = SocketAddr::new(address, 9000);
+        let server = TcpEcho::start(lab.web(0), to).expect("server");
+        let mut held = lab.many_connections(to, 2_000, Duration::from_secs(10)).expect("connections");
+        assert_eq!((held.len(), server.accepted()), (2_000, 2_000));
+        held.echo(Duration::from_secs(5)).expect("echoes again");
+        drop(server);
+        let gone = held.echo(Duration::from_secs(5)).expect_err("without a server").to_string();
+        assert!(gone.contains(&format!("connection 0 to {to}")), "{gone}");
+    }
 }
 
 /// The body of the process that `nothing_is_left_behind…` kills: started by hand, it only holds a lab.
