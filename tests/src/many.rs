@@ -1,170 +1,60 @@
-//! Many connections at once: turns a number into that many open TCP connections, each of which has its bytes echoed.
+//! Many connections at once: turns a number into that many open TCP connections of a lab's customer, on each of which a
+//! byte can be echoed.
+//!
+//! A process may have fewer files open than that, and root is not always allowed to raise the limit. But the limit is that
+//! of a table, and a thread may have its own: so the connections are shared out among threads that keep them.
 
-use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use socket2::{Domain, Socket, Type};
 
-use crate::host::Host;
 use crate::lab::Lab;
+use crate::netns::Netns;
+use crate::tcp_echo::with_own_files;
 
-/// How many connections one source address makes. There are 28,232 ephemeral ports; fewer are found faster.
-const PER_ADDRESS: usize = 10_000;
+/// How many connections one source address and thread makes: fewer than there are ephemeral ports, and than a table of
+/// files has room for.
+const SHARE: usize = 10_000;
 /// The number of the customers' first further address.
 const FIRST_ADDRESS: u8 = 151;
-/// What the rest of the process may have open, in descriptors.
-const OTHER_FILES: u64 = 4096;
-/// How soon a server notices that it is to end, in milliseconds.
-const TICK: i32 = 50;
-const BACKLOG: i32 = 4096;
 /// How long one handshake or one echo may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A server on one host that holds every connection it accepts and echoes what comes; it ends when dropped.
-#[derive(Debug)]
-pub struct TcpEcho {
-    ending: Arc<AtomicBool>,
-    accepted: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<Result<()>>>,
-}
-
-impl TcpEcho {
-    /// Listens on `address` from inside `host`; bound to the unspecified address, it also serves the VIP.
-    pub fn start(host: &Host, address: SocketAddr) -> Result<Self> {
-        let listener = host
-            .run(|| listen(address))?
-            .with_context(|| format!("{}: listening on {address}", host.name()))?;
-        let (ending, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let mut server =
-            Server { epoll: epoll()?, listener, streams: Vec::new(), accepted: Arc::clone(&accepted) };
-        let end = Arc::clone(&ending);
-        let thread = std::thread::spawn(move || server.serve(&end));
-        Ok(Self { ending, accepted, thread: Some(thread) })
-    }
-
-    /// How many connections it has accepted.
-    pub fn accepted(&self) -> usize {
-        self.accepted.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for TcpEcho {
-    fn drop(&mut self) {
-        self.ending.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-struct Server {
-    epoll: OwnedFd,
-    listener: TcpListener,
-    /// By descriptor.
-    streams: Vec<Option<TcpStream>>,
-    accepted: Arc<AtomicUsize>,
-}
-
-impl Server {
-    fn serve(&mut self, ending: &AtomicBool) -> Result<()> {
-        watch(&self.epoll, self.listener.as_raw_fd())?;
-        while !ending.load(Ordering::Relaxed) {
-            for descriptor in ready(&self.epoll)? {
-                if descriptor == self.listener.as_raw_fd() {
-                    self.accept()?;
-                } else {
-                    self.echo(usize::try_from(descriptor)?);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn accept(&mut self) -> Result<()> {
-        loop {
-            match self.listener.accept() {
-                Ok((stream, _)) => {
-                    stream.set_nonblocking(true)?;
-                    watch(&self.epoll, stream.as_raw_fd())?;
-                    let index = usize::try_from(stream.as_raw_fd())?;
-                    if self.streams.len() <= index {
-                        self.streams.resize_with(index + 1, || None);
-                    }
-                    if let Some(slot) = self.streams.get_mut(index) {
-                        *slot = Some(stream);
-                    }
-                    self.accepted.fetch_add(1, Ordering::Relaxed);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                // A connection that was reset while it waited.
-                Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                Err(error) => return Err(error).context("accepting"),
-            }
-        }
-    }
-
-    /// Echoes what has come, or lets go of a connection that has ended.
-    fn echo(&mut self, index: usize) {
-        let Some(slot) = self.streams.get_mut(index) else { return };
-        let Some(stream) = slot else { return };
-        let mut buffer = [0; 512];
-        let done = match stream.read(&mut buffer) {
-            Ok(0) => true,
-            Ok(length) => stream.write_all(&buffer[..length]).is_err(),
-            Err(error) => error.kind() != ErrorKind::WouldBlock,
-        };
-        if done {
-            *slot = None;
-        }
-    }
-}
-
-/// Open connections of a lab's customer.
+/// Open connections of a lab's customer; they are reset when dropped.
 #[derive(Debug)]
 pub struct ManyConnections {
-    to: SocketAddr,
-    streams: Vec<TcpStream>,
+    holders: Vec<Holder>,
+    count: usize,
+}
+
+/// A thread that keeps some of the connections.
+#[derive(Debug)]
+struct Holder {
+    /// By when every connection is to have had its byte echoed. The thread ends when nobody can ask any more.
+    ask: Option<Sender<Instant>>,
+    answers: Receiver<Result<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Lab {
-    /// Opens `count` connections from the customer to a [`TcpEcho`] at `to` and has a byte echoed on each, all within
-    /// `limit`. They come from as many source addresses as they need.
+    /// Opens `count` connections from the customer to a [`crate::TcpEcho`] at `to` and has a byte echoed on each, all
+    /// within `limit`. They come from as many source addresses as they need.
     pub fn many_connections(&self, to: SocketAddr, count: usize, limit: Duration) -> Result<ManyConnections> {
-        allow_files(2 * u64::try_from(count)? + OTHER_FILES)?;
         let deadline = Instant::now() + limit;
-        let sources = self.further_addresses(to.is_ipv6(), count.div_ceil(PER_ADDRESS))?;
-        let open = || -> Result<Vec<TcpStream>> {
-            let mut streams = Vec::with_capacity(count);
-            let sources = sources.iter().flat_map(|source| std::iter::repeat_n(*source, PER_ADDRESS));
-            for (number, source) in sources.take(count).enumerate() {
-                ensure!(Instant::now() < deadline, "only {number} of {count} connections after {limit:?}");
-                let stream = connect_from(source, to);
-                streams.push(stream.with_context(|| format!("connection {number} of {count} to {to}"))?);
-            }
-            Ok(streams)
-        };
-        let streams = self.customer().run(open)??;
-        let mut connections = ManyConnections { to, streams };
-        connections.echo(deadline.saturating_duration_since(Instant::now()))?;
+        let sources = self.further_addresses(to.is_ipv6(), count.div_ceil(SHARE))?;
+        let shares = (0..count).step_by(SHARE).map(|start| SHARE.min(count - start));
+        let netns = self.customer().netns();
+        let holders = sources.into_iter().zip(shares);
+        let holders =
+            holders.map(|(source, share)| Holder::start(netns, source, to, share, deadline)).collect();
+        let connections = ManyConnections { holders, count };
+        connections.answers().context("opening")?;
+        connections.ask(deadline)?;
         Ok(connections)
     }
 
@@ -186,35 +76,90 @@ impl Lab {
 
 impl ManyConnections {
     /// How many there are.
-    pub fn len(&self) -> usize {
-        self.streams.len()
+    pub fn count(&self) -> usize {
+        self.count
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.streams.is_empty()
+    /// Sends a byte on every connection and waits for every echo, `limit` at most. An error if one does not come or is
+    /// another connection's.
+    pub fn echo(&self, limit: Duration) -> Result<()> {
+        self.ask(Instant::now() + limit)
     }
 
-    /// Sends a byte on every connection and then waits for every echo, `limit` at most. An error if one does not come
-    /// or is another.
-    pub fn echo(&mut self, limit: Duration) -> Result<()> {
-        let deadline = Instant::now() + limit;
-        let to = self.to;
-        for (number, stream) in self.streams.iter_mut().enumerate() {
-            stream
-                .write_all(&[byte(number)])
-                .with_context(|| format!("sending on connection {number} to {to}"))?;
+    fn ask(&self, deadline: Instant) -> Result<()> {
+        for holder in &self.holders {
+            // Who has ended says why in the answer.
+            let _ = holder.ask.as_ref().is_some_and(|ask| ask.send(deadline).is_ok());
         }
-        for (number, stream) in self.streams.iter_mut().enumerate() {
-            let mut answer = [0];
-            ensure!(Instant::now() < deadline, "only {number} echoes from {to} after {limit:?}");
-            stream
-                .read_exact(&mut answer)
-                .with_context(|| format!("no echo on connection {number} to {to}"))?;
-            ensure!(answer == [byte(number)], "the echo on connection {number} to {to} is of another one");
-        }
-        Ok(())
+        self.answers()
     }
+
+    /// One answer of every thread.
+    fn answers(&self) -> Result<()> {
+        let answers = self.holders.iter().map(|holder| holder.answers.recv());
+        // All of them, so that none is left for the next question.
+        let answers: Vec<_> = answers.map(|answer| answer.context("a thread has ended")?).collect();
+        answers.into_iter().collect()
+    }
+}
+
+impl Holder {
+    fn start(netns: &Netns, source: IpAddr, to: SocketAddr, count: usize, deadline: Instant) -> Self {
+        let (ask, questions) = channel();
+        let (answer, answers) = channel();
+        let netns = netns.clone();
+        let thread = std::thread::spawn(move || {
+            let opened = with_own_files(netns).and_then(|()| open(source, to, count, deadline));
+            let (mut streams, outcome) = match opened {
+                Ok(streams) => (streams, Ok(())),
+                Err(error) => (vec![], Err(error)),
+            };
+            let failed = outcome.is_err();
+            if answer.send(outcome).is_err() || failed {
+                return;
+            }
+            for deadline in questions {
+                let echoed = echo(&mut streams, deadline).with_context(|| format!("from {source} to {to}"));
+                if answer.send(echoed).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { ask: Some(ask), answers, thread: Some(thread) }
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.ask = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open(source: IpAddr, to: SocketAddr, count: usize, deadline: Instant) -> Result<Vec<TcpStream>> {
+    let mut streams = Vec::with_capacity(count);
+    for number in 0..count {
+        ensure!(Instant::now() < deadline, "in time, only {number} of {count} from {source} to {to}");
+        let stream = connect_from(source, to);
+        streams
+            .push(stream.with_context(|| format!("connection {number} of {count} from {source} to {to}"))?);
+    }
+    Ok(streams)
+}
+
+fn echo(streams: &mut [TcpStream], deadline: Instant) -> Result<()> {
+    for (number, stream) in streams.iter_mut().enumerate() {
+        stream.write_all(&[byte(number)]).with_context(|| format!("sending on connection {number}"))?;
+    }
+    for (number, stream) in streams.iter_mut().enumerate() {
+        let mut answer = [0];
+        ensure!(Instant::now() < deadline, "in time, only {number} echoes");
+        stream.read_exact(&mut answer).with_context(|| format!("no echo on connection {number}"))?;
+        ensure!(answer == [byte(number)], "the echo on connection {number} is another one's");
+    }
+    Ok(())
 }
 
 /// What is sent on the connection with this number.
@@ -231,44 +176,4 @@ fn connect_from(source: IpAddr, to: SocketAddr) -> Result<TcpStream> {
     socket.set_read_timeout(Some(PATIENCE))?;
     socket.connect_timeout(&to.into(), PATIENCE)?;
     Ok(socket.into())
-}
-
-/// Lets this process have `files` descriptors open.
-fn allow_files(files: u64) -> Result<()> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("reading the limit of open files")?;
-    if soft < files {
-        setrlimit(Resource::RLIMIT_NOFILE, files, hard.max(files))
-            .with_context(|| format!("raising the limit of open files to {files}"))?;
-    }
-    Ok(())
-}
-
-fn epoll() -> Result<OwnedFd> {
-    // SAFETY: no pointers are passed; the answer is checked.
-    let descriptor = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
-    ensure!(descriptor >= 0, "epoll_create1: {}", std::io::Error::last_os_error());
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
-}
-
-/// Has `epoll` tell when `descriptor` can be read.
-fn watch(epoll: &OwnedFd, descriptor: RawFd) -> Result<()> {
-    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: u64::try_from(descriptor)? };
-    // SAFETY: the event is live during the call, which copies it.
-    let done = unsafe { libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, descriptor, &mut event) };
-    ensure!(done == 0, "epoll_ctl: {}", std::io::Error::last_os_error());
-    Ok(())
-}
-
-/// What can be read, or nothing after [`TICK`].
-fn ready(epoll: &OwnedFd) -> Result<Vec<RawFd>> {
-    const BATCH: usize = 256;
-    let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
-    // SAFETY: the kernel writes at most the given number of events into the live array.
-    let count = unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), BATCH as i32, TICK) };
-    if count < 0 {
-        let error = std::io::Error::last_os_error();
-        return if error.kind() == ErrorKind::Interrupted { Ok(vec![]) } else { Err(error.into()) };
-    }
-    Ok(events.iter().take(usize::try_from(count)?).map(|event| event.u64 as RawFd).collect())
 }

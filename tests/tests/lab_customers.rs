@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use lb_tests::{CDN_NAME, Capture, HttpConnection, Lab, SHOP_NAME, UdpEcho, VIP, send_frame};
+use lb_tests::{CDN_NAME, Capture, HttpConnection, Lab, SHOP_NAME, Topology, UdpEcho, VIP, send_frame};
 
 const CONNECTIONS: u16 = 1_000;
 /// Chosen source ports make the distribution the same in every run.
@@ -117,6 +117,20 @@ fn a_megabyte_goes_up_and_comes_down_as_it_was() {
     // Enough connections that both web servers take part.
     for _ in 0..8 {
         lab.transfer(lab.vip(80)).expect("transfer");
+    }
+}
+
+#[test]
+fn customers_are_served_across_two_interfaces_and_with_jumbo_frames() {
+    let two = Lab::builder().topology(Topology::TwoInterfaces);
+    for builder in [two.clone(), two.mtu(9000), Lab::builder().mtu(9000), Lab::builder().backend_mtu(1600)] {
+        let lab = builder.clone().start().expect("a lab");
+        let _agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
+        for _ in 0..4 {
+            lab.transfer(lab.vip(80)).unwrap_or_else(|error| panic!("{builder:?}: {error:#}"));
+        }
+        let by_server = lab.short_connections(lab.vip(80), 60).expect("short connections");
+        assert_eq!(by_server.len(), 2, "{builder:?}: {by_server:?}");
     }
 }
 
