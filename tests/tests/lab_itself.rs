@@ -81,7 +81,7 @@ fn a_pulled_cable_keeps_addresses_and_routes() {
 /// Whether `ping` with `size` bytes in one frame that must not be fragmented comes back.
 fn ping_whole(from: &Host, to: IpAddr, size: u16) -> bool {
     let mut ping = from.command("ping");
-    ping.args(["-c", "1", "-W", "1", "-M", "do", "-s", &size.to_string(), &to.to_string()]);
+    ping.args(["-c", "1", "-W", "0.3", "-M", "do", "-s", &size.to_string(), &to.to_string()]);
     ping.output().expect("ping").status.success()
 }
 
