@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,9 @@ use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
 use crate::nginx::Nginx;
-use crate::process::{die_with_parent, search_path};
-use crate::topology::{Addresses, ip_batch};
+use crate::process::{die_with_parent, run_checked, search_path};
+use crate::segment::{Attachment, Segment};
+use crate::wiring::{ip_batch, write_sysctl};
 
 /// How long a connection attempt or an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,15 +26,22 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Host {
     name: String,
     netns: Netns,
-    addresses: Addresses,
+    attachments: Vec<Attachment>,
+    routes: String,
     hosts_file: Option<PathBuf>,
     nginx: Option<Nginx>,
 }
 
 impl Host {
-    pub(crate) fn new(name: &str, addresses: Addresses) -> Result<Self> {
+    pub(crate) fn new(name: &str, attachments: Vec<Attachment>) -> Result<Self> {
         let netns = Netns::new().with_context(|| format!("making host {name}"))?;
-        Ok(Self { name: name.to_owned(), netns, addresses, hosts_file: None, nginx: None })
+        let name = name.to_owned();
+        Ok(Self { name, netns, attachments, routes: String::new(), hosts_file: None, nginx: None })
+    }
+
+    /// Commands that bring back its routes after a link was down.
+    pub(crate) fn routed_by(&mut self, commands: String) {
+        self.routes = commands;
     }
 
     pub(crate) fn resolve_by(&mut self, hosts_file: PathBuf) {
@@ -44,7 +52,7 @@ impl Host {
         self.nginx = Some(nginx);
     }
 
-    /// Its name, which is also that of its port in the switch namespace.
+    /// Its name.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -54,15 +62,37 @@ impl Host {
         &self.netns
     }
 
-    /// Its address on the public segment; on the private one if it has no other.
-    pub fn address(&self) -> Ipv4Addr {
-        let addresses = self.addresses;
-        addresses.public.or(addresses.private).unwrap_or(Ipv4Addr::UNSPECIFIED)
+    /// What its interfaces are attached to: `eth0` first.
+    pub fn attachments(&self) -> &[Attachment] {
+        &self.attachments
     }
 
-    /// Its addresses.
-    pub fn addresses(&self) -> Addresses {
-        self.addresses
+    /// Its IPv4 address at `eth0`.
+    pub fn address(&self) -> Ipv4Addr {
+        self.attachments.first().map_or(Ipv4Addr::UNSPECIFIED, |first| first.v4())
+    }
+
+    /// Its IPv6 address at `eth0`.
+    pub fn address6(&self) -> Ipv6Addr {
+        self.attachments.first().map_or(Ipv6Addr::UNSPECIFIED, |first| first.v6())
+    }
+
+    /// Its addresses at `eth0`, IPv4 first.
+    pub fn both_addresses(&self) -> [IpAddr; 2] {
+        [self.address().into(), self.address6().into()]
+    }
+
+    /// Its attachment to a segment.
+    pub fn on(&self, segment: Segment) -> Option<Attachment> {
+        self.attachments.iter().find(|at| at.segment == segment).copied()
+    }
+
+    /// The other end, in the switch namespace, of its interface `eth0`, `eth1`, …: the host's name for the first.
+    pub fn port(&self, interface: usize) -> String {
+        match interface {
+            0 => self.name.clone(),
+            other => format!("{}-eth{other}", self.name),
+        }
     }
 
     /// The hardware address of one of its interfaces.
@@ -76,6 +106,12 @@ impl Host {
             }))
         })??;
         found.with_context(|| format!("{} has no interface {interface}", self.name))
+    }
+
+    /// Whether an XDP program is attached to one of its interfaces.
+    pub fn has_xdp(&self, interface: &str) -> bool {
+        let shown = self.command("ip").args(["-details", "link", "show", interface]).output();
+        shown.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("prog/xdp"))
     }
 
     /// A command that will run in this host's namespace, see its `/etc/hosts`, and die with the calling thread.
@@ -113,12 +149,33 @@ impl Host {
 
     /// Takes one of its interfaces down, as a pulled cable would.
     pub fn link_down(&self, interface: &str) -> Result<()> {
-        ip_batch(&self.netns, &format!("link set {interface} down\n"))
+        self.ip(&format!("link set {interface} down"))
     }
 
-    /// Brings an interface up again.
+    /// Brings an interface up again, and the routes through it.
     pub fn link_up(&self, interface: &str) -> Result<()> {
-        ip_batch(&self.netns, &format!("link set {interface} up\n"))
+        let through = format!(" dev {interface} ");
+        let routes = self.routes.lines().filter(|line| format!("{line} ").contains(&through));
+        let up = format!("link set {interface} up");
+        self.ip(&[up.as_str()].into_iter().chain(routes).collect::<Vec<_>>().join("\n"))
+    }
+
+    /// Runs `ip` on this host with each line of `commands`, such as `link set eth0 address 02:00:00:00:00:09`.
+    pub fn ip(&self, commands: &str) -> Result<()> {
+        ip_batch(&self.netns, &format!("{commands}\n")).with_context(|| format!("on {}", self.name))
+    }
+
+    /// Makes it forget what it has been told of paths with smaller MTUs.
+    pub fn forget_path_mtu(&self) -> Result<()> {
+        for family in ["-4", "-6"] {
+            run_checked(self.command("ip").args([family, "route", "flush", "cache"]))?;
+        }
+        Ok(())
+    }
+
+    /// Changes a setting of this host, such as `net/ipv4/ip_forward`.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        self.run(|| write_sysctl(name, value))?
     }
 
     fn nginx(&self) -> Result<&Nginx> {
@@ -128,16 +185,24 @@ impl Host {
 
 /// Connects from the calling thread's namespace.
 pub(crate) fn connect(to: SocketAddr, source_port: Option<u16>) -> io::Result<TcpStream> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     if let Some(port) = source_port {
         socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+        socket.bind(&SocketAddr::new(unspecified(to), port).into())?;
     }
     socket.connect_timeout(&to.into(), TIMEOUT)?;
     socket.set_read_timeout(Some(TIMEOUT))?;
     socket.set_write_timeout(Some(TIMEOUT))?;
     socket.set_tcp_nodelay(true)?;
     Ok(socket.into())
+}
+
+/// The address that stands for any of the same family.
+pub(crate) fn unspecified(like: SocketAddr) -> IpAddr {
+    match like {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// Gives the command a mount namespace of its own in which `/etc/hosts` is `file`.

@@ -1,7 +1,7 @@
 //! The lab as a whole: turns a builder's wishes into hosts that are connected, configured and serving.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -17,19 +17,28 @@ use crate::host::Host;
 use crate::netns::Netns;
 use crate::nginx::{self, Nginx};
 use crate::process::on_path;
-use crate::topology::{self, Addresses, Port, Role, Routing};
+use crate::topology::{CDN, CUSTOMER, EDGE, Network, Role, Topology, VIP, VIP6};
+use crate::wiring;
 use crate::xdp_pass::attach_pass;
 
-/// The address that customers know.
-pub const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 /// The name that customers know.
 pub const SHOP_NAME: &str = "shop.example";
 /// The name under which customers reach the CDN.
 pub const CDN_NAME: &str = "cdn.shop.example";
 
-const EDGE: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
-const CDN: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 50);
-const CUSTOMER: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 100);
+/// The numbers of `web1` and `app1` on their segments.
+const FIRST_WEB: u8 = 11;
+const FIRST_APP: u8 = 101;
+
+/// What is built if nothing is wished for.
+pub(crate) const NETWORK: Network = Network {
+    topology: Topology::Bridge,
+    mtu: 1500,
+    backend_mtu: None,
+    narrow_to_customers: None,
+    narrow_to_backends: None,
+    vip_on_backends: true,
+};
 
 /// What the lab cannot do without.
 const PROGRAMS: [&str; 5] = ["ip", "ethtool", "nginx", "openssl", "curl"];
@@ -39,7 +48,7 @@ const PROGRAMS: [&str; 5] = ["ip", "ethtool", "nginx", "openssl", "curl"];
 pub struct LabBuilder {
     web_servers: u8,
     app_servers: u8,
-    mtu: u32,
+    network: Network,
 }
 
 impl LabBuilder {
@@ -57,47 +66,78 @@ impl LabBuilder {
         self
     }
 
-    /// The MTU of every link.
+    /// The MTU of every link that no other wish is about.
     #[must_use]
     pub fn mtu(mut self, mtu: u32) -> Self {
-        self.mtu = mtu;
+        self.network.mtu = mtu;
+        self
+    }
+
+    /// The MTU of the links from the edge host to the web servers, if it is to be larger than the customers': tunnels
+    /// need 20 to 60 bytes more. Web servers take such frames, but send no larger ones than the customers'.
+    #[must_use]
+    pub fn backend_mtu(mut self, mtu: u32) -> Self {
+        self.network.backend_mtu = Some(mtu);
+        self
+    }
+
+    /// Whether web servers have the VIPs on their loopback, as all modes but `nat` need; they have if nothing is said.
+    #[must_use]
+    pub fn vip_on_backends(mut self, there: bool) -> Self {
+        self.network.vip_on_backends = there;
+        self
+    }
+
+    /// How customers, edge host and web servers are connected.
+    #[must_use]
+    pub fn topology(mut self, topology: Topology) -> Self {
+        self.network.topology = topology;
+        self
+    }
+
+    /// The MTU of the link between the routers on the way to the customers; [`Topology::Routed`] only.
+    #[must_use]
+    pub fn narrow_to_customers(mut self, mtu: u32) -> Self {
+        self.network.narrow_to_customers = Some(mtu);
+        self
+    }
+
+    /// The MTU of the link between the routers on the way to the web servers; [`Topology::Routed`] only.
+    #[must_use]
+    pub fn narrow_to_backends(mut self, mtu: u32) -> Self {
+        self.network.narrow_to_backends = Some(mtu);
         self
     }
 
     /// Builds it; the hosts serve when this returns, but no agent runs yet.
     pub fn start(self) -> Result<Lab> {
         check_machine()?;
+        self.network.check()?;
         let guard = Guard::new()?;
-        let directory = guard.directory();
-        let servers = |prefix: &str, count: u8, addresses: fn(u8) -> Addresses| {
-            (1..=count).map(|n| Host::new(&format!("{prefix}{n}"), addresses(n))).collect::<Result<Vec<_>>>()
+        let host = |name: &str, role, number| Host::new(name, self.network.attachments(role, number));
+        let servers = |prefix: &str, count: u8, role, first: u8| {
+            let server = |n| host(&format!("{prefix}{n}"), role, first + n - 1);
+            (1..=count).map(server).collect::<Result<Vec<_>>>()
         };
-        let public = |address| Addresses { public: Some(address), private: None };
         let mut lab = Lab {
-            customer: Host::new("customer", public(CUSTOMER))?,
-            cdn: Host::new("cdn", public(CDN))?,
-            edge: Host::new("edge", public(EDGE))?,
-            webs: servers("web", self.web_servers, web_addresses)?,
-            apps: servers("app", self.app_servers, app_addresses)?,
+            customer: host("customer", Role::Client, CUSTOMER)?,
+            cdn: host("cdn", Role::Client, CDN)?,
+            edge: host("edge", Role::Edge, EDGE)?,
+            webs: servers("web", self.web_servers, Role::Backend, FIRST_WEB)?,
+            apps: servers("app", self.app_servers, Role::App, FIRST_APP)?,
+            routers: (self.network.routers().iter())
+                .map(|(name, role)| host(name, *role, 1))
+                .collect::<Result<_>>()?,
             switch: Netns::new()?,
-            files: directory.join("files"),
+            files: guard.directory().join("files"),
             authority: PathBuf::new(),
-            _pass_program: None,
+            _pass_programs: Vec::new(),
             guard,
         };
-        lab.connect(self.mtu)?;
+        lab.connect(&self.network)?;
         lab.serve()?;
         Ok(lab)
     }
-}
-
-fn web_addresses(n: u8) -> Addresses {
-    let host = 10 + n;
-    Addresses { public: Some(Ipv4Addr::new(10, 0, 1, host)), private: Some(Ipv4Addr::new(10, 0, 2, host)) }
-}
-
-fn app_addresses(n: u8) -> Addresses {
-    Addresses { public: None, private: Some(Ipv4Addr::new(10, 0, 2, 100 + n)) }
 }
 
 /// A running lab. Everything in it ends when it is dropped, or when its process ends in any way.
@@ -109,10 +149,11 @@ pub struct Lab {
     edge: Host,
     webs: Vec<Host>,
     apps: Vec<Host>,
+    routers: Vec<Host>,
     switch: Netns,
     files: PathBuf,
     authority: PathBuf,
-    _pass_program: Option<OwnedFd>,
+    _pass_programs: Vec<OwnedFd>,
     guard: Guard,
 }
 
@@ -122,7 +163,7 @@ impl Lab {
 
     /// A lab with two web servers and two app servers, to be varied.
     pub fn builder() -> LabBuilder {
-        LabBuilder { web_servers: 2, app_servers: 2, mtu: 1500 }
+        LabBuilder { web_servers: 2, app_servers: 2, network: NETWORK }
     }
 
     /// The host of the customers.
@@ -158,7 +199,13 @@ impl Lab {
         &self.apps
     }
 
-    /// The namespace with the bridges; its ports carry the hosts' names. What XDP transmits is seen here only.
+    /// The routers of the topology: the one at the public segment first, then those before the customers and before the
+    /// web servers.
+    pub fn routers(&self) -> &[Host] {
+        &self.routers
+    }
+
+    /// The namespace with the bridges and the ports ([`Host::port`]). What XDP transmits is seen here only.
     pub fn switch(&self) -> &Netns {
         &self.switch
     }
@@ -166,6 +213,16 @@ impl Lab {
     /// The VIP with a port.
     pub fn vip(&self, port: u16) -> SocketAddr {
         SocketAddr::from((VIP, port))
+    }
+
+    /// The IPv6 VIP with a port.
+    pub fn vip6(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((VIP6, port))
+    }
+
+    /// The VIPs of both families with a port, IPv4 first.
+    pub fn both_vips(&self, port: u16) -> [SocketAddr; 2] {
+        [self.vip(port), self.vip6(port)]
     }
 
     /// The authority that signed the web servers' certificate, for `curl --cacert`.
@@ -200,7 +257,7 @@ impl Lab {
 
     /// The standard configuration: HTTP and HTTPS on the VIP, over all web servers.
     pub fn config(&self) -> SluiceToml {
-        SluiceToml::new(VIP, self.webs.iter().map(|web| (web.name().to_owned(), web.address())))
+        SluiceToml::new(&self.edge, &self.webs)
     }
 
     /// Starts `sluice agent` on the edge host with this configuration and waits until it answers. Started again, it
@@ -230,21 +287,21 @@ impl Lab {
         self.sluice_command()?.args(arguments).output().context("running sluice")
     }
 
-    fn connect(&mut self, mtu: u32) -> Result<()> {
-        let port = |host: &Host, role| (host.name().to_owned(), host.netns().clone(), host.addresses(), role);
-        let mut ports = vec![
-            port(&self.customer, Role::Client),
-            port(&self.cdn, Role::Client),
-            port(&self.edge, Role::Edge),
-        ];
-        ports.extend(self.webs.iter().map(|web| port(web, Role::Backend)));
-        ports.extend(self.apps.iter().map(|app| port(app, Role::App)));
-        let ports: Vec<_> = ports
-            .iter()
-            .map(|(name, netns, addresses, role)| Port { name, netns, addresses: *addresses, role: *role })
-            .collect();
-        topology::connect(&self.switch, &ports, &Routing { vip: VIP, edge: EDGE, mtu })?;
-        self._pass_program = Some(attach_pass(&self.switch, self.edge.name())?);
+    fn connect(&mut self, network: &Network) -> Result<()> {
+        let routers: Vec<_> = network.routers().iter().map(|(_, role)| *role).collect();
+        let clients = [(&mut self.customer, Role::Client), (&mut self.cdn, Role::Client)];
+        let mut hosts: Vec<_> = clients.into_iter().chain([(&mut self.edge, Role::Edge)]).collect();
+        hosts.extend(self.webs.iter_mut().map(|web| (web, Role::Backend)));
+        hosts.extend(self.apps.iter_mut().map(|app| (app, Role::App)));
+        hosts.extend(self.routers.iter_mut().zip(routers));
+        for (host, role) in &mut hosts {
+            let commands = wiring::route_commands(host, *role, network);
+            host.routed_by(commands);
+        }
+        let hosts: Vec<(&Host, Role)> = hosts.into_iter().map(|(host, role)| (&*host, role)).collect();
+        wiring::connect(&self.switch, &hosts, network)?;
+        let ports = (0..self.edge.attachments().len()).map(|index| self.edge.port(index));
+        self._pass_programs = ports.map(|port| attach_pass(&self.switch, &port)).collect::<Result<_>>()?;
         Ok(())
     }
 
@@ -254,7 +311,7 @@ impl Lab {
         let certificates = certs::make(&directory, SHOP_NAME)?;
         self.authority.clone_from(&certificates.authority);
         let hosts = directory.join("hosts");
-        let names = format!("127.0.0.1 localhost\n{VIP} {SHOP_NAME}\n{CDN} {CDN_NAME}\n");
+        let names = format!("127.0.0.1 localhost\n{VIP} {SHOP_NAME}\n{} {CDN_NAME}\n", self.cdn.address());
         fs::write(&hosts, names).context("writing the customers' hosts file")?;
         self.customer.resolve_by(hosts);
 

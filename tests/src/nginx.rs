@@ -16,6 +16,9 @@ use crate::process::{Daemon, wait_until};
 /// The port of the app servers.
 pub(crate) const APP_PORT: u16 = 8080;
 
+/// A second port at which the web servers serve the same, for services whose backends have another port than the VIP.
+pub const BACKEND_PORT: u16 = 8000;
+
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An nginx that can be killed and started again.
@@ -103,7 +106,11 @@ pub(crate) fn web_server(name: &str, apps: &[Ipv4Addr], certificates: &Certifica
 {upstreams}    }}
     server {{
         listen 80 backlog=4096;
+        listen [::]:80 backlog=4096;
+        listen {BACKEND_PORT} backlog=4096;
+        listen [::]:{BACKEND_PORT} backlog=4096;
         listen 443 ssl backlog=4096;
+        listen [::]:443 ssl backlog=4096;
         ssl_certificate {certificate};
         ssl_certificate_key {key};
         add_header X-Served-By {name} always;
@@ -130,6 +137,7 @@ pub(crate) fn app_server(name: &str) -> String {
     format!(
         "    server {{
         listen {APP_PORT};
+        listen [::]:{APP_PORT};
         default_type application/json;
         add_header X-App {name} always;
         location / {{ return 200 '{{\"app\":\"{name}\",\"path\":\"$request_uri\"}}\\n'; }}
@@ -146,6 +154,7 @@ pub(crate) fn cdn(origin: Ipv4Addr, origin_name: &str, directory: &Path) -> Stri
         "    proxy_cache_path {cache} keys_zone=pages:1m;
     server {{
         listen 80;
+        listen [::]:80;
         proxy_set_header Host {origin_name};
         proxy_connect_timeout 2s;
         add_header X-Cache $upstream_cache_status always;

@@ -65,9 +65,18 @@ pub struct Daemon {
 
 impl Daemon {
     /// Starts `command` with stdout and stderr going to `log`.
-    pub fn spawn(mut command: Command, name: &str, log: &Path) -> Result<Self> {
-        let output = File::create(log).with_context(|| format!("creating {}", log.display()))?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    pub fn spawn(command: Command, name: &str, log: &Path) -> Result<Self> {
+        let errors = create(log)?;
+        Self::spawn_into(command, name, log, errors.try_clone()?, errors)
+    }
+
+    /// Starts `command` with stderr going to `log` and stdout to `output`.
+    pub(crate) fn spawn_with_output(command: Command, name: &str, log: &Path, output: &Path) -> Result<Self> {
+        Self::spawn_into(command, name, log, create(output)?, create(log)?)
+    }
+
+    fn spawn_into(mut command: Command, name: &str, log: &Path, output: File, errors: File) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
         die_with_parent(&mut command);
         let child = spawn_from_lasting_thread(command).with_context(|| format!("starting {name}"))?;
         Ok(Self { name: name.to_owned(), child, log: log.to_owned() })
@@ -107,6 +116,10 @@ impl Daemon {
             std::thread::sleep(POLL);
         }
     }
+}
+
+fn create(file: &Path) -> Result<File> {
+    File::create(file).with_context(|| format!("creating {}", file.display()))
 }
 
 impl Drop for Daemon {

@@ -1,195 +1,180 @@
-//! The network itself: turns namespaces into two bridged segments with addresses, routes and the settings that native
-//! XDP and direct server return need.
+//! The plan of the network: turns a topology and the MTUs that are wished for into what each host is attached to, the
+//! MTU of its links and its routes.
 
-use std::fs;
-use std::io::Write;
-use std::net::Ipv4Addr;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, ensure};
 
-use crate::netns::Netns;
-use crate::process::{die_with_parent, run_checked, search_path};
+use crate::segment::{Attachment, Segment};
 
-/// The addresses of a host. Every lab uses the same ones: namespaces keep them apart.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Addresses {
-    /// On the public segment, interface `eth0`.
-    pub public: Option<Ipv4Addr>,
-    /// On the private segment: `eth1`, or `eth0` if the host is on no other.
-    pub private: Option<Ipv4Addr>,
+/// The address that customers know.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// The IPv6 address that customers know.
+pub const VIP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x203, 0, 0, 0, 0, 0x10);
+/// Addresses of Sluice itself, for `source_v4`: every backend and router sends them to the edge host.
+pub const SOURCES: &str = "192.0.2.0/24";
+/// The same for `source_v6`.
+pub const SOURCES6: &str = "2001:db8:192::/64";
+
+pub(crate) const EDGE: u8 = 2;
+pub(crate) const CDN: u8 = 50;
+pub(crate) const CUSTOMER: u8 = 100;
+
+/// How customers, edge host and web servers are connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// All of them on the public segment.
+    Bridge,
+    /// The edge host has the customers at `eth0` and the web servers at `eth1`; a router, which the web servers'
+    /// answers take, connects the same two segments.
+    TwoInterfaces,
+    /// The edge host has one interface, on a segment with nothing but a router. Two more routers stand before the
+    /// customers and before the web servers, so that neither is next to a narrow link.
+    Routed,
 }
 
 /// What a host needs beyond its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Reaches the VIP through the edge host.
+    /// Reaches the VIPs through the edge host.
     Client,
     /// Runs Sluice.
     Edge,
-    /// Has the VIP on its loopback and keeps quiet about it.
+    /// A web server: has the VIPs on its loopback and keeps quiet about it.
     Backend,
     /// Sits on the private segment only.
     App,
+    /// Forwards between the public segment and the others.
+    Router,
+    /// Forwards between the customers and [`Role::Router`].
+    Access,
+    /// Forwards between [`Role::Router`] and the web servers.
+    Rack,
 }
 
-/// A host to be connected: its port on the bridges carries its name.
-pub(crate) struct Port<'a> {
-    pub(crate) name: &'a str,
-    pub(crate) netns: &'a Netns,
-    pub(crate) addresses: Addresses,
-    pub(crate) role: Role,
+impl Role {
+    pub(crate) fn forwards(self) -> bool {
+        matches!(self, Self::Router | Self::Access | Self::Rack)
+    }
 }
 
-/// Where the VIPs are and who forwards to them.
-pub(crate) struct Routing {
-    pub(crate) vip: Ipv4Addr,
-    pub(crate) edge: Ipv4Addr,
+/// A destination in both families and the router to it.
+pub(crate) struct Route {
+    pub(crate) to: (String, String),
+    pub(crate) via: Attachment,
+}
+
+/// What was wished for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Network {
+    pub(crate) topology: Topology,
+    /// Of all links but those below, and the most that web servers send.
     pub(crate) mtu: u32,
+    /// Of the links from the edge host to the web servers.
+    pub(crate) backend_mtu: Option<u32>,
+    /// Of the link between the routers on the way to the customers.
+    pub(crate) narrow_to_customers: Option<u32>,
+    /// Of the link between the routers on the way to the web servers.
+    pub(crate) narrow_to_backends: Option<u32>,
+    /// Whether web servers have the VIPs on their loopback.
+    pub(crate) vip_on_backends: bool,
 }
 
-/// Makes bridges and links in `switch` and configures every host.
-pub(crate) fn connect(switch: &Netns, ports: &[Port<'_>], routing: &Routing) -> Result<()> {
-    switch.run(quiet_bridges)??;
-    ip_batch(switch, &switch_commands(ports, routing.mtu)).context("building the switch")?;
-    for port in ports {
-        let configured = || -> Result<()> {
-            port.netns.run(|| host_sysctls(port.role))??;
-            ip_batch(port.netns, &host_commands(port, routing))
-        };
-        configured().with_context(|| format!("configuring {}", port.name))?;
+impl Network {
+    /// Refuses wishes that contradict each other.
+    pub(crate) fn check(&self) -> Result<()> {
+        let narrow = self.narrow_to_customers.is_some() || self.narrow_to_backends.is_some();
+        ensure!(
+            !narrow || self.topology == Topology::Routed,
+            "only Topology::Routed has links to make narrow"
+        );
+        ensure!(self.backend_mtu() >= self.mtu, "backend_mtu must not be below the MTU of the other links");
+        Ok(())
     }
-    for port in ports.iter().filter(|port| port.role == Role::Edge) {
-        // Frames of a local TCP stack carry half a checksum, which XDP_TX would put on the wire as it is.
-        let mut ethtool = Command::new("ethtool");
-        ethtool.args(["-K", port.name, "tx", "off"]).env("PATH", search_path());
-        switch.apply_to(&mut ethtool);
-        run_checked(&mut ethtool)?;
-    }
-    Ok(())
-}
 
-fn switch_commands(ports: &[Port<'_>], mtu: u32) -> String {
-    let mut batch = String::from("link set lo up\n");
-    for bridge in ["public", "private"] {
-        batch += &format!("link add {bridge} type bridge forward_delay 0 mcast_snooping 0\n");
-        batch += &format!("link set {bridge} mtu {mtu} up\n");
-    }
-    for port in ports {
-        for (interface, bridge) in interfaces(port.addresses).into_iter().zip(bridges(port.addresses)) {
-            let end = if bridge == "private" { format!("{}-p", port.name) } else { port.name.to_owned() };
-            let inside = port.netns.path();
-            batch += &format!(
-                "link add {end} mtu {mtu} type veth peer name {interface} mtu {mtu} netns {inside}\n"
-            );
-            batch += &format!("link set {end} master {bridge} up\n");
+    /// The routers of this topology by name.
+    pub(crate) fn routers(&self) -> &'static [(&'static str, Role)] {
+        match self.topology {
+            Topology::Bridge => &[],
+            Topology::TwoInterfaces => &[("router", Role::Router)],
+            Topology::Routed => &[("router", Role::Router), ("access", Role::Access), ("rack", Role::Rack)],
         }
     }
-    batch
-}
 
-fn host_commands(port: &Port<'_>, routing: &Routing) -> String {
-    let mut batch = String::from("link set lo up\n");
-    let addresses = [port.addresses.public, port.addresses.private].into_iter().flatten();
-    for (interface, address) in interfaces(port.addresses).into_iter().zip(addresses) {
-        batch += &format!("addr add {address}/24 dev {interface}\nlink set {interface} up\n");
-    }
-    match port.role {
-        Role::Client => batch += &format!("route add {}/32 via {}\n", routing.vip, routing.edge),
-        Role::Backend => batch += &format!("addr add {}/32 dev lo\n", routing.vip),
-        Role::Edge | Role::App => {}
-    }
-    batch
-}
-
-fn interfaces(addresses: Addresses) -> Vec<&'static str> {
-    match (addresses.public, addresses.private) {
-        (Some(_), Some(_)) => vec!["eth0", "eth1"],
-        (None, None) => vec![],
-        _ => vec!["eth0"],
-    }
-}
-
-fn bridges(addresses: Addresses) -> Vec<&'static str> {
-    let public = addresses.public.map(|_| "public");
-    let private = addresses.private.map(|_| "private");
-    public.into_iter().chain(private).collect()
-}
-
-/// Bridged frames are not a firewall's business here, and its tables are not ours. The file exists only where the
-/// module is loaded.
-fn quiet_bridges() -> Result<()> {
-    let file = Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables");
-    if file.exists() {
-        fs::write(file, "0").with_context(|| format!("writing {}", file.display()))?;
-    }
-    Ok(())
-}
-
-/// Settings that must stand before the addresses come: a backend that has answered one ARP request for the VIP has
-/// taken it from the edge host.
-fn host_sysctls(role: Role) -> Result<()> {
-    let mut settings = vec![("conf/all/rp_filter", "0"), ("conf/default/rp_filter", "0")];
-    if role == Role::Backend {
-        settings.extend([("conf/all/arp_ignore", "1"), ("conf/all/arp_announce", "2")]);
-    }
-    for (name, value) in settings {
-        let file = format!("/proc/sys/net/ipv4/{name}");
-        fs::write(&file, value).with_context(|| format!("writing {file}"))?;
-    }
-    Ok(())
-}
-
-/// Runs `ip -batch` in `netns`: one process for any number of commands.
-pub(crate) fn ip_batch(netns: &Netns, batch: &str) -> Result<()> {
-    let mut ip = Command::new("ip");
-    ip.args(["-batch", "-"]).env("PATH", search_path());
-    ip.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    netns.apply_to(&mut ip);
-    die_with_parent(&mut ip);
-    let mut child = ip.spawn().context("starting ip (iproute2)")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(batch.as_bytes()).context("writing to ip")?;
-    }
-    let output = child.wait_with_output()?;
-    if !output.status.success() {
-        bail!("ip -batch: {}\n{batch}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PUBLIC: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 11);
-    const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 11);
-
-    fn commands(role: Role, addresses: Addresses) -> String {
-        let netns = Netns::new().expect("a namespace");
-        let routing =
-            Routing { vip: Ipv4Addr::new(203, 0, 113, 10), edge: Ipv4Addr::new(10, 0, 1, 2), mtu: 1500 };
-        host_commands(&Port { name: "host", netns: &netns, addresses, role }, &routing)
+    /// The interfaces of a host in their order; `number` is that of clients and servers on every segment.
+    pub(crate) fn attachments(&self, role: Role, number: u8) -> Vec<Attachment> {
+        use Segment::{Backends, Customers, Downlink, Private, Public, Uplink};
+        let on = |segments: &[(Segment, u8)]| {
+            segments.iter().map(|&(segment, number)| Attachment { segment, number }).collect()
+        };
+        match (role, self.topology) {
+            (Role::Client, Topology::Routed) => on(&[(Customers, number)]),
+            (Role::Client, _) => on(&[(Public, number)]),
+            (Role::Edge, Topology::TwoInterfaces) => on(&[(Public, EDGE), (Backends, EDGE)]),
+            (Role::Edge, _) => on(&[(Public, EDGE)]),
+            (Role::Backend, Topology::Bridge) => on(&[(Public, number), (Private, number)]),
+            (Role::Backend, _) => on(&[(Backends, number), (Private, number)]),
+            (Role::App, _) => on(&[(Private, number)]),
+            (Role::Router, Topology::Routed) => on(&[(Public, 1), (Uplink, 1), (Downlink, 1)]),
+            (Role::Router, _) => on(&[(Public, 1), (Backends, 1)]),
+            (Role::Access, _) => on(&[(Customers, 1), (Uplink, 2)]),
+            (Role::Rack, _) => on(&[(Backends, 1), (Downlink, 2)]),
+        }
     }
 
-    #[test]
-    fn a_backend_has_both_segments_and_the_vip() {
-        let batch = commands(Role::Backend, Addresses { public: Some(PUBLIC), private: Some(PRIVATE) });
-        assert!(batch.contains("addr add 10.0.1.11/24 dev eth0\n"), "{batch}");
-        assert!(batch.contains("addr add 10.0.2.11/24 dev eth1\n"), "{batch}");
-        assert!(batch.contains("addr add 203.0.113.10/32 dev lo\n"), "{batch}");
+    /// The routes of a host beyond its own segments.
+    pub(crate) fn routes(&self, role: Role) -> Vec<Route> {
+        use Segment::{Backends, Customers, Downlink, Public, Uplink};
+        let vip = || (format!("{VIP}/32"), format!("{VIP6}/128"));
+        let sources = || (SOURCES.to_owned(), SOURCES6.to_owned());
+        let all = || ("0.0.0.0/0".to_owned(), "::/0".to_owned());
+        let route = |to, segment, number| Route { to, via: Attachment { segment, number } };
+        match (role, self.topology) {
+            (Role::Client, Topology::Bridge) => vec![route(vip(), Public, EDGE)],
+            (Role::Client, Topology::TwoInterfaces) => {
+                vec![route(vip(), Public, EDGE), route(all(), Public, 1)]
+            }
+            (Role::Client, Topology::Routed) => vec![route(all(), Customers, 1)],
+            (Role::Edge, Topology::Bridge) | (Role::App, _) => vec![],
+            (Role::Edge, _) => vec![route(all(), Public, 1)],
+            (Role::Backend, Topology::Bridge) => vec![route(sources(), Public, EDGE)],
+            (Role::Backend, Topology::TwoInterfaces) => {
+                vec![route(all(), Backends, 1), route(sources(), Backends, EDGE)]
+            }
+            (Role::Backend, Topology::Routed) => vec![route(all(), Backends, 1)],
+            (Role::Router, topology) => {
+                let mut routes = vec![route(vip(), Public, EDGE), route(sources(), Public, EDGE)];
+                if topology == Topology::Routed {
+                    routes.push(route(Customers.prefixes(), Uplink, 2));
+                    routes.push(route(Backends.prefixes(), Downlink, 2));
+                }
+                routes
+            }
+            (Role::Access, _) => vec![route(all(), Uplink, 1)],
+            (Role::Rack, _) => vec![route(all(), Downlink, 1)],
+        }
     }
 
-    #[test]
-    fn an_app_server_is_on_the_private_segment_only() {
-        let batch = commands(Role::App, Addresses { public: None, private: Some(PRIVATE) });
-        assert_eq!(batch, "link set lo up\naddr add 10.0.2.11/24 dev eth0\nlink set eth0 up\n");
+    /// The MTU of a host's link, both ends of it.
+    pub(crate) fn link_mtu(&self, role: Role, segment: Segment) -> u32 {
+        match segment {
+            Segment::Private | Segment::Customers => self.mtu,
+            Segment::Uplink => self.narrow_to_customers.unwrap_or(self.mtu),
+            Segment::Downlink => self.narrow_to_backends.unwrap_or(self.backend_mtu()),
+            Segment::Backends => self.backend_mtu(),
+            Segment::Public if role == Role::Client || self.topology == Topology::TwoInterfaces => self.mtu,
+            Segment::Public => self.backend_mtu(),
+        }
     }
 
-    #[test]
-    fn a_client_goes_through_the_edge() {
-        let batch = commands(Role::Client, Addresses { public: Some(PUBLIC), private: None });
-        assert!(batch.ends_with("route add 203.0.113.10/32 via 10.0.1.2\n"), "{batch}");
+    /// The MTU of a host's routes through a link, where it must be less than the link's. A bridge drops what is too
+    /// big for a port without a word, so web servers whose links have room for tunnels must not use it themselves.
+    pub(crate) fn route_mtu(&self, role: Role, segment: Segment) -> Option<u32> {
+        let less = role == Role::Backend && self.link_mtu(role, segment) > self.mtu;
+        less.then_some(self.mtu)
+    }
+
+    fn backend_mtu(&self) -> u32 {
+        self.backend_mtu.unwrap_or(self.mtu)
     }
 }

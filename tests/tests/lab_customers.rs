@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use lb_tests::{CDN_NAME, Capture, HttpConnection, Lab, SHOP_NAME, UdpEcho, VIP, send_frame};
+use lb_tests::{CDN_NAME, Capture, HttpConnection, Lab, SHOP_NAME, Topology, UdpEcho, VIP, send_frame};
 
 const CONNECTIONS: u16 = 1_000;
 /// Chosen source ports make the distribution the same in every run.
@@ -114,22 +114,23 @@ fn ping_to_the_vip_is_answered() {
 fn a_megabyte_goes_up_and_comes_down_as_it_was() {
     let lab = Lab::builder().start().expect("a lab");
     let _agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
-    let mut seed = 1_u32;
-    let content: Vec<u8> = std::iter::repeat_with(|| {
-        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (seed >> 24) as u8
-    })
-    .take(1 << 20)
-    .collect();
     // Enough connections that both web servers take part.
-    for number in 0..8 {
-        let path = format!("/files/{number}");
-        let mut up = HttpConnection::open(lab.customer(), lab.vip(80), None).expect("connect");
-        assert_eq!(up.put(&path, &content).expect("upload").status, 201);
-        let stored = std::fs::read(lab.files().join(number.to_string())).expect("stored file");
-        assert!(stored == content, "what was stored differs from what was sent");
-        let mut down = HttpConnection::open(lab.customer(), lab.vip(80), None).expect("connect");
-        assert!(down.get(&path).expect("download").body == content, "what came back differs");
+    for _ in 0..8 {
+        lab.transfer(lab.vip(80)).expect("transfer");
+    }
+}
+
+#[test]
+fn customers_are_served_across_two_interfaces_and_with_jumbo_frames() {
+    let two = Lab::builder().topology(Topology::TwoInterfaces);
+    for builder in [two.clone(), two.mtu(9000), Lab::builder().mtu(9000), Lab::builder().backend_mtu(1600)] {
+        let lab = builder.clone().start().expect("a lab");
+        let _agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
+        for _ in 0..4 {
+            lab.transfer(lab.vip(80)).unwrap_or_else(|error| panic!("{builder:?}: {error:#}"));
+        }
+        let by_server = lab.short_connections(lab.vip(80), 60).expect("short connections");
+        assert_eq!(by_server.len(), 2, "{builder:?}: {by_server:?}");
     }
 }
 

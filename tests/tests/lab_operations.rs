@@ -19,8 +19,7 @@ fn stderr(output: &Output) -> String {
 
 /// Whether an XDP program is on an interface of the edge host.
 fn has_program(lab: &Lab, interface: &str) -> bool {
-    let output = run_checked(lab.edge().command("ip").args(["-d", "link", "show", interface])).expect("ip");
-    String::from_utf8_lossy(&output.stdout).contains("prog/xdp")
+    lab.edge().has_xdp(interface)
 }
 
 fn is_served(lab: &Lab) -> bool {
