@@ -81,15 +81,16 @@ impl ProgramCost {
     pub fn pinned(path: &Path) -> Result<Self> {
         let pathname = CString::new(path.as_os_str().as_bytes())?;
         let attributes = ObjGet { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-        let program =
-            new_descriptor(BPF_OBJ_GET, &attributes).with_context(|| format!("opening {}", path.display()))?;
+        let program = new_descriptor(BPF_OBJ_GET, &attributes)
+            .with_context(|| format!("opening {}", path.display()))?;
         let mut info = Info::default();
         let attributes = GetInfo {
             bpf_fd: u32::try_from(program.as_raw_fd())?,
             info_len: u32::try_from(size_of::<Info>())?,
             info: (&raw mut info) as u64,
         };
-        bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes).with_context(|| format!("asking about {}", path.display()))?;
+        bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)
+            .with_context(|| format!("asking about {}", path.display()))?;
         Ok(Self {
             verified: info.verified_insns,
             instructions: info.xlated_prog_len / INSTRUCTION,

@@ -6,12 +6,10 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::cpio::Archive;
-use crate::process::{run_checked, search_path};
-
-const BUSYBOX: &str = "/bin/busybox";
+use crate::process::search_path;
 
 /// Files that programs look for and that need not be those of this machine.
 const SYSTEM_FILES: [(&str, &str); 3] = [
@@ -31,8 +29,8 @@ const DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/dev", "/tmp", "/run", "/root"
 pub(super) struct Image<'a> {
     /// Programs by path; each comes with the shared libraries it is linked with, to the same paths.
     pub(super) programs: &'a [PathBuf],
-    /// Files and where they go.
-    pub(super) files: &'a [(PathBuf, PathBuf)],
+    /// Other files, which keep their paths too.
+    pub(super) files: &'a [PathBuf],
     /// Modules in the order in which they are loaded.
     pub(super) modules: &'a [Vec<u8>],
     /// The first program, a script for busybox's shell.
@@ -52,12 +50,14 @@ impl Image<'_> {
         for applet in APPLETS {
             archive.link(&Path::new("/bin").join(applet), "busybox")?;
         }
-        let mut paths = BTreeSet::from([PathBuf::from(BUSYBOX)]);
+        let busybox = program_path("busybox")?;
+        let mut paths: BTreeSet<_> = libraries(&busybox)?.into_iter().collect();
         for program in self.programs {
             paths.insert(program.clone());
             paths.extend(libraries(program)?);
         }
-        let files = paths.into_iter().map(|path| (path.clone(), path)).chain(self.files.iter().cloned());
+        let mut files = vec![(busybox, PathBuf::from("/bin/busybox"))];
+        files.extend(paths.iter().chain(self.files).map(|path| (path.clone(), path.clone())));
         for (from, to) in files {
             let content = fs::read(&from).with_context(|| format!("reading {}", from.display()))?;
             archive.file(&to, &content)?;
@@ -79,7 +79,11 @@ pub(super) fn program_path(program: &str) -> Result<PathBuf> {
 
 /// The shared libraries a program is linked with, as the dynamic linker finds them, and that linker.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = run_checked(Command::new("ldd").arg(program))?;
+    let output = Command::new("ldd").arg(program).env("LC_ALL", "C").output().context("running ldd")?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() && !words.contains("not a dynamic executable") {
+        bail!("ldd {}: {}", program.display(), words.trim());
+    }
     Ok(library_paths(&String::from_utf8_lossy(&output.stdout)))
 }
 

@@ -1,7 +1,7 @@
 //! Kernels to be tested: turns a series ("6.1") into the image that set-up has unpacked, and names of modules into
 //! files in the order in which they must be loaded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -62,7 +62,7 @@ impl GuestKernel {
 
     /// The contents of these modules and of those they need, in the order in which they must be loaded.
     pub(crate) fn modules(&self, names: &[&str]) -> Result<Vec<Vec<u8>>> {
-        let mut loaded = BTreeMap::new();
+        let mut loaded = BTreeSet::new();
         let mut contents = Vec::new();
         for name in names {
             self.load(name, &mut loaded, &mut contents)?;
@@ -70,8 +70,8 @@ impl GuestKernel {
         Ok(contents)
     }
 
-    fn load(&self, name: &str, loaded: &mut BTreeMap<String, ()>, into: &mut Vec<Vec<u8>>) -> Result<()> {
-        if loaded.insert(plain(name), ()).is_some() {
+    fn load(&self, name: &str, loaded: &mut BTreeSet<String>, into: &mut Vec<Vec<u8>>) -> Result<()> {
+        if !loaded.insert(plain(name)) {
             return Ok(());
         }
         let file = self.modules.get(&plain(name));

@@ -26,7 +26,8 @@ pub const GUEST_RESULTS: &str = "SLUICE_GUEST_RESULTS";
 
 const QEMU: &str = "qemu-system-x86_64";
 /// Its first serial port carries the kernel's log and the command's output, the second one the results.
-const MACHINE: &str = "-accel tcg,thread=multi -cpu max -smp 2 -m 1G -nodefaults -no-user-config -display none -no-reboot";
+const MACHINE: &str =
+    "-accel tcg,thread=multi -cpu max -smp 2 -m 1G -nodefaults -no-user-config -display none -no-reboot";
 const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=-1";
 const RESULTS: &str = "/dev/ttyS1";
 /// The last result: the command's exit status.
@@ -37,7 +38,7 @@ const STATUS: &str = "exit status ";
 pub struct Guest {
     kernel: GuestKernel,
     programs: Vec<PathBuf>,
-    files: Vec<(PathBuf, PathBuf)>,
+    files: Vec<PathBuf>,
     modules: Vec<&'static str>,
     variables: String,
     timeout: Duration,
@@ -73,7 +74,7 @@ impl Guest {
     /// Adds a file of this machine, at the path it has here.
     #[must_use]
     pub fn file(mut self, path: &Path) -> Self {
-        self.files.push((path.to_owned(), path.to_owned()));
+        self.files.push(path.to_owned());
         self
     }
 
@@ -120,7 +121,8 @@ impl Guest {
         let ended = machine.wait(self.timeout);
         let took = start.elapsed();
         drop(machine);
-        let read = |file: &Path| fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""));
+        let read =
+            |file: &Path| fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).replace('\r', ""));
         let console = read(&console).unwrap_or_default();
         ended.with_context(|| format!("{name} did not end; its console:\n{console}"))?;
         let results = read(&results).unwrap_or_default();

@@ -109,14 +109,18 @@ fn problems(known: &Costs, found: &Costs) -> Vec<String> {
 pub fn to_json(costs: &Costs) -> Value {
     let entry = |(name, cost): (&String, &ProgramCost)| {
         let ProgramCost { verified, instructions, machine_code } = *cost;
-        (name.clone(), json!({"verified": verified, "instructions": instructions, "machine_code": machine_code}))
+        (
+            name.clone(),
+            json!({"verified": verified, "instructions": instructions, "machine_code": machine_code}),
+        )
     };
     Value::Object(costs.iter().map(entry).collect())
 }
 
 /// From the table; what is not a number counts as zero, which everything exceeds.
 pub fn parse(costs: &Value) -> Costs {
-    let number = |cost: &Value, name: &str| cost[name].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
+    let number =
+        |cost: &Value, name: &str| cost[name].as_u64().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
     let entry = |(name, cost): (&String, &Value)| {
         let cost = ProgramCost {
             verified: number(cost, "verified"),
@@ -130,7 +134,9 @@ pub fn parse(costs: &Value) -> Costs {
 
 #[test]
 fn a_growth_above_the_tolerance_is_told() {
-    let costs = |verified| Costs::from([("prog".to_owned(), ProgramCost { verified, instructions: 100, machine_code: 1 })]);
+    let costs = |verified| {
+        Costs::from([("prog".to_owned(), ProgramCost { verified, instructions: 100, machine_code: 1 })])
+    };
     assert_eq!(problems(&costs(1_000), &costs(1_100)), Vec::<String>::new());
     assert_eq!(problems(&costs(1_000), &costs(500)), Vec::<String>::new());
     assert_eq!(problems(&costs(1_000), &costs(1_101)), ["prog: 1101 verified instructions, 1000 before"]);
