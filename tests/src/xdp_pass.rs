@@ -58,7 +58,7 @@ pub(crate) fn attach_pass(netns: &Netns, interface: &str) -> Result<OwnedFd> {
             attach_type: BPF_ATTACH_TYPE_XDP,
             flags: XDP_FLAGS_DRV_MODE,
         };
-        bpf(BPF_LINK_CREATE, &link).with_context(|| format!("attaching XDP to {interface}"))
+        new_descriptor(BPF_LINK_CREATE, &link).with_context(|| format!("attaching XDP to {interface}"))
     })?
 }
 
@@ -72,11 +72,18 @@ fn load() -> Result<OwnedFd> {
         prog_flags: BPF_F_XDP_HAS_FRAGS,
         ..ProgLoad::default()
     };
-    bpf(BPF_PROG_LOAD, &attributes)
+    new_descriptor(BPF_PROG_LOAD, &attributes)
 }
 
-/// A `bpf(2)` command whose answer is a descriptor.
-fn bpf<T>(command: libc::c_long, attributes: &T) -> Result<OwnedFd> {
+/// A `bpf(2)` command whose answer is a new descriptor.
+pub(crate) fn new_descriptor<T>(command: libc::c_long, attributes: &T) -> Result<OwnedFd> {
+    let answer = bpf(command, attributes)?;
+    // SAFETY: the commands this is called with answer with a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(answer) })
+}
+
+/// A `bpf(2)` command; pointers in `attributes` must be valid for what the command does with them.
+pub(crate) fn bpf<T>(command: libc::c_long, attributes: &T) -> Result<i32> {
     // SAFETY: `attributes` is a live `repr(C)` prefix of `bpf_attr` of exactly the size given, and the pointers in it
     // outlive the call; the kernel reads no further.
     let answer =
@@ -84,6 +91,5 @@ fn bpf<T>(command: libc::c_long, attributes: &T) -> Result<OwnedFd> {
     if answer < 0 {
         return Err(std::io::Error::last_os_error()).context("bpf(2)");
     }
-    // SAFETY: both commands answer with a new descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(answer)?) })
+    Ok(i32::try_from(answer)?)
 }

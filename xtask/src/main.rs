@@ -21,7 +21,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Installs what is missing: the eBPF toolchain and the lab's programs
+    /// Installs what is missing: the eBPF toolchain, the lab's programs, kernels for guests
     Setup,
     /// Builds the agent with the eBPF program in it (after setup, if something is missing)
     Build,
@@ -70,7 +70,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Test { arguments } => {
             need_root("the tests make network namespaces and load BPF programs")?;
-            setup::if_missing()?;
+            setup::if_missing_for_tests()?;
             rings::run(&arguments)
         }
         Task::Lint => lint::run(),

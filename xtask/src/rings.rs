@@ -7,18 +7,23 @@ use anyhow::{Result, bail};
 
 use crate::shell::{cargo, root, stream};
 
+/// The target of the kernel ring.
+const KERNELS: &str = "--test=kernels";
+
 /// Builds what is shipped, then runs every ring; `arguments` go to the test programs.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
     crate::build()?;
     let mut units: Vec<_> = ["--lib", "--bins"].map(str::to_owned).into();
     units.extend(["lb-common/tests", "lb-userspace/tests"].into_iter().flat_map(test_targets));
     let in_kernel = test_targets("tests/tests");
-    let (lab, program) = in_kernel.into_iter().partition(|target| target.starts_with("--test=lab_"));
+    let (kernels, here): (Vec<_>, Vec<_>) = in_kernel.into_iter().partition(|target| target == KERNELS);
+    let (lab, program) = here.into_iter().partition(|target| target.starts_with("--test=lab_"));
     let rings = [
         ("unit and property tests", units),
         ("examples in the documentation", vec!["--doc".to_owned()]),
         ("program tests (the XDP program in the kernel)", program),
         ("lab tests (customers, agent and servers in namespaces)", lab),
+        ("kernel tests (the same on other kernels, emulated)", kernels),
     ];
     // Every ring is run: one report of everything that fails beats the first failure.
     let mut failed = Vec::new();
@@ -62,8 +67,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lab_is_a_ring() {
+    fn the_lab_and_the_kernels_are_rings() {
         assert!(test_targets("tests/tests").contains(&"--test=lab_itself".to_owned()));
+        assert!(test_targets("tests/tests").contains(&KERNELS.to_owned()));
         assert!(test_targets("no/such/place").is_empty());
     }
 }

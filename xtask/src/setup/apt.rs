@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 use crate::shell::{announced, has_program, output};
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// The keys of Debian's releases.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Whether this machine has apt.
 pub(crate) fn available() -> bool {
@@ -82,6 +84,78 @@ fn refresh() {
     });
 }
 
+/// Where packages are looked for: the machine's own suites, or others of the same archives.
+pub(crate) struct Suites {
+    options: Vec<String>,
+}
+
+impl Suites {
+    /// The machine's own.
+    pub(crate) fn own() -> Self {
+        refresh();
+        Self { options: Vec::new() }
+    }
+
+    /// The machine's archives of Debian's, but the suites of `release`; lists are kept in `cache`, apart from the
+    /// machine's.
+    pub(crate) fn of_release(release: &str, cache: &Path) -> Result<Self> {
+        let mut targets = Command::new("apt-get");
+        targets.args([
+            "indextargets",
+            "--format",
+            "$(ORIGIN) $(REPO_URI) $(CODENAME)",
+            "Created-By: Packages",
+        ]);
+        let sources = sources(&output(&mut targets).unwrap_or_default(), release);
+        let lists = cache.join("lists");
+        fs::create_dir_all(lists.join("partial")).with_context(|| format!("making {}", lists.display()))?;
+        let file = cache.join("sources.list");
+        fs::write(&file, sources).with_context(|| format!("writing {}", file.display()))?;
+        let option = |name: &str, value: &Path| ["-o".to_owned(), format!("{name}={}", value.display())];
+        let options = [
+            option("Dir::Etc::SourceList", &file),
+            option("Dir::Etc::SourceParts", Path::new("/dev/null")),
+            option("Dir::State::Lists", &lists),
+            option("Dir::Cache", cache),
+            option("APT::Sandbox::User", Path::new("root")),
+        ];
+        let suites = Self { options: options.concat() };
+        announced(
+            &format!("fetching the package lists of {release}"),
+            suites.command("apt-get").arg("update"),
+        )?;
+        Ok(suites)
+    }
+
+    /// A command of apt's that looks there.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("DEBIAN_FRONTEND", "noninteractive").args(&self.options);
+        command
+    }
+
+    /// The names of packages that begin with `prefix`, one a line.
+    pub(crate) fn packages(&self, prefix: &str) -> String {
+        output(self.command("apt-cache").args(["pkgnames", prefix])).unwrap_or_default()
+    }
+}
+
+/// What apt knows of its indices, one a line, as sources of another release: only the suites' names change.
+fn sources(targets: &str, release: &str) -> String {
+    let mut lines: Vec<_> = targets.lines().filter_map(|target| source(target, release)).collect();
+    lines.sort();
+    lines.dedup();
+    lines.concat()
+}
+
+fn source(target: &str, release: &str) -> Option<String> {
+    let mut words = target.split_whitespace();
+    let (origin, archive, suite) = (words.next()?, words.next()?, words.next()?);
+    // `trixie-security` → `bookworm-security`.
+    let suite = suite.split_once('-').map_or(release.to_owned(), |(_, part)| format!("{release}-{part}"));
+    (origin == "Debian").then(|| format!("deb [signed-by={KEYRING}] {archive} {suite} main\n"))
+}
+
 fn apt_get() -> Command {
     let mut apt = Command::new("apt-get");
     apt.env("DEBIAN_FRONTEND", "noninteractive");
@@ -132,5 +206,15 @@ mod tests {
         assert!(has_candidate("nginx:\n  Installed: (none)\n  Candidate: 1.22.1-9\n"));
         assert!(!has_candidate("bpftool:\n  Installed: (none)\n  Candidate: (none)\n"));
         assert!(!has_candidate(""));
+    }
+
+    #[test]
+    fn sources_of_another_release_keep_their_archives() {
+        let targets = "Debian http://a.example/debian/ trixie\nDebian http://a.example/debian/ trixie\n\
+                       Debian http://s.example/ trixie-security\nOther http://o.example/ trixie\n";
+        let expected = [("http://a.example/debian/", "bookworm"), ("http://s.example/", "bookworm-security")];
+        let lines =
+            expected.map(|(archive, suite)| format!("deb [signed-by={KEYRING}] {archive} {suite} main\n"));
+        assert_eq!(sources(targets, "bookworm"), lines.concat());
     }
 }

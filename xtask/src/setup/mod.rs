@@ -1,6 +1,7 @@
 //! Set-up: turns a fresh machine into one where everything builds and runs, telling each thing before it is installed.
 
 mod apt;
+mod kernels;
 mod linker;
 #[path = "../../../lb-userspace/build/toolchain.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the build script, which uses the rest")]
@@ -14,8 +15,11 @@ use anyhow::{Result, bail};
 use crate::shell::{announced, cargo, has_program, output, root};
 use toolchain::{Compiler, Toolchain};
 
+/// A program and the packages that have it.
+type Needed = (&'static str, &'static [&'static str]);
+
 /// What the lab and the tests run, and the packages that have it; the first package that the machine knows is taken.
-const PROGRAMS: [(&str, &[&str]); 9] = [
+const PROGRAMS: [Needed; 9] = [
     ("nginx", &["nginx"]),
     ("curl", &["curl"]),
     ("ip", &["iproute2"]),
@@ -27,6 +31,10 @@ const PROGRAMS: [(&str, &[&str]); 9] = [
     ("nsenter", &["util-linux"]),
 ];
 
+/// What the tests run beyond the lab: guests with other kernels.
+const GUEST_PROGRAMS: [Needed; 2] =
+    [("qemu-system-x86_64", &["qemu-system-x86"]), ("busybox", &["busybox-static", "busybox"])];
+
 /// Debian's compiler with a prebuilt `core` for BPF.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
@@ -35,23 +43,32 @@ fn tools() -> PathBuf {
     root().join("target/tools")
 }
 
-/// Sets up if a quick look finds something missing.
+/// Sets up if a quick look finds something missing that building and the lab need.
 pub(crate) fn if_missing() -> Result<()> {
-    if missing_programs().is_empty() && Toolchain::find(&tools()).is_ok() {
+    if missing(&PROGRAMS).is_empty() && Toolchain::find(&tools()).is_ok() {
         return Ok(());
     }
-    run()
+    complete(&[lab_programs, components, ebpf_toolchain])
 }
 
-/// Installs what is missing and proves that the toolchain works.
-pub(crate) fn run() -> Result<()> {
-    let mut unsolved = Vec::new();
-    // Each part goes on without the others: one run names everything that is left to do.
-    for part in [lab_programs, components, ebpf_toolchain] {
-        if let Err(error) = part() {
-            unsolved.push(format!("{error:#}"));
-        }
+/// Sets up if a quick look finds something missing that the tests need.
+pub(crate) fn if_missing_for_tests() -> Result<()> {
+    if_missing()?;
+    if missing(&GUEST_PROGRAMS).is_empty() && kernels::complete() {
+        return Ok(());
     }
+    complete(&[guest_programs, kernels::ensure])
+}
+
+/// Installs everything that is missing and proves that the toolchain works.
+pub(crate) fn run() -> Result<()> {
+    complete(&[lab_programs, components, ebpf_toolchain, guest_programs, kernels::ensure])
+}
+
+/// Each part goes on without the others: one run names everything that is left to do.
+fn complete(parts: &[fn() -> Result<()>]) -> Result<()> {
+    let failed = parts.iter().filter_map(|part| part().err());
+    let unsolved: Vec<_> = failed.map(|error| format!("{error:#}")).collect();
     if !unsolved.is_empty() {
         bail!("set-up is not complete:\n  - {}", unsolved.join("\n  - "));
     }
@@ -59,20 +76,28 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-fn missing_programs() -> Vec<(&'static str, &'static [&'static str])> {
-    PROGRAMS.into_iter().filter(|(program, _)| !has_program(program)).collect()
+fn missing(programs: &[Needed]) -> Vec<Needed> {
+    programs.iter().copied().filter(|(program, _)| !has_program(program)).collect()
 }
 
 fn lab_programs() -> Result<()> {
-    let missing = missing_programs();
+    programs("the lab's programs", &PROGRAMS)
+}
+
+fn guest_programs() -> Result<()> {
+    programs("the programs of the tests' guests", &GUEST_PROGRAMS)
+}
+
+fn programs(what: &str, programs: &[Needed]) -> Result<()> {
+    let missing = missing(programs);
+    let names = |programs: &[Needed]| programs.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     if missing.is_empty() {
-        println!("✔ the lab's programs: {}", PROGRAMS.map(|(program, _)| program).join(", "));
+        println!("✔ {what}: {}", names(programs));
         return Ok(());
     }
     let candidates: Vec<_> = missing.iter().map(|(_, packages)| *packages).collect();
     let packages = apt::choose(&candidates)?;
-    let wanted: Vec<_> = missing.iter().map(|(program, _)| *program).collect();
-    apt::install(&format!("the lab's programs ({})", wanted.join(", ")), &packages)
+    apt::install(&format!("{what} ({})", names(&missing)), &packages)
 }
 
 /// rustfmt and clippy, which some rustup profiles leave out.
