@@ -8,6 +8,7 @@ use lb_common::abi::{FLOW_WAYS, NextHop};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::hops::targets;
 use super::probing::{KnownHealth, Report};
 use super::requests::serve_public;
 use super::state::{Agent, ReconcileError};
@@ -83,8 +84,7 @@ pub(super) async fn start(
         None => None,
     };
     agent.sync_probes(&adopted_health(&image));
-    let config = agent.config.clone();
-    agent.resolve(&config, FIRST_HOPS).await;
+    agent.resolve(targets(&agent.config), FIRST_HOPS).await;
     agent.wait_for_health(reports).await;
     let wanted = agent.knowledge.wanted(&agent.config);
     agent.kernel.set_ring_seed(agent.config.agent.ring_seed);

@@ -9,16 +9,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Options;
+use super::hops::Target;
 use super::probing::{Probed, Report};
 use crate::core::config::{Config, Protocol};
 use crate::core::image::Wanted;
 use crate::core::plan::{Action, RingCache, plan};
+use crate::core::reach::reach;
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, Readings, Snapshot, snapshot};
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
 use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock};
 use crate::io::exporters::Histograms;
-use crate::io::neighbours::{Interface, Resolver, XdpState};
+use crate::io::neighbours::{HopError, Interface, Resolver, XdpState};
 
 /// A server task that ends with its handle.
 pub(super) struct Server {
@@ -44,8 +46,8 @@ pub(super) struct Agent {
     pub(super) resolver: Resolver,
     pub(super) interfaces: Vec<Interface>,
     pub(super) knowledge: Knowledge,
-    /// Why the next hop of an address is not known.
-    pub(super) hop_errors: BTreeMap<std::net::IpAddr, String>,
+    /// Why a next hop is not known.
+    pub(super) hop_errors: BTreeMap<Target, HopError>,
     /// What the last look at next hops found wrong that was not so before.
     pub(super) hop_news: Vec<String>,
     pub(super) probed: BTreeMap<BackendKey, Probed>,
@@ -137,7 +139,9 @@ impl Agent {
             for backend in &service.backends {
                 let key = BackendKey::new(&service.name, &backend.name);
                 let failed = self.probed.get(&key).and_then(|probed| probed.failure.clone());
-                if let Some(reason) = failed.or_else(|| self.hop_errors.get(&backend.address).cloned()) {
+                let target = (backend.address, reach(service.forwarding));
+                let unresolved = || self.hop_errors.get(&target).map(HopError::to_string);
+                if let Some(reason) = failed.or_else(unresolved) {
                     reasons.insert(key, reason);
                 }
             }
