@@ -179,9 +179,8 @@ impl Agent {
         for service in before.services.iter().filter(|service| !services.contains(service.name.as_str())) {
             self.histograms.forget(&service.name);
         }
-        let backends = self.config.services.iter().flat_map(|service| &service.backends);
-        let addresses: BTreeSet<_> = backends.map(|backend| backend.address).collect();
-        self.knowledge.hops.retain(|address, _| addresses.contains(address));
-        self.hop_errors.retain(|(address, _), _| addresses.contains(address));
+        let wanted = targets(&self.config);
+        self.knowledge.hops.retain(|target, _| wanted.contains(target));
+        self.hop_errors.retain(|target, _| wanted.contains(target));
     }
 }

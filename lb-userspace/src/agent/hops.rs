@@ -1,7 +1,6 @@
 //! Routes, neighbours and interfaces as the kernel knows them → the next hops in force.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -10,7 +9,7 @@ use lb_common::abi;
 
 use super::state::Agent;
 use crate::core::config::Config;
-use crate::core::reach::{Reach, reach};
+use crate::core::reach::{self, Target};
 use crate::io::datapath::Datapath;
 use crate::io::neighbours::{HopError, NextHop};
 
@@ -18,10 +17,6 @@ use crate::io::neighbours::{HopError, NextHop};
 const MAX_NEWS: usize = 10;
 /// Addresses that are resolved at the same time.
 const CONCURRENT: usize = 64;
-
-/// What a next hop is wanted to: an address, and how far away it may be. Services of different forwarding modes may
-/// share a server.
-pub(super) type Target = (IpAddr, Reach);
 
 impl Agent {
     /// Looks again at interfaces and next hops, and brings about what changed.
@@ -91,7 +86,7 @@ impl Agent {
             match result {
                 Ok(hop) => {
                     let hop = self.shared_hop(hop);
-                    changed |= self.knowledge.hops.insert(target.0, hop) != Some(hop);
+                    changed |= self.knowledge.hops.insert(target, hop) != Some(hop);
                     self.hop_errors.remove(&target);
                 }
                 Err(error) => {
@@ -118,10 +113,7 @@ impl Agent {
 
 /// The next hops that a configuration wants.
 pub(super) fn targets(config: &Config) -> BTreeSet<Target> {
-    let backends = config.services.iter().flat_map(|service| {
-        service.backends.iter().map(|backend| (backend.address, reach(service.forwarding)))
-    });
-    backends.collect()
+    config.services.iter().flat_map(reach::targets).collect()
 }
 
 /// At most a screenful of errors; of more, the number.

@@ -9,12 +9,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Options;
-use super::hops::Target;
 use super::probing::{Probed, Report};
 use crate::core::config::{Config, Protocol};
 use crate::core::image::Wanted;
 use crate::core::plan::{Action, RingCache, plan};
-use crate::core::reach::reach;
+use crate::core::reach::{Target, targets};
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, Readings, Snapshot, snapshot};
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
@@ -136,10 +135,9 @@ impl Agent {
     fn reasons(&self) -> BTreeMap<BackendKey, String> {
         let mut reasons = BTreeMap::new();
         for service in &self.config.services {
-            for backend in &service.backends {
+            for (backend, target) in service.backends.iter().zip(targets(service)) {
                 let key = BackendKey::new(&service.name, &backend.name);
                 let failed = self.probed.get(&key).and_then(|probed| probed.failure.clone());
-                let target = (backend.address, reach(service.forwarding));
                 let unresolved = || self.hop_errors.get(&target).map(HopError::to_string);
                 if let Some(reason) = failed.or_else(unresolved) {
                     reasons.insert(key, reason);

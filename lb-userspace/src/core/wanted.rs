@@ -1,7 +1,6 @@
 //! Configuration, health and next hops → what the maps should hold, and how each service is.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use lb_common::abi::{self, NextHop};
 use lb_common::net::{Address, Protocol};
@@ -9,6 +8,7 @@ use lb_common::net::{Address, Protocol};
 use super::config::{self, BackendState, Config, Probe};
 use super::health::{Candidate, Health, Serving, serving};
 use super::image::{VipKey, Wanted, WantedBackend, WantedService};
+use super::reach::{Target, reach};
 
 /// What names a backend: its service's name and its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,8 +31,8 @@ impl BackendKey {
 pub struct Knowledge {
     /// Health by backend; absent means unknown.
     pub health: BTreeMap<BackendKey, Health>,
-    /// Next hops by address; absent means not known now.
-    pub hops: BTreeMap<IpAddr, NextHop>,
+    /// Next hops by what they lead to; absent means not known now.
+    pub hops: BTreeMap<Target, NextHop>,
 }
 
 impl Knowledge {
@@ -59,7 +59,8 @@ impl Knowledge {
     /// A backend that no frame can be sent to, for its MAC address was never known, takes none while another can.
     pub fn serving(&self, service: &config::Service) -> Serving {
         let mut serving = self.serving_by_health(service);
-        let reachable = |backend: &config::Backend| self.hops.contains_key(&backend.address);
+        let mode = reach(service.forwarding);
+        let reachable = |backend: &config::Backend| self.hops.contains_key(&(backend.address, mode));
         let takes_flows = service.backends.iter().zip(&serving.eligible).filter(|(_, eligible)| **eligible);
         if takes_flows.map(|(backend, _)| backend).any(reachable) {
             for (eligible, backend) in serving.eligible.iter_mut().zip(&service.backends) {
@@ -103,7 +104,7 @@ impl Knowledge {
                 healthy: eligible || !checked || health != Health::Unhealthy,
                 probed_healthy: !checked || health == Health::Healthy,
                 ring_weight: if eligible { backend.weight } else { 0 },
-                hop: self.hops.get(&backend.address).copied(),
+                hop: self.hops.get(&(backend.address, reach(service.forwarding))).copied(),
             }
         });
         WantedService {
@@ -115,7 +116,8 @@ impl Knowledge {
     }
 }
 
-fn forwarding(forwarding: config::Forwarding) -> abi::Forwarding {
+/// A forwarding mode as the maps have it.
+pub fn forwarding(forwarding: config::Forwarding) -> abi::Forwarding {
     match forwarding {
         config::Forwarding::L2Dsr => abi::Forwarding::L2Dsr,
     }
