@@ -6,6 +6,7 @@ use std::time::Duration;
 use lb_common::abi::RING_SIZE;
 
 use super::AgentError;
+use super::hops::targets;
 use super::start::{self, capacity, flows, parse_config};
 use super::state::{Agent, Server};
 use crate::core::config::Config;
@@ -74,7 +75,7 @@ impl Agent {
         self.refuse_what_needs_a_restart(&config)?;
         let mut report = self.predict(&config, false)?;
         let prepared = self.prepare(&config).await?;
-        self.resolve(&config, NEW_HOPS).await;
+        self.resolve(targets(&config), NEW_HOPS).await;
         let before = std::mem::replace(&mut self.config, config);
         let known = start::adopted_health(&self.kernel.tables().image());
         self.sync_probes(&known);
@@ -178,9 +179,8 @@ impl Agent {
         for service in before.services.iter().filter(|service| !services.contains(service.name.as_str())) {
             self.histograms.forget(&service.name);
         }
-        let backends = self.config.services.iter().flat_map(|service| &service.backends);
-        let addresses: BTreeSet<_> = backends.map(|backend| backend.address).collect();
-        self.knowledge.hops.retain(|address, _| addresses.contains(address));
-        self.hop_errors.retain(|address, _| addresses.contains(address));
+        let wanted = targets(&self.config);
+        self.knowledge.hops.retain(|target, _| wanted.contains(target));
+        self.hop_errors.retain(|target, _| wanted.contains(target));
     }
 }

@@ -1,7 +1,6 @@
 //! Routes, neighbours and interfaces as the kernel knows them → the next hops in force.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -10,6 +9,7 @@ use lb_common::abi;
 
 use super::state::Agent;
 use crate::core::config::Config;
+use crate::core::reach::{self, Target};
 use crate::io::datapath::Datapath;
 use crate::io::neighbours::{HopError, NextHop};
 
@@ -22,7 +22,21 @@ impl Agent {
     /// Looks again at interfaces and next hops, and brings about what changed.
     pub(super) async fn refresh_network(&mut self) {
         self.refresh_interfaces().await;
-        if self.resolve(&self.config.clone(), Duration::ZERO).await || self.unsettled {
+        self.refresh_hops(targets(&self.config)).await;
+    }
+
+    /// Looks again at what did not answer: the kernel, left alone, would not ask for it another time, and a server or
+    /// gateway that comes back need not tell of itself.
+    pub(super) async fn retry_hops(&mut self) {
+        let mut silent = targets(&self.config);
+        silent.retain(|target| self.hop_errors.get(target).is_some_and(HopError::may_pass));
+        if !silent.is_empty() {
+            self.refresh_hops(silent).await;
+        }
+    }
+
+    async fn refresh_hops(&mut self, targets: BTreeSet<Target>) {
+        if self.resolve(targets, Duration::ZERO).await || self.unsettled {
             self.reconcile();
         }
     }
@@ -55,37 +69,31 @@ impl Agent {
         self.kernel.tables().set_interfaces(&interfaces);
     }
 
-    /// Resolves the backends of a configuration; says whether a next hop changed. One that cannot be resolved now keeps
-    /// what was last known: health decides what becomes of the backend.
-    pub(super) async fn resolve(&mut self, config: &Config, patience: Duration) -> bool {
-        let addresses: BTreeSet<IpAddr> = config
-            .services
-            .iter()
-            .flat_map(|service| &service.backends)
-            .map(|backend| backend.address)
-            .collect();
+    /// Resolves `targets`; says whether a next hop changed. One that cannot be resolved now keeps what was last known:
+    /// health decides what becomes of the backend.
+    pub(super) async fn resolve(&mut self, targets: BTreeSet<Target>, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let resolver = &self.resolver;
-        let resolve = async |address| {
+        let resolve = async |(address, reach)| {
             let left = deadline.saturating_duration_since(Instant::now());
-            (address, resolver.resolve_within(address, left).await)
+            ((address, reach), resolver.resolve_within(address, reach, left).await)
         };
-        let found: Vec<(IpAddr, Result<NextHop, HopError>)> =
-            stream::iter(addresses).map(resolve).buffer_unordered(CONCURRENT).collect().await;
+        let found: Vec<(Target, Result<NextHop, HopError>)> =
+            stream::iter(targets).map(resolve).buffer_unordered(CONCURRENT).collect().await;
         let mut changed = false;
         let mut news = Vec::new();
-        for (address, result) in found {
+        for (target, result) in found {
             match result {
                 Ok(hop) => {
                     let hop = self.shared_hop(hop);
-                    changed |= self.knowledge.hops.insert(address, hop) != Some(hop);
-                    self.hop_errors.remove(&address);
+                    changed |= self.knowledge.hops.insert(target, hop) != Some(hop);
+                    self.hop_errors.remove(&target);
                 }
                 Err(error) => {
-                    let error = error.to_string();
-                    if self.hop_errors.insert(address, error.clone()).as_ref() != Some(&error) {
-                        news.push(error);
+                    if self.hop_errors.get(&target) != Some(&error) {
+                        news.push(error.to_string());
                     }
+                    self.hop_errors.insert(target, error);
                 }
             }
         }
@@ -99,8 +107,19 @@ impl Agent {
     /// The next hop as the program's record has it. With one interface there is no other to transmit on.
     fn shared_hop(&self, hop: NextHop) -> abi::NextHop {
         let only = matches!(self.interfaces.as_slice(), [only] if only.ifindex == hop.ifindex);
-        abi::NextHop::new(hop.destination_mac, hop.source_mac, if only { 0 } else { hop.ifindex })
+        let interface = if only { 0 } else { hop.ifindex };
+        abi::NextHop {
+            source: hop.source.map(Into::into).unwrap_or_default(),
+            mtu: u16::try_from(hop.mtu).unwrap_or(u16::MAX),
+            vlan: hop.vlan.unwrap_or(0),
+            ..abi::NextHop::new(hop.destination_mac, hop.source_mac, interface)
+        }
     }
+}
+
+/// The next hops that a configuration wants.
+pub(super) fn targets(config: &Config) -> BTreeSet<Target> {
+    config.services.iter().flat_map(reach::targets).collect()
 }
 
 /// At most a screenful of errors; of more, the number.

@@ -28,6 +28,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// How often next hops are looked at although nothing tells of a change: this also keeps those verified that no
 /// health check does.
 const HOP_INTERVAL: Duration = Duration::from_secs(15);
+/// How often next hops that did not answer are asked for again.
+const HOP_RETRY: Duration = Duration::from_secs(1);
 
 /// How long an agent that is just ending may keep the socket.
 const HANDOVER: Duration = Duration::from_secs(3);
@@ -75,10 +77,12 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     };
     let ControlSocket { file, listener } = control;
     let mut changes = agent.resolver.changes();
+    // What changed while the agent started was told to nobody.
+    agent.refresh_network().await;
     let server = axum::serve(listener, api::control_routes(request_sender)).into_future();
     tokio::pin!(server);
     let mut sweep = every(SWEEP_INTERVAL);
-    let mut recheck = every(HOP_INTERVAL);
+    let (mut recheck, mut retry) = (every(HOP_INTERVAL), every(HOP_RETRY));
     start::notify_ready();
     log::info!("ready: {}", agent.describe());
     loop {
@@ -100,6 +104,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             }
             _ = recheck.tick() => {
                 agent.refresh_network().await;
+                Next::Continue
+            }
+            _ = retry.tick() => {
+                agent.retry_hops().await;
                 Next::Continue
             }
             _ = sweep.tick() => {

@@ -1,13 +1,13 @@
 //! The options → a running agent: configuration, program, first health, tables, and only then packets.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::hops::targets;
 use super::probing::{KnownHealth, Report};
 use super::requests::serve_public;
 use super::state::{Agent, ReconcileError};
@@ -16,7 +16,8 @@ use crate::core::config::{self, Config, XdpMode};
 use crate::core::health::Health;
 use crate::core::image::{Capacity, Image};
 use crate::core::plan::RingCache;
-use crate::core::wanted::{BackendKey, Knowledge};
+use crate::core::reach::{Target, reach};
+use crate::core::wanted::{BackendKey, Knowledge, forwarding};
 use crate::io::api::{self, Requests};
 use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
 use crate::io::exporters::Histograms;
@@ -55,6 +56,7 @@ pub(super) async fn start(
     if adopted {
         log::info!("adopted {} services with their flows", image.services.len());
     }
+    let hops = adopted_hops(&image, &config);
     let mut agent = Agent {
         options,
         config,
@@ -65,7 +67,7 @@ pub(super) async fn start(
         kernel,
         resolver,
         interfaces,
-        knowledge: Knowledge { hops: adopted_hops(&image), ..Knowledge::default() },
+        knowledge: Knowledge { hops, ..Knowledge::default() },
         hop_errors: BTreeMap::new(),
         hop_news: Vec::new(),
         probed: BTreeMap::new(),
@@ -83,8 +85,7 @@ pub(super) async fn start(
         None => None,
     };
     agent.sync_probes(&adopted_health(&image));
-    let config = agent.config.clone();
-    agent.resolve(&config, FIRST_HOPS).await;
+    agent.resolve(targets(&agent.config), FIRST_HOPS).await;
     agent.wait_for_health(reports).await;
     let wanted = agent.knowledge.wanted(&agent.config);
     agent.kernel.set_ring_seed(agent.config.agent.ring_seed);
@@ -148,9 +149,18 @@ pub(super) fn adopted_health(image: &Image) -> KnownHealth {
     known.collect()
 }
 
-/// The next hops that are loaded, by address: good until the kernel tells better ones.
-fn adopted_hops(image: &Image) -> BTreeMap<IpAddr, NextHop> {
-    image.backends.values().filter_map(|backend| Some((backend.address.to_ip(), backend.hop?))).collect()
+/// The next hops that are loaded: good until the kernel tells better ones. That of a service in another forwarding mode is
+/// not, for it may be a gateway's.
+fn adopted_hops(image: &Image, config: &Config) -> BTreeMap<Target, NextHop> {
+    let services =
+        config.services.iter().filter_map(|service| Some((image.service_id(&service.name)?, service)));
+    let services: BTreeMap<u32, _> = services.collect();
+    let hops = image.backends.values().filter_map(|backend| {
+        let mode = services.get(&backend.service)?.forwarding;
+        let same = forwarding(mode) == backend.forwarding;
+        same.then_some(((backend.address.to_ip(), reach(mode)), backend.hop?))
+    });
+    hops.collect()
 }
 
 impl Agent {

@@ -13,12 +13,13 @@ use super::probing::{Probed, Report};
 use crate::core::config::{Config, Protocol};
 use crate::core::image::Wanted;
 use crate::core::plan::{Action, RingCache, plan};
+use crate::core::reach::{Target, targets};
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot};
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
 use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock};
 use crate::io::exporters::Histograms;
-use crate::io::neighbours::{Interface, Resolver, XdpState};
+use crate::io::neighbours::{HopError, Interface, Resolver, XdpState};
 
 /// A server task that ends with its handle.
 pub(super) struct Server {
@@ -44,8 +45,8 @@ pub(super) struct Agent {
     pub(super) resolver: Resolver,
     pub(super) interfaces: Vec<Interface>,
     pub(super) knowledge: Knowledge,
-    /// Why the next hop of an address is not known.
-    pub(super) hop_errors: BTreeMap<std::net::IpAddr, String>,
+    /// Why a next hop is not known.
+    pub(super) hop_errors: BTreeMap<Target, HopError>,
     /// What the last look at next hops found wrong that was not so before.
     pub(super) hop_news: Vec<String>,
     pub(super) probed: BTreeMap<BackendKey, Probed>,
@@ -137,10 +138,11 @@ impl Agent {
     fn reasons(&self) -> BTreeMap<BackendKey, String> {
         let mut reasons = BTreeMap::new();
         for service in &self.config.services {
-            for backend in &service.backends {
+            for (backend, target) in service.backends.iter().zip(targets(service)) {
                 let key = BackendKey::new(&service.name, &backend.name);
                 let failed = self.probed.get(&key).and_then(|probed| probed.failure.clone());
-                if let Some(reason) = failed.or_else(|| self.hop_errors.get(&backend.address).cloned()) {
+                let unresolved = || self.hop_errors.get(&target).map(HopError::to_string);
+                if let Some(reason) = failed.or_else(unresolved) {
                     reasons.insert(key, reason);
                 }
             }

@@ -7,6 +7,7 @@ pub mod health;
 pub mod image;
 pub mod names;
 pub mod plan;
+pub mod reach;
 pub mod ring;
 pub mod stats;
 pub mod vips;

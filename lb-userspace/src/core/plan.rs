@@ -213,7 +213,8 @@ impl Ids {
     }
 }
 
-/// A backend as it is loaded when it is as wanted. A next hop that is not known now stays what it was.
+/// A backend as it is loaded when it is as wanted. A next hop that is not known now stays what it was, unless the forwarding
+/// mode changes: where `l2-dsr` comes after a tunnel, it may be a gateway's.
 fn as_loaded(
     service: u32,
     forwarding: Forwarding,
@@ -230,7 +231,9 @@ fn as_loaded(
         takes_new: wanted.ring_weight > 0,
         forwarding,
         port: wanted.port,
-        hop: wanted.hop.or(before.and_then(|before| before.hop)),
+        hop: wanted
+            .hop
+            .or(before.filter(|before| before.forwarding == forwarding).and_then(|before| before.hop)),
     }
 }
 

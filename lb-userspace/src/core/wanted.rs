@@ -1,7 +1,6 @@
 //! Configuration, health and next hops → what the maps should hold, and how each service is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use lb_common::abi::{self, NextHop};
 use lb_common::net::{Address, Protocol};
@@ -9,6 +8,7 @@ use lb_common::net::{Address, Protocol};
 use super::config::{self, Affinity, BackendState, Config, Oversized, Probe, Source};
 use super::health::{Candidate, Health, Serving, serving};
 use super::image::{Globals, VipKey, Wanted, WantedBackend, WantedService};
+use super::reach::{Target, reach};
 
 /// What names a backend: its service's name and its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -31,8 +31,8 @@ impl BackendKey {
 pub struct Knowledge {
     /// Health by backend; absent means unknown.
     pub health: BTreeMap<BackendKey, Health>,
-    /// Next hops by address; absent means not known now.
-    pub hops: BTreeMap<IpAddr, NextHop>,
+    /// Next hops by what they lead to; absent means not known now.
+    pub hops: BTreeMap<Target, NextHop>,
 }
 
 impl Knowledge {
@@ -59,7 +59,8 @@ impl Knowledge {
     /// A backend that no frame can be sent to, for its MAC address was never known, takes none while another can.
     pub fn serving(&self, service: &config::Service) -> Serving {
         let mut serving = self.serving_by_health(service);
-        let reachable = |backend: &config::Backend| self.hops.contains_key(&backend.address);
+        let mode = reach(service.forwarding);
+        let reachable = |backend: &config::Backend| self.hops.contains_key(&(backend.address, mode));
         let takes_flows = service.backends.iter().zip(&serving.eligible).filter(|(_, eligible)| **eligible);
         if takes_flows.map(|(backend, _)| backend).any(reachable) {
             for (eligible, backend) in serving.eligible.iter_mut().zip(&service.backends) {
@@ -107,7 +108,7 @@ impl Knowledge {
                 probed_healthy: !checked || health == Health::Healthy,
                 ring_weight: if eligible { backend.weight } else { 0 },
                 port: backend.port.unwrap_or(0),
-                hop: self.hop(backend.address, config),
+                hop: self.hop((backend.address, reach(service.forwarding)), config),
             }
         });
         WantedService {
@@ -120,9 +121,9 @@ impl Knowledge {
     }
 
     /// A backend's next hop; its source is the first configured one of the family, else the one that the kernel would use.
-    fn hop(&self, address: IpAddr, config: &Config) -> Option<NextHop> {
-        let hop = self.hops.get(&address).copied()?;
-        let sources = if address.is_ipv4() { &config.agent.source_v4 } else { &config.agent.source_v6 };
+    fn hop(&self, target: Target, config: &Config) -> Option<NextHop> {
+        let hop = self.hops.get(&target).copied()?;
+        let sources = if target.0.is_ipv4() { &config.agent.source_v4 } else { &config.agent.source_v6 };
         Some(match sources.first() {
             Some(source) => {
                 NextHop { source: source.address.into(), source_mask: source_mask(*source), ..hop }
@@ -134,7 +135,7 @@ impl Knowledge {
     fn globals(&self, config: &Config) -> Globals {
         let configured = [&config.agent.source_v4, &config.agent.source_v6];
         let [own_v4, own_v6] = [true, false].map(|v4| {
-            let known = self.hops.iter().filter(|(address, _)| address.is_ipv4() == v4);
+            let known = self.hops.iter().filter(|((address, _), _)| address.is_ipv4() == v4);
             known.map(|(_, hop)| hop.source).find(|source| !source.is_zero()).unwrap_or_default()
         });
         let first =
@@ -177,7 +178,8 @@ fn source_mask(source: Source) -> u32 {
     u32::MAX.checked_shr(32 - free).unwrap_or(0).to_be()
 }
 
-fn forwarding(forwarding: config::Forwarding) -> abi::Forwarding {
+/// A forwarding mode as the maps have it.
+pub fn forwarding(forwarding: config::Forwarding) -> abi::Forwarding {
     match forwarding {
         config::Forwarding::L2Dsr => abi::Forwarding::L2Dsr,
         config::Forwarding::Ipip => abi::Forwarding::Ipip,

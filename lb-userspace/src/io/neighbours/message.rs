@@ -4,28 +4,41 @@ use std::net::IpAddr;
 
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+    InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    VlanProtocol, XdpAttached,
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia};
+use rtnetlink::packet_route::route::{
+    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
 
 use super::{Mac, XdpState};
 
 /// Where a route leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    /// To a host on the link of this interface.
-    Direct { ifindex: u32 },
-    /// To a router.
-    Gateway(IpAddr),
+    /// To one host.
+    Unicast(Way),
     /// To this host itself.
     Local,
     /// To several hosts.
     NotUnicast,
     /// Nowhere.
     None,
+}
+
+/// The way to a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Way {
+    pub(super) ifindex: u32,
+    /// The next router, if the host is not on the interface's link; of any family.
+    pub(super) gateway: Option<IpAddr>,
+    /// The route's own MTU, or what the kernel has learnt of the path's.
+    pub(super) mtu: Option<u32>,
+    /// The source address that the kernel would choose.
+    pub(super) source: Option<IpAddr>,
 }
 
 /// An entry of the neighbour table.
@@ -49,8 +62,20 @@ pub(super) struct Link {
     pub(super) mtu: u32,
     /// Up, and with a carrier.
     pub(super) running: bool,
+    pub(super) vlan: Vlan,
     /// How an XDP program is attached.
     pub(super) xdp: XdpState,
+}
+
+/// What an interface has to do with VLANs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Vlan {
+    /// It is no VLAN device.
+    None,
+    /// An 802.1Q VLAN device over another interface of this network namespace.
+    Over { lower: u32, id: u16 },
+    /// Any other VLAN device.
+    Other,
 }
 
 /// The question for the route to `address`.
@@ -87,18 +112,39 @@ pub(super) fn route(message: &RouteMessage) -> Route {
 }
 
 fn unicast_route(attributes: &[RouteAttribute]) -> Route {
-    let mut route = Route::None;
+    let mut way = Way::default();
+    let mut destination = None;
     for attribute in attributes {
         match attribute {
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway))
-            | RouteAttribute::Via(RouteVia::Inet(gateway)) => return Route::Gateway((*gateway).into()),
-            RouteAttribute::Gateway(RouteAddress::Inet6(gateway))
-            | RouteAttribute::Via(RouteVia::Inet6(gateway)) => return Route::Gateway((*gateway).into()),
-            RouteAttribute::Oif(ifindex) => route = Route::Direct { ifindex: *ifindex },
+            RouteAttribute::Oif(ifindex) => way.ifindex = *ifindex,
+            RouteAttribute::Via(RouteVia::Inet(gateway)) => way.gateway = Some((*gateway).into()),
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => way.gateway = Some((*gateway).into()),
+            RouteAttribute::Gateway(address) => way.gateway = ip(address),
+            RouteAttribute::PrefSource(address) => way.source = ip(address),
+            RouteAttribute::Destination(address) => destination = ip(address),
+            RouteAttribute::Metrics(metrics) => way.mtu = mtu(metrics),
             _ => {}
         }
     }
-    route
+    // A host that is its own gateway is on the link, only said the long way.
+    way.gateway = way.gateway.filter(|gateway| Some(*gateway) != destination);
+    if way.ifindex == 0 { Route::None } else { Route::Unicast(way) }
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    let address = match address {
+        RouteAddress::Inet(address) => IpAddr::V4(*address),
+        RouteAddress::Inet6(address) => IpAddr::V6(*address),
+        _ => return None,
+    };
+    Some(address).filter(|address| !address.is_unspecified())
+}
+
+fn mtu(metrics: &[RouteMetric]) -> Option<u32> {
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+        _ => None,
+    })
 }
 
 /// The neighbour of an answer or notification; `None` if it is about something else, like a bridge's table.
@@ -141,6 +187,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         running: message.header.flags.contains(LinkFlags::Up | LinkFlags::Running),
+        vlan: vlan(&message.attributes),
         xdp: XdpState::None,
     };
     for attribute in &message.attributes {
@@ -155,6 +202,43 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn vlan(attributes: &[LinkAttribute]) -> Vlan {
+    let (mut is_vlan, mut plain, mut local) = (false, false, true);
+    let (mut lower, mut id) = (None, None);
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::Link(ifindex) => lower = Some(*ifindex),
+            // The interface beneath is in another network namespace, and its index means nothing here.
+            LinkAttribute::LinkNetNsId(_) => local = false,
+            LinkAttribute::LinkInfo(values) => {
+                for value in values {
+                    match value {
+                        LinkInfo::Kind(kind) => is_vlan = *kind == InfoKind::Vlan,
+                        LinkInfo::Data(InfoData::Vlan(values)) => (id, plain) = tag(values),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    match (is_vlan, lower, id) {
+        (false, ..) => Vlan::None,
+        (true, Some(lower), Some(id)) if plain && local => Vlan::Over { lower, id },
+        _ => Vlan::Other,
+    }
+}
+
+/// The id of a VLAN device, and whether its tags are those of 802.1Q.
+fn tag(values: &[InfoVlan]) -> (Option<u16>, bool) {
+    let id = values.iter().find_map(|value| match value {
+        InfoVlan::Id(id) => Some(*id),
+        _ => None,
+    });
+    let foreign = |value: &InfoVlan| matches!(value, InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
+    (id, !values.iter().any(foreign))
 }
 
 fn xdp(values: &[LinkXdp]) -> XdpState {

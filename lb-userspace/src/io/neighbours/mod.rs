@@ -1,5 +1,5 @@
-//! Next hops from the kernel over netlink: turns a backend's address into the interface and MAC addresses that
-//! frames to it need, and the kernel's notifications into a hint that asking again is worth while.
+//! Next hops from the kernel over netlink: turns a backend's address into what frames to it need (interface, MAC
+//! addresses, VLAN, MTU, source address), and the kernel's notifications into a hint that asking again is worth while.
 //!
 //! Every question goes to the kernel; nothing is cached, so no answer can be stale. (A link cache fed by
 //! notifications could be: they come over another socket, and so in no order relative to the answers.)
@@ -16,11 +16,12 @@ use std::time::Duration;
 use nix::errno::Errno;
 use tokio::time::{Instant, sleep, timeout_at};
 
+pub use crate::core::reach::Reach;
 pub use changes::{Changed, Changes};
 pub use error::{HopError, InterfaceError, NetlinkError};
 
 use changes::Watcher;
-use message::{Link, Route};
+use message::{Link, Route, Vlan, Way};
 use requests::Requests;
 
 /// A MAC address.
@@ -32,12 +33,19 @@ const RECHECK: Duration = Duration::from_millis(250);
 /// What a frame to a backend needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NextHop {
-    /// The interface that the backend is reached through.
+    /// The interface to transmit on. For a route over a VLAN device it is the device beneath.
     pub ifindex: u32,
-    /// The backend's MAC address.
+    /// The MAC address of the backend, or of the gateway on the way to it.
     pub destination_mac: Mac,
-    /// The interface's own MAC address.
+    /// The MAC address of the interface that the route leads to: for a VLAN, the VLAN device's own.
     pub source_mac: Mac,
+    /// The VLAN id of the route's VLAN device, 802.1Q; `None` if the route leads to no VLAN device.
+    pub vlan: Option<u16>,
+    /// The largest IP packet towards the backend, in bytes: the smaller of the route's MTU, if it has one, and the
+    /// interface's.
+    pub mtu: u32,
+    /// The source address that the kernel would choose, of the backend's family. `None` if this host has none.
+    pub source: Option<IpAddr>,
 }
 
 /// An Ethernet interface of this host.
@@ -80,43 +88,40 @@ impl Resolver {
         Ok(Self { watcher: Watcher::new()?, requests: Requests::new()? })
     }
 
-    /// The next hop of a backend on the same link.
+    /// The next hop to a backend. Where several gateways share a route, it is the one that the kernel chooses.
     ///
-    /// If the kernel doesn't know the backend's MAC address, it is made to ask for it (ARP or neighbour
+    /// If the kernel doesn't know the neighbour's MAC address, it is made to ask for it (ARP or neighbour
     /// discovery) and the answer is [`HopError::Unresolved`] for now. One that the kernel has not verified for
     /// a while is used, and verified: frames sent by XDP don't make the kernel do that.
-    pub async fn resolve(&self, address: IpAddr) -> Result<NextHop, HopError> {
-        let ifindex = self.outgoing_interface(address).await?;
-        let link = self.requests.link(ifindex).await?.ok_or(HopError::NoRoute { address })?;
+    pub async fn resolve(&self, address: IpAddr, reach: Reach) -> Result<NextHop, HopError> {
+        let way = self.way(address).await?;
+        if let (Reach::OnLink, Some(gateway)) = (reach, way.gateway) {
+            return Err(HopError::NotOnLink { address, gateway });
+        }
+        let link = self.requests.link(way.ifindex).await?.ok_or(HopError::NoRoute { address })?;
         let Some(source_mac) = link.mac else {
+            let ifindex = way.ifindex;
             return Err(HopError::NotEthernet { address, ifindex, interface: link.name });
         };
-        let neighbour = self.requests.neighbour(ifindex, address).await?;
-        match neighbour.and_then(|neighbour| Some((neighbour.mac?, neighbour.stale))) {
-            Some((destination_mac, stale)) => {
-                if stale && let Err(error) = self.requests.solicit(ifindex, address).await {
-                    log::debug!("cannot have {address} verified on {}: {error}", link.name);
-                }
-                Ok(NextHop { ifindex, destination_mac, source_mac })
-            }
-            None => {
-                self.requests.solicit(ifindex, address).await.map_err(|error| match error {
-                    NetlinkError::Refused(Errno::ENOBUFS) => HopError::TableFull { address },
-                    error => error.into(),
-                })?;
-                Err(HopError::Unresolved { address, ifindex, interface: link.name })
-            }
-        }
+        let (ifindex, vlan) = self.transmitting(address, &link).await?;
+        let mtu = way.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+        let destination_mac = self.neighbour_mac(address, &way, link).await?;
+        Ok(NextHop { ifindex, destination_mac, source_mac, vlan, mtu, source: way.source })
     }
 
-    /// Like [`resolve`](Self::resolve), but gives the backend up to `patience` to answer. Errors that waiting
+    /// Like [`resolve`](Self::resolve), but gives the neighbour up to `patience` to answer. Errors that waiting
     /// does not cure are returned at once.
-    pub async fn resolve_within(&self, address: IpAddr, patience: Duration) -> Result<NextHop, HopError> {
+    pub async fn resolve_within(
+        &self,
+        address: IpAddr,
+        reach: Reach,
+        patience: Duration,
+    ) -> Result<NextHop, HopError> {
         let deadline = Instant::now() + patience;
         let mut changes = self.watcher.subscribe();
         loop {
-            match self.resolve(address).await {
-                Err(HopError::Unresolved { .. }) if Instant::now() < deadline => {}
+            match self.resolve(address, reach).await {
+                Err(error) if error.may_pass() && Instant::now() < deadline => {}
                 outcome => return outcome,
             }
             // However the wait ends, the next thing to do is to look again.
@@ -141,17 +146,56 @@ impl Resolver {
         Ok(Interface { name, ifindex, mac, mtu, xdp })
     }
 
-    async fn outgoing_interface(&self, address: IpAddr) -> Result<u32, HopError> {
+    async fn way(&self, address: IpAddr) -> Result<Way, HopError> {
         // Without a default route the kernel has no route for these either, and says no more than that.
         if address.is_multicast() || address.is_unspecified() || address == IpAddr::V4(Ipv4Addr::BROADCAST) {
             return Err(HopError::NotUnicast { address });
         }
         match self.requests.route(address).await? {
-            Route::Direct { ifindex } => Ok(ifindex),
-            Route::Gateway(gateway) => Err(HopError::NotOnLink { address, gateway }),
+            Route::Unicast(way) => Ok(way),
             Route::Local => Err(HopError::LocalAddress { address }),
             Route::NotUnicast => Err(HopError::NotUnicast { address }),
             Route::None => Err(HopError::NoRoute { address }),
         }
+    }
+
+    /// The interface that frames over `link` are transmitted on, and the VLAN they are in.
+    async fn transmitting(&self, address: IpAddr, link: &Link) -> Result<(u32, Option<u16>), HopError> {
+        let unsupported = || HopError::VlanKind { address, interface: link.name.clone() };
+        match link.vlan {
+            Vlan::None => Ok((link.ifindex, None)),
+            Vlan::Other => Err(unsupported()),
+            Vlan::Over { lower, id } => match self.requests.link(lower).await? {
+                Some(Link { vlan: Vlan::None, .. }) => Ok((lower, Some(id))),
+                Some(_) => Err(unsupported()),
+                None => Err(HopError::NoRoute { address }),
+            },
+        }
+    }
+
+    /// The MAC address of the neighbour on the way to `address`, over `link`.
+    async fn neighbour_mac(&self, address: IpAddr, way: &Way, link: Link) -> Result<Mac, HopError> {
+        let Way { ifindex, gateway, .. } = *way;
+        let neighbour = gateway.unwrap_or(address);
+        let known = self.requests.neighbour(ifindex, neighbour).await?;
+        if let Some((mac, stale)) = known.and_then(|known| Some((known.mac?, known.stale))) {
+            if stale && let Err(error) = self.requests.solicit(ifindex, neighbour).await {
+                log::debug!("cannot have {neighbour} verified on {}: {error}", link.name);
+            }
+            return Ok(mac);
+        }
+        if !link.running {
+            // A question now would be lost, and the kernel ask again only a second after the link is back.
+            return Err(HopError::LinkDown { address, ifindex, interface: link.name });
+        }
+        self.requests.solicit(ifindex, neighbour).await.map_err(|error| match error {
+            NetlinkError::Refused(Errno::ENOBUFS) => HopError::TableFull { address: neighbour },
+            error => error.into(),
+        })?;
+        let interface = link.name;
+        Err(match gateway {
+            None => HopError::Unresolved { address, ifindex, interface },
+            Some(gateway) => HopError::GatewayUnresolved { address, gateway, ifindex, interface },
+        })
     }
 }

@@ -1,3 +1,5 @@
+use rtnetlink::packet_core::{Emitable, Parseable};
+
 use super::*;
 
 const ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 1, 11));
@@ -14,11 +16,11 @@ fn route_message(kind: RouteType, attributes: Vec<RouteAttribute>) -> RouteMessa
 #[test]
 fn route_without_gateway_is_direct() {
     let message = route_message(RouteType::Unicast, vec![RouteAttribute::Oif(7)]);
-    assert_eq!(route(&message), Route::Direct { ifindex: 7 });
+    assert_eq!(route(&message), Route::Unicast(Way { ifindex: 7, ..Way::default() }));
 }
 
 #[test]
-fn gateway_wins_over_interface_wherever_it_stands() {
+fn gateway_is_found_wherever_it_stands() {
     let v6: std::net::Ipv6Addr = "fe80::1".parse().unwrap();
     for (gateway, expected) in [
         (RouteAttribute::Gateway(GATEWAY.into()), GATEWAY),
@@ -29,9 +31,36 @@ fn gateway_wins_over_interface_wherever_it_stands() {
             [vec![RouteAttribute::Oif(7), gateway.clone()], vec![gateway.clone(), RouteAttribute::Oif(7)]]
         {
             let message = route_message(RouteType::Unicast, attributes);
-            assert_eq!(route(&message), Route::Gateway(expected));
+            let way = Way { ifindex: 7, gateway: Some(expected), ..Way::default() };
+            assert_eq!(route(&message), Route::Unicast(way));
         }
     }
+}
+
+#[test]
+fn host_that_is_its_own_gateway_is_on_the_link() {
+    let gateway = RouteAttribute::Gateway(ADDRESS.into());
+    let message = route_message(RouteType::Unicast, vec![RouteAttribute::Oif(7), gateway]);
+    assert_eq!(route(&message), Route::Unicast(Way { ifindex: 7, ..Way::default() }));
+}
+
+#[test]
+fn route_has_mtu_and_source_if_the_kernel_says_so() {
+    let way = |metrics: Vec<RouteMetric>, source: IpAddr| {
+        let attributes = vec![
+            RouteAttribute::Oif(7),
+            RouteAttribute::Metrics(metrics),
+            RouteAttribute::PrefSource(source.into()),
+        ];
+        match route(&route_message(RouteType::Unicast, attributes)) {
+            Route::Unicast(Way { mtu, source, .. }) => (mtu, source),
+            other => panic!("{other:?}"),
+        }
+    };
+    let set = vec![RouteMetric::Advmss(1360), RouteMetric::Mtu(1400)];
+    assert_eq!(way(set, GATEWAY), (Some(1400), Some(GATEWAY)));
+    let unset = vec![RouteMetric::Advmss(1360), RouteMetric::Mtu(0)];
+    assert_eq!(way(unset, std::net::Ipv4Addr::UNSPECIFIED.into()), (None, None));
 }
 
 #[test]
@@ -108,10 +137,74 @@ fn link_has_a_mac_only_if_it_is_ethernet() {
         mac: Some(MAC),
         mtu: 1500,
         running: true,
+        vlan: Vlan::None,
         xdp: XdpState::None,
     };
     assert_eq!(link(&message), expected);
     message.header.link_layer_type = LinkLayerType::Loopback;
     message.header.flags = LinkFlags::Up;
     assert_eq!(link(&message), Link { mac: None, running: false, ..expected });
+}
+
+/// The attributes of a link message from the kernel: each is its length, its type, and a value padded to four bytes.
+fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(value.len() + 4).unwrap();
+    let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
+    bytes.extend(value);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// The VLAN of a link with these attributes, from the bytes that the kernel would send.
+fn vlan_of(attributes: &[Vec<u8>]) -> Vlan {
+    let mut header = LinkMessage::default();
+    header.header.index = 8;
+    header.header.link_layer_type = LinkLayerType::Ether;
+    let mut bytes = vec![0; header.buffer_len()];
+    header.emit(&mut bytes);
+    bytes.extend(attributes.concat());
+    link(&LinkMessage::parse(&bytes).unwrap()).vlan
+}
+
+/// IFLA_LINKINFO of a device of this kind; its data as the VLAN driver writes it.
+fn link_info(kind: &[u8], id: Option<u16>, protocol: [u8; 2]) -> Vec<u8> {
+    let mut data = attribute(5, &protocol);
+    data.extend(id.map(|id| attribute(1, &id.to_ne_bytes())).unwrap_or_default());
+    data.extend(attribute(2, &[1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]));
+    attribute(18, &[attribute(1, kind), attribute(2, &data)].concat())
+}
+
+const DOT1Q: [u8; 2] = [0x81, 0x00];
+const DOT1AD: [u8; 2] = [0x88, 0xa8];
+
+#[test]
+fn vlan_device_has_an_id_and_an_interface_beneath() {
+    let beneath = attribute(5, &7_u32.to_ne_bytes());
+    let tagged = link_info(b"vlan\0", Some(10), DOT1Q);
+    let expected = Vlan::Over { lower: 7, id: 10 };
+    assert_eq!(vlan_of(&[beneath.clone(), tagged.clone()]), expected);
+    assert_eq!(vlan_of(&[tagged.clone(), beneath.clone()]), expected, "in any order");
+}
+
+#[test]
+fn vlan_devices_whose_tags_are_not_written_are_told_apart() {
+    let beneath = attribute(5, &7_u32.to_ne_bytes());
+    let tagged = link_info(b"vlan\0", Some(10), DOT1Q);
+    let elsewhere = attribute(37, &0_u32.to_ne_bytes());
+    for (what, attributes) in [
+        ("802.1ad", vec![beneath.clone(), link_info(b"vlan\0", Some(10), DOT1AD)]),
+        ("over another namespace's interface", vec![beneath.clone(), tagged.clone(), elsewhere]),
+        ("without an id", vec![beneath.clone(), link_info(b"vlan\0", None, DOT1Q)]),
+        ("over nothing", vec![tagged]),
+    ] {
+        assert_eq!(vlan_of(&attributes), Vlan::Other, "{what}");
+    }
+}
+
+#[test]
+fn other_devices_over_an_interface_are_no_vlans() {
+    let beneath = attribute(5, &7_u32.to_ne_bytes());
+    // One end of a veth pair names the other so.
+    assert_eq!(vlan_of(&[beneath.clone(), attribute(18, &attribute(1, b"veth\0"))]), Vlan::None);
+    assert_eq!(vlan_of(&[beneath]), Vlan::None);
 }
