@@ -7,6 +7,7 @@
 mod backend;
 mod control;
 mod counters;
+mod decap;
 mod service;
 mod vips;
 mod word;
@@ -14,6 +15,7 @@ mod word;
 pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop};
 pub use control::{Control, Interface, MAC_MASK, VipTable, interface_slot, mac_word};
 pub use counters::{Traffic, Verdicts};
+pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
 pub use service::{Ring, Service, ServiceWord};
 pub use vips::{VipBucket, VipSlot, vip_key};
 pub use word::Word;
@@ -66,6 +68,12 @@ pub mod map {
 pub const PROGRAM: &str = "prog";
 /// Name of the program that tells the time of the flow table's clock, in the object and under the pin directory.
 pub const CLOCK_PROGRAM: &str = "clock";
+/// Name of the decapsulating program in its object, which is not the main program's.
+pub const DECAP_PROGRAM: &str = "decap";
+/// Outer sources that `sluice decap` may be told of.
+pub const MAX_DECAP_SOURCES: u32 = 64;
+/// Buckets of one half of the table of addresses that `sluice decap` looks things up in: a power of two.
+pub const DECAP_BUCKETS: u32 = 1_024;
 /// Name of the object's switch for the log of every packet's verdict (aya-log); 0 turns it into dead code.
 pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
@@ -83,6 +91,8 @@ pub const MAX_INTERFACES: usize = 16;
 pub const MAX_SERVICES: u32 = 4_096;
 /// Backends of all services at most; ids are `1..=MAX_BACKENDS`, 0 is none.
 pub const MAX_BACKENDS: u32 = 65_534;
+/// The UDP port of GUE (draft-ietf-intarea-gue section 8).
+pub const GUE_PORT: u16 = 6_080;
 /// Bytes by which a frame may grow on its way, at most.
 pub const HEADROOM: usize = 256;
 /// Flows in the flow table at least.
@@ -145,6 +155,8 @@ assert_layout! {
     Traffic: 32 { packets: 0, bytes: 8, new_flows: 16 }
     Verdicts: 256 { packets: 0 }
     Name: 64 { bytes: 0 }
+    DecapControl: 16 { first_bucket: 0, sources: 8 }
+    SourcePrefix: 32 { address: 0, mask: 16 }
 }
 
 #[cfg(test)]
