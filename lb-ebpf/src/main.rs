@@ -1,11 +1,10 @@
-//! The kernel's hands: XDP context in, XDP action out. All decisions are `lb-common`'s.
+//! The load balancer: XDP context in, XDP action out. All decisions are `lb-common`'s.
 
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch)]
 
 mod maps;
-mod packet;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
@@ -13,9 +12,9 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use lb_common::datapath::{self, Action};
+use lb_ebpf::packet::XdpPacket;
 
 use maps::Maps;
-use packet::XdpPacket;
 
 /// The load balancer's program.
 #[xdp(frags)]
@@ -38,14 +37,3 @@ pub fn clock(_: TcContext) -> i32 {
     // SAFETY: the helper takes nothing and reads a counter.
     unsafe { bpf_jiffies64() as i32 }
 }
-
-/// Loops, so that the verifier rejects a program from which a panic can be reached.
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The licence the kernel asks for: GPL-only helpers are open to it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

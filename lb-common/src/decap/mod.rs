@@ -35,7 +35,7 @@ const GUE_WORD_BYTES: usize = 4;
 pub const MAX_GUE_EXTRA_WORDS: usize = 8;
 
 /// The tables of the decapsulating program.
-pub trait DecapTables {
+pub trait DecapTables: Sized {
     /// What is in force.
     fn control(&self) -> Option<&DecapControl>;
     /// A prefix of accepted outer sources.
@@ -44,61 +44,24 @@ pub trait DecapTables {
     fn address_bucket(&self, index: u32) -> Option<&VipBucket>;
     /// Counts a packet. Called by [`process`] alone.
     fn count(&self, verdict: Verdict);
+
+    /// What an address is here. The kernel overrides this and the next with functions that are verified by themselves:
+    /// the verifier would go through their loops anew for every way that leads to them.
+    #[inline(always)]
+    fn roles(&self, address: Address) -> DecapRoles {
+        roles(self, address)
+    }
+
+    /// Whether tunnels are accepted from this source.
+    #[inline(always)]
+    fn accepts(&self, source: Address) -> bool {
+        accepts(self, source)
+    }
 }
 
-/// Sends one frame through the pipeline. Every packet leaves here, and here it is counted. The frame goes on to the host
-/// unless [`Verdict::is_drop`].
+/// What [`DecapTables::roles`] answers, from the table of addresses.
 #[inline(always)]
-pub fn process<P: Packet, T: DecapTables>(packet: &mut P, tables: &T) -> Verdict {
-    let verdict = decapsulate(packet, tables).unwrap_or_else(|verdict| verdict);
-    tables.count(verdict);
-    verdict
-}
-
-#[inline(always)]
-fn decapsulate<P: Packet, T: DecapTables>(packet: &mut P, tables: &T) -> Result<Verdict, Verdict> {
-    let outer = outer::read(packet)?;
-    let tunnel = match outer.tunnel(packet) {
-        Some(tunnel) => tunnel,
-        None if outer.is_unknown => Tunnel::Ipip,
-        None => return Err(Verdict::PassNotTunnel),
-    };
-    if !roles(tables, outer.destination).has(DecapRoles::LOCAL) {
-        return Err(Verdict::PassOtherHost);
-    }
-    if !is_accepted(tables, outer.source) {
-        return Err(Verdict::DropSource);
-    }
-    if outer.is_fragment {
-        return Err(Verdict::DropFragment);
-    }
-    if outer.has_foreign_extensions || outer.is_unknown {
-        return Err(Verdict::DropExtensions);
-    }
-    let wrapped = match tunnel {
-        Tunnel::Ipip => {
-            Wrapped { offset: outer.payload_offset, bytes: outer.payload_bytes, protocol: outer.protocol }
-        }
-        Tunnel::Gue => gue(packet, &outer)?,
-    };
-    let inner = Inner::read(packet, &wrapped).ok_or(Verdict::DropMalformedInner)?;
-    if !roles(tables, inner.destination).has(DecapRoles::VIP) {
-        return Err(Verdict::DropNotVip);
-    }
-    if inner.protocol == Protocol::IPIP || inner.protocol == Protocol::IPV6 {
-        return Err(Verdict::DropNested);
-    }
-    let ecn = inner.ecn.after(outer.ecn).ok_or(Verdict::DropEcn)?;
-    unwrap(packet, &outer, &wrapped, &inner, ecn).ok_or(Verdict::DropInconsistent)?;
-    Ok(match tunnel {
-        Tunnel::Ipip => Verdict::Ipip,
-        Tunnel::Gue => Verdict::Gue,
-    })
-}
-
-/// What an address is here.
-#[inline(always)]
-fn roles<T: DecapTables>(tables: &T, address: Address) -> DecapRoles {
+pub fn roles<T: DecapTables>(tables: &T, address: Address) -> DecapRoles {
     let none = DecapRoles::default();
     let Some(control) = tables.control() else { return none };
     let first_bucket = control.first_bucket.load() as u32;
@@ -121,9 +84,9 @@ fn roles<T: DecapTables>(tables: &T, address: Address) -> DecapRoles {
     none
 }
 
-/// Whether tunnels are accepted from this source.
+/// What [`DecapTables::accepts`] answers, from the list of sources.
 #[inline(always)]
-fn is_accepted<T: DecapTables>(tables: &T, source: Address) -> bool {
+pub fn accepts<T: DecapTables>(tables: &T, source: Address) -> bool {
     let Some(control) = tables.control() else { return false };
     let mut index = 0;
     while index < MAX_DECAP_SOURCES && index < control.sources {
@@ -134,6 +97,56 @@ fn is_accepted<T: DecapTables>(tables: &T, source: Address) -> bool {
         index += 1;
     }
     false
+}
+
+/// Sends one frame through the pipeline. Every packet leaves here, and here it is counted. The frame goes on to the host
+/// unless [`Verdict::is_drop`].
+#[inline(always)]
+pub fn process<P: Packet, T: DecapTables>(packet: &mut P, tables: &T) -> Verdict {
+    let verdict = decapsulate(packet, tables).unwrap_or_else(|verdict| verdict);
+    tables.count(verdict);
+    verdict
+}
+
+#[inline(always)]
+fn decapsulate<P: Packet, T: DecapTables>(packet: &mut P, tables: &T) -> Result<Verdict, Verdict> {
+    let outer = outer::read(packet)?;
+    let tunnel = match outer.tunnel(packet) {
+        Some(tunnel) => tunnel,
+        None if outer.is_unknown => Tunnel::Ipip,
+        None => return Err(Verdict::PassNotTunnel),
+    };
+    if !tables.roles(outer.destination).has(DecapRoles::LOCAL) {
+        return Err(Verdict::PassOtherHost);
+    }
+    if !tables.accepts(outer.source) {
+        return Err(Verdict::DropSource);
+    }
+    if outer.is_fragment {
+        return Err(Verdict::DropFragment);
+    }
+    if outer.has_foreign_extensions || outer.is_unknown {
+        return Err(Verdict::DropExtensions);
+    }
+    let wrapped = match tunnel {
+        Tunnel::Ipip => {
+            Wrapped { offset: outer.payload_offset, bytes: outer.payload_bytes, protocol: outer.protocol }
+        }
+        Tunnel::Gue => gue(packet, &outer)?,
+    };
+    let inner = Inner::read(packet, &wrapped).ok_or(Verdict::DropMalformedInner)?;
+    if !tables.roles(inner.destination).has(DecapRoles::VIP) {
+        return Err(Verdict::DropNotVip);
+    }
+    if inner.protocol == Protocol::IPIP || inner.protocol == Protocol::IPV6 {
+        return Err(Verdict::DropNested);
+    }
+    let ecn = inner.ecn.after(outer.ecn).ok_or(Verdict::DropEcn)?;
+    unwrap(packet, &outer, &wrapped, &inner, ecn).ok_or(Verdict::DropInconsistent)?;
+    Ok(match tunnel {
+        Tunnel::Ipip => Verdict::Ipip,
+        Tunnel::Gue => Verdict::Gue,
+    })
 }
 
 /// Where a wrapped packet lies.

@@ -2,6 +2,7 @@
 //! program and its maps, the other plain memory for tests.
 
 mod attach;
+mod decap;
 mod kernel;
 mod memory;
 mod pins;
@@ -9,6 +10,7 @@ mod region;
 mod tables;
 
 pub use attach::{AttachError, Attached};
+pub use decap::{DecapAttachError, Decapsulator};
 pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
 pub use pins::{PinDir, PinError, PinLock};
