@@ -1,7 +1,7 @@
 //! A UDP service for the lab: turns datagrams into answers that begin with the server's name.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -23,7 +23,8 @@ pub struct UdpEcho {
 
 impl UdpEcho {
     /// Answers on `address` from inside `host` with `NAME:` and what was sent. Bound to the VIP, it answers from it.
-    pub fn start(host: &Host, address: SocketAddrV4) -> Result<Self> {
+    pub fn start(host: &Host, address: impl Into<SocketAddr>) -> Result<Self> {
+        let address = address.into();
         let socket = host
             .run(|| UdpSocket::bind(address))?
             .with_context(|| format!("{}: binding UDP {address}", host.name()))?;
