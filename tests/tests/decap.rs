@@ -2,6 +2,8 @@
 
 #[path = "support/decap.rs"]
 mod table;
+#[path = "support/tunnels.rs"]
+mod tunnels;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ use lb_userspace::io::datapath::Decapsulator;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use table::{FAMILIES, Family, Ip, Place, Wrap, framed, inner, wrapped};
+use tunnels::{FAMILIES, Family, Ip, Place, Wrap, framed, inner, wrapped};
 
 /// The shortest frame that the kernel lets a program be run on.
 const SHORTEST: usize = 14;
@@ -161,7 +163,7 @@ fn the_verifier_is_content_with_the_program() {
 
 /// Cases a run; `SLUICE_PARITY_CASES` asks for more.
 fn cases() -> u32 {
-    std::env::var("SLUICE_PARITY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(20_000)
+    std::env::var("SLUICE_PARITY_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(100_000)
 }
 
 /// A named frame with some bytes changed, and perhaps cut or grown.
@@ -184,7 +186,7 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// Well-formed tunnels of every kind, between places of every kind.
-fn tunnels() -> impl Strategy<Value = Vec<u8>> {
+fn well_formed() -> impl Strategy<Value = Vec<u8>> {
     let family = || prop::sample::select(FAMILIES.to_vec());
     let how = prop_oneof![Just(Wrap::Ipip), (0_u8..12).prop_map(Wrap::Gue), Just(Wrap::GueDirect)];
     let to = prop::sample::select(vec![Place::Host, Place::Vip, Place::OtherHost]);
@@ -210,7 +212,7 @@ fn kernel_and_slices_agree() {
     let seen = RefCell::new(BTreeMap::<&str, u32>::new());
     let config = Config { cases: cases(), failure_persistence: None, ..Config::default() };
     TestRunner::new(config)
-        .run(&prop_oneof![4 => mutated(), 4 => tunnels(), 1 => noise()], |frame| {
+        .run(&prop_oneof![4 => mutated(), 4 => well_formed(), 1 => noise()], |frame| {
             let (verdict, left) = twins.borrow_mut().agree(&frame);
             prop_assert!(left == frame || matches!(verdict, Verdict::Ipip | Verdict::Gue));
             *seen.borrow_mut().entry(verdict.name()).or_default() += 1;
