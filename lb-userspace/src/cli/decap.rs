@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lb_common::abi::{DecapRoles, MAX_DECAP_SOURCES, SourcePrefix};
 use lb_common::decap::Verdict;
-use nix::net::if_::if_nametoindex;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -110,18 +110,25 @@ impl<'a> Running<'a> {
         Ok(running)
     }
 
-    /// Follows the host's addresses, and ends when the interface is gone: the program went with it.
+    /// Ends when the interface is gone, for the program went with it. What else goes wrong leaves it as it was.
     fn recheck(&mut self) -> Result<(), Failure> {
-        let interface = &self.arguments.iface;
-        if if_nametoindex(interface.as_str()) != Ok(self.index) {
-            return Err(Failure::failed(format!("{interface}: the interface is gone")));
+        if if_indextoname(self.index).is_err() {
+            return Err(Failure::failed(format!("{}: the interface is gone", self.arguments.iface)));
         }
+        if let Err(failure) = self.follow_addresses() {
+            log::error!("the addresses known before stay in force: {failure}");
+        }
+        Ok(())
+    }
+
+    fn follow_addresses(&mut self) -> Result<(), Failure> {
         let roles = roles(self.arguments)?;
         if roles == self.roles {
             return Ok(());
         }
-        set_addresses(&mut self.program, &roles)?;
+        // Remembered in any case: what cannot be put in force is told once.
         self.roles = roles;
+        set_addresses(&mut self.program, &self.roles)?;
         let local = decap::with_roles(&self.roles, DecapRoles::LOCAL);
         log::info!("this host's addresses changed: {}; VIPs: {}", list(&local), self.vips());
         self.warn_of_foreign_vips();
