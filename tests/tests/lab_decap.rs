@@ -211,13 +211,37 @@ fn a_vip_that_comes_later_is_served_too_and_nothing_stays_after_a_kill() {
     wait_until("the program is gone", PATIENCE, || !has_program(lab.web(0), "eth0")).expect("gone");
 }
 
+/// A bridge has no XDP of its own: the program sees what the kernel has already made of a frame.
 #[test]
 fn without_a_driver_it_runs_in_generic_mode_and_says_so() {
     let lab = lab();
-    let daemon = start(&lab, "decap.log", &["--iface", "lo", "--from", "127.0.0.1", "-o", "json"]);
+    let (edge, web) = (IpAddr::from(lab.edge().address()), IpAddr::from(lab.web(0).address()));
+    let mac = lab.web(0).mac("eth0").expect("mac").map(|byte| format!("{byte:02x}")).join(":");
+    for command in [
+        format!("link add br0 address {mac} type bridge"),
+        "address flush dev eth0".to_owned(),
+        "link set eth0 master br0".to_owned(),
+        "link set br0 up".to_owned(),
+    ] {
+        run_checked(lab.web(0).command("ip").args(command.split(' '))).expect("a bridge");
+    }
+    add_address(lab.web(0), &format!("{web}/24"), "br0");
+    add_address(lab.web(0), &format!("{WEB6}/64"), "br0");
+    let vip = lab.vip(ECHO_PORT);
+    let _echo = UdpEcho::start(lab.web(0), vip).expect("echo");
+    let customer = IpAddr::from(lab.customer().address());
+    let socket = customer_socket(&lab, customer);
+    let from = format!("{edge},{EDGE6}");
+    let daemon = start(&lab, "decap.log", &["--iface", "br0", "--from", &from, "-o", "json"]);
     assert!(daemon.log().contains("slower generic mode"), "{}", daemon.log());
+    send(&lab, (edge, web), 4, &[], &question(customer, vip.ip(), "ipip"));
+    assert_eq!(answer(&socket), ("web1:ipip".to_owned(), vip));
+    send(&lab, (ip(EDGE6), ip(WEB6)), 17, &[], &question(customer, vip.ip(), "gue"));
+    assert_eq!(answer(&socket), ("web1:gue".to_owned(), vip));
     let counted = end(daemon, Signal::SIGINT);
-    assert_eq!((&counted["interface"], &counted["xdp_mode"]), (&"lo".into(), &"generic".into()));
+    assert_eq!((&counted["interface"], &counted["xdp_mode"]), (&"br0".into(), &"generic".into()));
+    assert_eq!(counted["verdicts"]["decapsulated.ipip"], 1, "{counted}");
+    assert_eq!(counted["verdicts"]["decapsulated.gue"], 1, "{counted}");
 }
 
 #[test]

@@ -19,9 +19,9 @@ use crate::io::host;
 /// How often the host's addresses and the interface are looked at.
 const RECHECK: Duration = Duration::from_secs(1);
 
-/// Take IP-in-IP and GUE headers off packets for VIPs: the backend's side of `ipip` and `gue`
+/// Take tunnels off on a backend: the other side of `ipip` and `gue`
 ///
-/// An XDP program on the interface does it until SIGTERM or SIGINT ends this command, which then prints what it counted.
+/// An XDP program takes the outer headers off packets for VIPs until SIGTERM or SIGINT ends this command, which then prints what it counted.
 /// What is no tunnel packet to this host is not touched. A tunnel packet to this host is dropped if its outer source is
 /// not listed or its inner destination is no VIP.
 #[derive(Debug, clap::Args)]
@@ -30,10 +30,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "IF")]
     iface: String,
     /// Outer sources that are accepted: what the balancers' tunnels come from
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', required = true)]
+    #[arg(long, value_name = "CIDR[,CIDR…]", value_delimiter = ',', required = true)]
     from: Vec<Prefix>,
     /// Inner destinations that are accepted; the addresses on the loopback interface by default
-    #[arg(long, value_name = "ADDR", value_delimiter = ',', value_parser = decap::parse_vip)]
+    #[arg(long, value_name = "ADDR[,ADDR…]", value_delimiter = ',', value_parser = decap::parse_vip)]
     vip: Vec<IpAddr>,
     #[command(flatten)]
     format: OutputFlag,
