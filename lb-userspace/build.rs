@@ -1,4 +1,4 @@
-//! `lb-ebpf` → the object file that the agent embeds.
+//! `lb-ebpf` → the object files that are embedded: the load balancer's, and that of `sluice decap`.
 
 use std::path::{Path, PathBuf};
 use std::{env, fs, process};
@@ -6,6 +6,9 @@ use std::{env, fs, process};
 #[path = "build/toolchain.rs"]
 #[allow(dead_code, reason = "set-up uses the rest")]
 mod toolchain;
+
+/// The objects, by the names of their binaries in `lb-ebpf`.
+const OBJECTS: [&str; 2] = ["sluice", "decap"];
 
 fn main() {
     let (Some(manifest), Some(out)) = (path("CARGO_MANIFEST_DIR"), path("OUT_DIR")) else {
@@ -19,23 +22,27 @@ fn main() {
     println!("cargo::rerun-if-env-changed=BPF_LINKER");
     println!("cargo::rerun-if-env-changed=PATH");
 
-    // OUT_DIR is TARGET/PROFILE/build/PACKAGE/out: one build of the object serves every profile.
+    // OUT_DIR is TARGET/PROFILE/build/PACKAGE/out: one build of the objects serves every profile.
     let target = out.ancestors().nth(4).unwrap_or(&out);
-    let object = build(root, target);
-    if let Err(error) = fs::copy(&object, out.join("sluice.bpf.o")) {
-        fail(&format!("cannot copy {}: {error}", object.display()));
+    let built = build(root, target);
+    for name in OBJECTS {
+        let object = toolchain::Toolchain::object(&built, name);
+        if let Err(error) = fs::copy(&object, out.join(format!("{name}.bpf.o"))) {
+            fail(&format!("cannot copy {}: {error}", object.display()));
+        }
     }
 }
 
+/// Builds the objects; yields the target folder they are in.
 fn build(root: &Path, target: &Path) -> PathBuf {
     let toolchain = toolchain::Toolchain::find(&root.join("target/tools"))
-        .unwrap_or_else(|missing| fail(&format!("cannot build the eBPF object: {missing}")));
+        .unwrap_or_else(|missing| fail(&format!("cannot build the eBPF objects: {missing}")));
     let ebpf_target = target.join("ebpf");
     let mut command = toolchain.build_command(&root.join("lb-ebpf"), &ebpf_target);
     match command.output() {
-        Ok(output) if output.status.success() => toolchain::Toolchain::object(&ebpf_target),
+        Ok(output) if output.status.success() => ebpf_target,
         Ok(output) => {
-            fail(&format!("the eBPF object does not build:\n{}", String::from_utf8_lossy(&output.stderr)))
+            fail(&format!("the eBPF objects do not build:\n{}", String::from_utf8_lossy(&output.stderr)))
         }
         Err(error) => fail(&format!("cannot run {command:?}: {error}")),
     }

@@ -11,6 +11,7 @@ extern crate std;
 pub mod abi;
 pub mod checksum;
 pub mod datapath;
+pub mod decap;
 pub mod flow;
 pub mod hash;
 pub mod net;

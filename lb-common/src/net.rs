@@ -77,20 +77,20 @@ impl Protocol {
     pub const TCP: Self = Self(IpProto::Tcp as u8);
     /// UDP (RFC 768).
     pub const UDP: Self = Self(IpProto::Udp as u8);
-    /// An IPv4 packet within (RFC 2003).
-    pub const IPIP: Self = Self(4);
-    /// An IPv6 packet within (RFC 2473, RFC 4213).
-    pub const IPV6: Self = Self(41);
+    /// IPv4 in IP (RFC 2003).
+    pub const IPIP: Self = Self(IpProto::Ipv4 as u8);
+    /// IPv6 in IP (RFC 2473).
+    pub const IPV6: Self = Self(IpProto::Ipv6 as u8);
     /// ICMPv6 (RFC 4443).
-    pub const ICMPV6: Self = Self(58);
+    pub const ICMPV6: Self = Self(IpProto::Ipv6Icmp as u8);
     /// IPv6 hop-by-hop options (RFC 8200 section 4.3).
-    pub const HOP_BY_HOP: Self = Self(0);
+    pub const HOP_BY_HOP: Self = Self(IpProto::HopOpt as u8);
     /// IPv6 routing header (RFC 8200 section 4.4).
-    pub const ROUTING: Self = Self(43);
+    pub const ROUTING: Self = Self(IpProto::Ipv6Route as u8);
     /// IPv6 fragment header (RFC 8200 section 4.5).
-    pub const FRAGMENT: Self = Self(44);
+    pub const FRAGMENT: Self = Self(IpProto::Ipv6Frag as u8);
     /// IPv6 destination options (RFC 8200 section 4.6).
-    pub const DESTINATION_OPTIONS: Self = Self(60);
+    pub const DESTINATION_OPTIONS: Self = Self(IpProto::Ipv6Opts as u8);
 }
 
 impl fmt::Debug for Protocol {
@@ -151,6 +151,12 @@ impl Address {
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
         self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::V4_PREFIX
+    }
+
+    /// From the four words of an IPv6 address, as they lie in memory.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
     }
 
     /// The four words as they lie in memory: for hashing.

@@ -1,6 +1,6 @@
 //! The verdicts: what became of a packet, and why. Every packet leaves with exactly one, and each one is counted.
 
-/// Declares the verdicts once: the enum, its order in the counters, its names and explanations.
+/// Declares a program's verdicts once: the enum, its order in the counters, its names and explanations.
 macro_rules! verdicts {
     ($($variant:ident $name:literal $explanation:literal,)*) => {
         /// What became of a packet. The discriminant is its place in the counters.
@@ -10,11 +10,19 @@ macro_rules! verdicts {
             $(#[doc = concat!("`", $name, "`: ", $explanation, ".")] $variant,)*
         }
 
+        const _: () = assert!(Verdict::ALL.len() <= $crate::verdict::VERDICT_SLOTS);
+
         impl Verdict {
             /// All verdicts in the order of their counters.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The name in status, metrics and `explain`.
+            /// The place in the counters.
+            #[inline(always)]
+            pub const fn index(self) -> usize {
+                self as usize & ($crate::verdict::VERDICT_SLOTS - 1)
+            }
+
+            /// The name in counters and outputs.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
             }
@@ -26,6 +34,7 @@ macro_rules! verdicts {
         }
     };
 }
+pub(crate) use verdicts;
 
 // In this order: what is sent, what is left to the host, what is dropped.
 verdicts! {
@@ -61,15 +70,9 @@ verdicts! {
 /// Room for verdicts in the counters: a power of two, so that an index can be masked instead of checked.
 pub const VERDICT_SLOTS: usize = 64;
 
-const _: () = assert!(Verdict::ALL.len() <= VERDICT_SLOTS && VERDICT_SLOTS.is_power_of_two());
+const _: () = assert!(VERDICT_SLOTS.is_power_of_two());
 
 impl Verdict {
-    /// The place in the counters.
-    #[inline(always)]
-    pub const fn index(self) -> usize {
-        self as usize & (VERDICT_SLOTS - 1)
-    }
-
     /// The verdict at this place in the counters.
     #[inline(always)]
     pub const fn from_index(index: usize) -> Option<Self> {

@@ -1,13 +1,12 @@
-//! The kernel's hands: XDP context in, XDP action out. All decisions are `lb-common`'s.
+//! The load balancer: XDP context in, XDP action out. All decisions are `lb-common`'s.
 
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch, core_intrinsics)]
-#![allow(internal_features, reason = "whether the compiler knows a value can be asked in no other way")]
+#![feature(asm_experimental_arch)]
 
 mod maps;
-mod packet;
 mod stages;
+mod steered;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
@@ -15,14 +14,15 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
 use lb_common::datapath::{self, Action};
+use lb_ebpf::packet::XdpPacket;
 
 use maps::Maps;
-use packet::XdpPacket;
+use steered::Steered;
 
 /// The load balancer's program.
 #[xdp(frags)]
 pub fn prog(context: XdpContext) -> u32 {
-    let outcome = datapath::process(&mut XdpPacket(&context), &Maps);
+    let outcome = datapath::process(&mut Steered(XdpPacket(&context)), &Maps);
     // The agent overrides `AYA_LOG_LEVEL` when it loads the program, so that this is dead code unless asked for.
     debug!(&context, "verdict {}", outcome.verdict as u32);
     match outcome.action {
@@ -40,14 +40,3 @@ pub fn clock(_: TcContext) -> i32 {
     // SAFETY: the helper takes nothing and reads a counter.
     unsafe { bpf_jiffies64() as i32 }
 }
-
-/// Loops, so that the verifier rejects a program from which a panic can be reached.
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The licence the kernel asks for: GPL-only helpers are open to it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -4,9 +4,10 @@ use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use lb_common::datapath::{self, Exit, Outcome, Stage};
 use lb_common::verdict::Verdict;
+use lb_ebpf::packet::XdpPacket;
 
 use crate::maps::Maps;
-use crate::packet::XdpPacket;
+use crate::steered::Steered;
 
 /// Marks a word that holds an [`Exit`].
 const EXIT: u64 = 1;
@@ -40,7 +41,7 @@ fn unpack(word: u64) -> Result<Outcome, Exit> {
 
 #[inline(always)]
 fn run(context: *mut xdp_md, exit: Exit) -> u64 {
-    match datapath::run_stage(&mut XdpPacket(&XdpContext::new(context)), &Maps, exit) {
+    match datapath::run_stage(&mut Steered(XdpPacket(&XdpContext::new(context))), &Maps, exit) {
         Ok(outcome) => (outcome.verdict as u64) << 16 | u64::from(outcome.interface) << 32,
         Err(exit) => EXIT | exit.to_word() << 8,
     }

@@ -73,7 +73,7 @@ impl Toolchain {
         Ok(Self { compiler, linker })
     }
 
-    /// The command that builds the crate in the folder `ebpf` into `target_dir`; the object is then at
+    /// The command that builds the crate in the folder `ebpf` into `target_dir`; its objects are then at
     /// [`Toolchain::object`].
     pub fn build_command(&self, ebpf: &Path, target_dir: &Path) -> Command {
         let mut command = match self.compiler.source {
@@ -114,9 +114,9 @@ impl Toolchain {
         command
     }
 
-    /// Where [`Toolchain::build_command`] leaves the object.
-    pub fn object(target_dir: &Path) -> PathBuf {
-        target_dir.join(TARGET).join("release/sluice")
+    /// Where [`Toolchain::build_command`] leaves the object of this name.
+    pub fn object(target_dir: &Path, name: &str) -> PathBuf {
+        target_dir.join(TARGET).join("release").join(name)
     }
 }
 

@@ -7,6 +7,7 @@
 mod backend;
 mod control;
 mod counters;
+mod decap;
 mod exact;
 mod service;
 mod vips;
@@ -15,6 +16,7 @@ mod word;
 pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop, PathMtu};
 pub use control::{Control, Interface, MAC_MASK, NatPorts, Settings, VipTable, interface_slot, mac_word};
 pub use counters::{Traffic, Verdicts};
+pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
 pub use exact::{FragmentRoute, ReturnPath, TRANSLATION_WORDS, Translation, TranslationState, TupleKey};
 pub use service::{Ring, Service, ServiceWord};
 pub use vips::{SNAT_MARK, VipBucket, VipFlags, VipSlot, vip_key};
@@ -74,6 +76,12 @@ pub mod map {
 pub const PROGRAM: &str = "prog";
 /// Name of the program that tells the time of the flow table's clock, in the object and under the pin directory.
 pub const CLOCK_PROGRAM: &str = "clock";
+/// Name of the decapsulating program in its object, which is not the main program's.
+pub const DECAP_PROGRAM: &str = "decap";
+/// Outer sources that `sluice decap` may be told of.
+pub const MAX_DECAP_SOURCES: u32 = 64;
+/// Buckets of one half of the table of addresses that `sluice decap` looks things up in: a power of two.
+pub const DECAP_BUCKETS: u32 = 1_024;
 /// Name of the object's switch for the log of every packet's verdict (aya-log); 0 turns it into dead code.
 pub const LOG_LEVEL: &str = "AYA_LOG_LEVEL";
 
@@ -173,6 +181,8 @@ assert_layout! {
     TupleKey: 40 { source: 0, destination: 16, ports: 32, protocol: 36 }
     Translation: 72 { state: 0, source: 8, destination: 24, ports: 40, backend: 44, first: 48, rest: 56, vlan: 64 }
     FragmentRoute: 64 { source: 0, destination: 16, tick: 32, service: 36, backend: 38, first: 40, rest: 48, vlan: 56 }
+    DecapControl: 16 { first_bucket: 0, sources: 8 }
+    SourcePrefix: 32 { address: 0, mask: 16 }
 }
 
 #[cfg(test)]

@@ -27,10 +27,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(arguments: Arguments, client: Client) -> Result<(), Failure> {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
-        .format_timestamp_millis()
-        .format_target(false)
-        .init();
+    super::log_to_stderr();
     let options = Options {
         config: std::path::absolute(arguments.config).map_err(Failure::failed)?,
         socket: client.socket().to_owned(),

@@ -4,6 +4,7 @@ mod agent;
 mod apply;
 mod check;
 mod client;
+mod decap;
 mod detach;
 mod explain;
 mod output;
@@ -44,6 +45,7 @@ enum Command {
     #[command(subcommand)]
     Service(service::Command),
     Explain(explain::Arguments),
+    Decap(decap::Arguments),
     Detach(detach::Arguments),
 }
 
@@ -119,8 +121,17 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Status(command) => status::run(&command, &client).await,
         Command::Service(command) => service::run(&command, &client).await,
         Command::Explain(command) => explain::run(&command, &client).await,
+        Command::Decap(command) => decap::run(&command).await,
         Command::Detach(command) => detach::run(&command, &client).await,
     }
+}
+
+/// What a command that stays in the foreground says goes to stderr.
+fn log_to_stderr() {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+        .format_timestamp_millis()
+        .format_target(false)
+        .init();
 }
 
 fn report(failure: &Failure) -> ExitCode {

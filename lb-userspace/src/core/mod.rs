@@ -1,6 +1,7 @@
 //! Pure: values in, values out. Nothing here knows of aya, tokio, files, sockets or the clock.
 
 pub mod config;
+pub mod decap;
 pub mod diff;
 pub mod explain;
 pub mod health;

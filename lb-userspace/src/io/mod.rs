@@ -3,6 +3,7 @@
 pub mod api;
 pub mod datapath;
 pub mod exporters;
+pub mod host;
 pub mod neighbours;
 pub mod probes;
 pub mod store;

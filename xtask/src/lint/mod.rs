@@ -36,7 +36,9 @@ pub(crate) fn run() -> Result<()> {
 /// `rustfmt`, also for the eBPF crate, which is not in the workspace.
 pub(crate) fn formatting() -> Result<()> {
     stream(cargo().args(["fmt", "--all", "--check"]))?;
-    stream(Command::new("rustfmt").args(["--check", "--edition", "2024", "lb-ebpf/src/main.rs"]))?;
+    let mut rustfmt = Command::new("rustfmt");
+    rustfmt.args(["--check", "--edition", "2024"]);
+    stream(rustfmt.args(["lib.rs", "main.rs", "decap/main.rs"].map(|file| format!("lb-ebpf/src/{file}"))))?;
     println!("✔ formatting");
     Ok(())
 }

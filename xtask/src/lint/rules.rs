@@ -31,8 +31,8 @@ const BANS: [Ban; 4] = [
         ],
     },
     Ban {
-        rule: "maps are declared only in lb-ebpf/src/maps.rs",
-        holds: |path| path != "lb-ebpf/src/maps.rs",
+        rule: "maps are declared only in each program's maps.rs in lb-ebpf/src",
+        holds: |path| !(path.starts_with("lb-ebpf/src/") && path.ends_with("/maps.rs")),
         words: &["#[btf_map", "#[map"],
     },
     Ban {
@@ -165,7 +165,9 @@ mod tests {
         let code = "#[btf_map(name = \"flows\")]";
         breaks("lb-ebpf/src/main.rs", code, "maps are declared");
         breaks("lb-common/src/abi.rs", "#[map]", "maps are declared");
+        breaks("lb-common/src/maps.rs", code, "maps are declared");
         assert_eq!(problems("lb-ebpf/src/maps.rs", code), []);
+        assert_eq!(problems("lb-ebpf/src/decap/maps.rs", code), []);
     }
 
     #[test]

@@ -128,7 +128,7 @@ fn create(program: &mut Xdp, pins: &PinDir, interface: &str, mode: AyaMode) -> R
 }
 
 /// The interface has a program already: EBUSY from the link, EEXIST from the mode.
-fn is_busy(error: &io::Error) -> bool {
+pub(super) fn is_busy(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
 }
 

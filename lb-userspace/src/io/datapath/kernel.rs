@@ -232,20 +232,8 @@ impl Datapath for Kernel {
         &mut self.tables
     }
 
-    /// membarrier(2)'s global command returns after an RCU grace period, and XDP programs run within RCU read sections.
     fn wait_for_grace(&self) -> Result<(), DatapathError> {
-        // SAFETY: no memory is involved.
-        let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
-        if result == 0 {
-            return Ok(());
-        }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() == Some(libc::EINVAL) {
-            // Refused on kernels with full dynticks CPUs: a packet's way through the program takes microseconds.
-            std::thread::sleep(NO_MEMBARRIER_WAIT);
-            return Ok(());
-        }
-        Err(DatapathError { action: "waiting for packets under way", cause: error.to_string() })
+        wait_for_grace()
     }
 
     fn now(&self) -> Result<Tick, DatapathError> {
@@ -259,17 +247,7 @@ impl Datapath for Kernel {
     }
 
     fn not_forwarded(&self) -> Result<Verdicts, DatapathError> {
-        let per_cpu = self.verdicts.get(&0, 0).map_err(read_failed)?;
-        let mut sum = Verdicts::default();
-        for verdicts in per_cpu.iter() {
-            for (sum, packets) in sum.packets.iter_mut().zip(verdicts.packets) {
-                *sum += packets;
-            }
-            for (sum, flows) in sum.evictions.iter_mut().zip(verdicts.evictions) {
-                *sum += flows;
-            }
-        }
-        Ok(sum)
+        sum(&self.verdicts)
     }
 
     fn traffic(&self, account: Account) -> Result<Traffic, DatapathError> {
@@ -297,6 +275,37 @@ impl Datapath for Kernel {
         }
         .map_err(|error| failed(chain(&error)))
     }
+}
+
+/// Returns when no packet is under way in any program: membarrier(2)'s global command returns after an RCU grace period, and XDP programs run within RCU read sections.
+pub(super) fn wait_for_grace() -> Result<(), DatapathError> {
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EINVAL) {
+        // Refused on kernels with full dynticks CPUs: a packet's way through the program takes microseconds.
+        std::thread::sleep(NO_MEMBARRIER_WAIT);
+        return Ok(());
+    }
+    Err(DatapathError { action: "waiting for packets under way", cause: error.to_string() })
+}
+
+/// The counters by verdict, over all CPUs.
+pub(super) fn sum(verdicts: &PerCpuArray<MapData, Verdicts>) -> Result<Verdicts, DatapathError> {
+    let per_cpu = verdicts.get(&0, 0).map_err(read_failed)?;
+    let mut sum = Verdicts::default();
+    for verdicts in per_cpu.iter() {
+        for (sum, packets) in sum.packets.iter_mut().zip(verdicts.packets) {
+            *sum += packets;
+        }
+        for (sum, flows) in sum.evictions.iter_mut().zip(verdicts.evictions) {
+            *sum += flows;
+        }
+    }
+    Ok(sum)
 }
 
 fn read_failed(error: MapError) -> DatapathError {
@@ -352,7 +361,7 @@ fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<E
 }
 
 /// A program of the object, as the type it has there.
-fn program<'a, P>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+pub(super) fn program<'a, P>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
@@ -362,7 +371,7 @@ where
 }
 
 /// Has the kernel verify and load a program of the object.
-fn load_program<'a, P: 'a>(
+pub(super) fn load_program<'a, P: 'a>(
     bpf: &'a mut Ebpf,
     name: &'static str,
     load: impl FnOnce(&mut P) -> Result<(), ProgramError>,

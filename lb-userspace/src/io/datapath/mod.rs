@@ -2,6 +2,7 @@
 //! program and its maps, the other plain memory for tests.
 
 mod attach;
+mod decap;
 mod exact;
 mod kernel;
 mod memory;
@@ -10,6 +11,7 @@ mod region;
 mod tables;
 
 pub use attach::{AttachError, Attached};
+pub use decap::{DecapAttachError, Decapsulator};
 pub use exact::{ExactMaps, Words};
 pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;

@@ -6,7 +6,9 @@ use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
-use lb_common::abi::{Backend, Control, FlowBucket, Name, Ring, Service, VipBucket};
+use lb_common::abi::{
+    Backend, Control, DecapControl, FlowBucket, Name, Ring, Service, SourcePrefix, VipBucket,
+};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// A record that may live in a region.
@@ -21,6 +23,8 @@ unsafe impl Record for Backend {}
 // SAFETY: as above.
 unsafe impl Record for Control {}
 // SAFETY: as above.
+unsafe impl Record for DecapControl {}
+// SAFETY: as above.
 unsafe impl Record for FlowBucket {}
 // SAFETY: as above.
 unsafe impl Record for Name {}
@@ -28,6 +32,8 @@ unsafe impl Record for Name {}
 unsafe impl Record for Ring {}
 // SAFETY: as above.
 unsafe impl Record for Service {}
+// SAFETY: as above.
+unsafe impl Record for SourcePrefix {}
 // SAFETY: as above.
 unsafe impl Record for VipBucket {}
 
