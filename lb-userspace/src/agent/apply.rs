@@ -119,6 +119,13 @@ impl Agent {
                 flows(loaded)
             ));
         }
+        if capacity(config).translations != loaded.translations {
+            errors.push(format!(
+                "agent.nat_table_size: the loaded table holds {} connections; to change it, stop the agent, run `sluice \
+                 detach` and start it again (this ends the forwarding in between)",
+                loaded.translations / 2
+            ));
+        }
         if errors.is_empty() { Ok(()) } else { Err(ApiError { kind: ErrorKind::Invalid, errors }) }
     }
 

@@ -60,6 +60,16 @@ pub enum LoadError {
         /// Flows the configuration asks for.
         configured: u64,
     },
+    /// The table of translations has another size than the configuration.
+    #[error(
+        "agent.nat_table_size: the loaded table holds {loaded} connections, the configuration says {configured}; set it back, or run `sluice detach` and start the agent again (this ends the forwarding in between)"
+    )]
+    NatTableSize {
+        /// Connections the loaded table holds.
+        loaded: u32,
+        /// Connections the configuration asks for.
+        configured: u32,
+    },
     /// The operating system said no.
     #[error("{what}: {cause}")]
     Io {
@@ -318,6 +328,10 @@ fn adoptable(pins: &PinDir, wanted: Capacity) -> Result<Option<Capacity>, LoadEr
     if loaded.flow_buckets != wanted.flow_buckets {
         let flows = |capacity: Capacity| u64::from(capacity.flow_buckets) * abi::FLOW_WAYS as u64;
         return Err(LoadError::FlowTableSize { loaded: flows(loaded), configured: flows(wanted) });
+    }
+    if loaded.translations != wanted.translations {
+        let connections = |capacity: Capacity| capacity.translations / 2;
+        return Err(LoadError::NatTableSize { loaded: connections(loaded), configured: connections(wanted) });
     }
     Ok(Some(loaded))
 }
