@@ -6,7 +6,7 @@
 use network_types::eth::EthHdr;
 
 use super::parse::{self, Fragment, Parsed, Quoted, Transport};
-use super::pick::{Flow, Pick, pick};
+use super::pick::{self, Flow, Pick};
 use super::rewrite::{self, address_frame, check_size};
 use super::settled::{Settled, settle};
 use super::{Exit, Inserted, Outcome, Packet, Stage, Step, Tables, admit, classify, fragment, rare};
@@ -97,11 +97,11 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
         return Err(Stage::NatNew.into());
     }
     let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: work.found.backend };
-    let mut pick = pick(tables, control, flow, classified)?;
+    let mut pick = pick::pick(tables, control, flow, classified)?;
     // An established flow stays with its translation, whatever the flow table has forgotten of it.
     if work.found.backend != pick.id {
         match other(tables, classified.service, work.found.backend, &pick) {
-            Some(other) if !parsed.transport.opens() => pick = other,
+            Some(other) if pick::may_stay(parsed.transport, other.word) => pick = other,
             _ => return Err(Stage::NatNew.into()),
         }
     }
@@ -120,7 +120,7 @@ pub(super) fn translate_new<P: Packet, T: Tables>(packet: &mut P, tables: &T) ->
     work.key = TupleKey::of(&parsed.tuple);
     forget(tables, work);
     let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
-    let pick = pick(tables, control, flow, classified)?;
+    let pick = pick::pick(tables, control, flow, classified)?;
     let hop = rare::resolve(packet, control, &parsed, &pick, room)?;
     check(packet, control, &parsed, hop.mtu)?;
     make(tables, work, hop, &parsed.tuple, &pick)?;

@@ -142,9 +142,14 @@ fn keep<T: Tables>(
     if transport.opens() && !(entry.state() == State::Opening && entry.age(now) <= RETRANSMISSION_TICKS) {
         return Err(Refusal::OpensAnew);
     }
-    // An established TCP connection stays even so: the server may have failed its check and still be serving it.
-    let may_move = transport.opens() || !transport.is_tcp();
-    if may_move && !word.is_healthy() { Err(Refusal::BackendUnhealthy) } else { Ok((backend, word)) }
+    if may_stay(transport, word) { Ok((backend, word)) } else { Err(Refusal::BackendUnhealthy) }
+}
+
+/// Whether a flow may stay with a backend that serves. An established TCP connection may even with an unhealthy one: the server may
+/// have failed its check and still be serving it.
+#[inline(always)]
+pub(super) fn may_stay(transport: Transport, word: BackendWord) -> bool {
+    word.is_healthy() || transport.is_tcp() && !transport.opens()
 }
 
 /// The entry after a packet that followed it. Written at most once a tick, unless the state changes.
@@ -174,8 +179,7 @@ fn held<'a, T: Tables>(
     }
     let backend = tables.backend(flow.held)?;
     let word = backend.load();
-    let may_move = flow.transport.opens() || !flow.transport.is_tcp();
-    (word.serves(service) && (word.is_healthy() || !may_move)).then_some((flow.held, backend, word))
+    (word.serves(service) && may_stay(flow.transport, word)).then_some((flow.held, backend, word))
 }
 
 /// Chooses a backend for a new flow.

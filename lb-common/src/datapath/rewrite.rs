@@ -172,7 +172,11 @@ pub(super) fn check_fit<P: Packet>(
     if overhead == 0 {
         return Ok(());
     }
-    let mtu = PathMtu::from_word(pick.backend.path.load()).with(hop.mtu, pick.now);
+    // Where no MTU is known, the length that an IP header can tell is the limit.
+    let mtu = match PathMtu::from_word(pick.backend.path.load()).with(hop.mtu, pick.now) {
+        0 => u16::MAX,
+        mtu => mtu,
+    };
     let inner = Inner::of(packet, parsed)?;
     check_size(control, parsed.bytes, mtu.saturating_sub(overhead as u16), inner.whole)
 }
