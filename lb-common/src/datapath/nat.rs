@@ -123,7 +123,12 @@ pub(super) fn translate_new<P: Packet, T: Tables>(packet: &mut P, tables: &T) ->
     let pick = pick::pick(tables, control, flow, classified)?;
     let hop = rare::resolve(packet, control, &parsed, &pick, room)?;
     check(packet, control, &parsed, hop.mtu)?;
-    make(tables, work, hop, &parsed.tuple, &pick)?;
+    prepare(work, hop, &parsed.tuple, &pick);
+    // Every attempt takes it.
+    drop(scratch);
+    add_answers(tables, &pick)?;
+    let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
+    add_forward(tables, &mut scratch.work, &parsed.tuple)?;
     Err(Stage::Nat.into())
 }
 
@@ -359,18 +364,9 @@ fn reverse_key(leaves: &Leaves, protocol: Protocol) -> TupleKey {
     TupleKey::of(&Tuple { source, destination, ports, protocol }.reversed())
 }
 
-/// Makes the translations for a new flow; what it leaves with is then in [`Work::found`].
-///
-/// The source port follows from the flow and a key that nobody outside knows, so it cannot be guessed (RFC 6056 section
-/// 3.3.3); a port that is taken leads to the next of a sequence as little to be foreseen.
+/// Puts into [`Work`] the answers' translation for a new flow, and what the flow leaves with but for its source port.
 #[inline(always)]
-fn make<T: Tables>(
-    tables: &T,
-    work: &mut Work,
-    hop: &NextHop,
-    tuple: &Tuple,
-    pick: &Pick<'_>,
-) -> Result<(), Exit> {
+fn prepare(work: &mut Work, hop: &NextHop, tuple: &Tuple, pick: &Pick<'_>) {
     let to = pick.backend.address;
     let to_port = match pick.word.port() {
         port if port == Be16::new(0) => tuple.ports.destination(),
@@ -390,12 +386,20 @@ fn make<T: Tables>(
     };
     work.found.leaves =
         Leaves { source: hop.source, destination: to, ports: Ports::of(Be16::new(0), to_port) };
+}
+
+/// Finds a source port for a new flow, and adds the answers' translation; what the flow leaves with is then in [`Work::found`].
+///
+/// The source port follows from the flow and a key that nobody outside knows, so it cannot be guessed (RFC 6056 section
+/// 3.3.3); a port that is taken leads to the next of a sequence as little to be foreseen.
+#[inline(always)]
+fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
     let mut sequence = pick.hash ^ u64::from(pick.now.0) << 32;
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
         sequence = hash::step(sequence);
-        match tables.attempt(work, sequence, attempt >= PORT_ATTEMPTS / 2) {
-            Attempt::Done => return add_forward(tables, work, tuple),
+        match tables.attempt(sequence, attempt >= PORT_ATTEMPTS / 2) {
+            Attempt::Done => return Ok(()),
             Attempt::Taken => {}
             Attempt::Full => return Err(Verdict::DropNatTable.into()),
             Attempt::NoSource => return Err(Verdict::DropNatSource.into()),
@@ -432,11 +436,14 @@ impl Attempt {
     }
 }
 
-/// Tries to add the answers' translation from the address and port that follow from a number; those are then in [`Work`].
-/// `late` lets a flow whose connection has ended make way.
+/// Tries to add the answers' translation from the address and port that follow from a number; those are then in the scratch
+/// room's [`Work`], where all else that it needs is. `late` lets a flow whose connection has ended make way.
 #[inline(always)]
-pub fn attempt<T: Tables>(tables: &T, work: &mut Work, sequence: u64, late: bool) -> Attempt {
+pub fn attempt<T: Tables>(tables: &T, sequence: u64, late: bool) -> Attempt {
     let Some(control) = tables.control() else { return Attempt::NoSource };
+    // Not handed over: up to Linux 6.2 the verifier lets no key of a map be where an argument points to.
+    let Some(mut scratch) = tables.scratch() else { return Attempt::NoSource };
+    let work = &mut scratch.work;
     let protocol = Protocol(work.key.protocol as u8);
     let leaves = &mut work.found.leaves;
     if let Some(source) = configured_source(control, leaves.destination.is_v4(), sequence) {
