@@ -189,8 +189,8 @@ fn not_ours() -> Vec<Named> {
         .udp(1, 2)
         .write(&mut tagged_arp, b"")
         .unwrap();
-    let more_fragments = patched(tcp(VIP, 80, Flags::Ack), IP + 6, &[0x20, 0]);
-    let later_fragment = patched(tcp(VIP, 80, Flags::Ack), IP + 6, &[0, 0xb9]);
+    let more_fragments = |to, port| patched(tcp(to, port, Flags::Ack), IP + 6, &[0x20, 0]);
+    let later_fragment = || patched(tcp(VIP, 80, Flags::Ack), IP + 6, &[0, 0xb9]);
     let three_tags = [0x81, 0, 0, 1, 0x81, 0, 0, 2, 0x81, 0, 0, 3];
     vec![
         unchanged("arp", patched(vec![0; 60], 12, &[8, 6]), PassNotIp),
@@ -205,11 +205,22 @@ fn not_ours() -> Vec<Named> {
         unchanged("udp to an address with all TCP ports", udp([203, 0, 113, 20], 80), PassNotVip),
         unchanged("a tagged packet to the host", tagged_arp, PassNotVip),
         unchanged("sctp to a VIP", patched(tcp(VIP, 80, Flags::Syn), IP + 9, &[132]), PassNotVip),
-        unchanged("a first fragment to a VIP", more_fragments, PassFragment),
-        unchanged("a later fragment to a VIP", later_fragment, PassFragment),
         unchanged(
-            "a fragment to a VIP of every port",
-            patched(tcp([203, 0, 113, 20], 80, Flags::Ack), IP + 6, &[0x20, 0]),
+            "a later fragment of nothing known",
+            patched(later_fragment(), IP + 4, &[0xaa, 1]),
+            Verdict::DropFragment,
+        ),
+        forward("a first fragment to a VIP", more_fragments(VIP, 80), WEB),
+        forward("a later fragment to a VIP", later_fragment(), WEB),
+        forward("a fragment to a VIP of every port", more_fragments([203, 0, 113, 20], 80), ALL),
+        unchanged(
+            "a first fragment to another port of a VIP",
+            patched(more_fragments(VIP, 22), IP + 4, &[0xaa, 2]),
+            PassNotVip,
+        ),
+        unchanged(
+            "a later fragment to another port of a VIP",
+            patched(later_fragment(), IP + 4, &[0xaa, 2]),
             PassFragment,
         ),
         unchanged(
@@ -221,7 +232,7 @@ fn not_ours() -> Vec<Named> {
 }
 
 fn icmp() -> Vec<Named> {
-    use Verdict::{PassFragment, PassIcmp, PassNotVip, ReplyIcmpEcho};
+    use Verdict::{PassIcmp, PassNotVip, ReplyIcmpEcho};
     let big = [0x5a; 1_400];
     let to_host = patched(echo(CLIENT, b"ping"), IP + 16, &[10, 0, 0, 1]);
     let fragment = patched(echo(CLIENT, b"ping"), IP + 6, &[0x20, 0]);
@@ -238,7 +249,7 @@ fn icmp() -> Vec<Named> {
         unchanged("ping from multicast", echo([224, 0, 0, 1], b"x"), PassIcmp),
         unchanged("ping from loopback", echo([127, 0, 0, 1], b"x"), PassIcmp),
         unchanged("ping from nowhere", echo([0; 4], b"x"), PassIcmp),
-        unchanged("a fragment of a ping", fragment, PassFragment),
+        unchanged("a fragment of a ping", fragment, PassIcmp),
     ]
 }
 
