@@ -141,7 +141,10 @@ pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> R
     let ported = quoted.tuple.protocol == Protocol::TCP || quoted.tuple.protocol == Protocol::UDP;
     if !vip {
         if ported && !is_gue(&quoted) {
-            return nat::translate_error(packet, tables, control, &parsed, &quoted, 0);
+            let translated = nat::translate_error(packet, tables, control, &parsed, &quoted, 0);
+            // About a flow that is not translated: one of the host's own.
+            return translated
+                .map_err(|exit| if exit == Verdict::PassIcmp.into() { untouched.into() } else { exit });
         }
         return Err(note_path(packet, tables, control, &parsed, &quoted).unwrap_or(untouched).into());
     }

@@ -1,6 +1,6 @@
 //! One frame through the kernel and through the slice implementation, over equal tables.
 
-use lb_common::abi::{HEADROOM, Verdicts};
+use lb_common::abi::{HEADROOM, Verdicts, Word};
 use lb_common::datapath::{self, Action, Outcome};
 use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
@@ -31,6 +31,8 @@ pub struct Result {
     pub action: u32,
     pub verdict: Verdict,
     pub frame: Vec<u8>,
+    /// Entries of the flow table that made way, by kind.
+    pub evictions: [u64; 4],
 }
 
 impl Twins {
@@ -59,18 +61,30 @@ impl Twins {
         let now = self.kernel.verdicts(&self.kernel.forwarded().unwrap()).unwrap();
         let counted = now.packets.iter().zip(self.counted.packets).map(|(now, before)| now - before);
         let counted: Vec<(usize, u64)> = counted.enumerate().filter(|(_, count)| *count > 0).collect();
+        let mut evictions = now.evictions;
+        for (now, before) in evictions.iter_mut().zip(self.counted.evictions) {
+            *now -= before;
+        }
         self.counted = now;
         let [(verdict, 1)] = counted[..] else { panic!("one frame counted as {counted:?}") };
-        Result { action: run.action, verdict: Verdict::ALL[verdict], frame: run.frame }
+        Result { action: run.action, verdict: Verdict::ALL[verdict], frame: run.frame, evictions }
     }
 
     /// Runs a frame through the slice implementation.
     pub fn through_slice(&mut self, frame: &[u8]) -> (Result, Outcome) {
+        self.through_slice_with(frame, HEADROOM)
+    }
+
+    /// The same with so many bytes of room in front.
+    pub fn through_slice_with(&mut self, frame: &[u8], headroom: usize) -> (Result, Outcome) {
         self.memory.now = self.kernel.now().unwrap();
-        let mut buffer = [&[0; HEADROOM], frame].concat();
-        let tables = SliceTables::new(self.memory.tables().slices().unwrap(), self.memory.now, |_| ());
-        let mut packet = SlicePacket::new(&mut buffer, HEADROOM, INTERFACE);
+        let mut buffer = [vec![0; headroom], frame.to_vec()].concat();
+        let mut tables = SliceTables::new(self.memory.tables().slices().unwrap(), self.memory.now, |_| ());
+        let control = self.memory.tables().control().unwrap();
+        tables.icmp_budget = Word::new(control.icmp_budget.load());
+        let mut packet = SlicePacket::new(&mut buffer, headroom, INTERFACE);
         let outcome = datapath::process(&mut packet, &tables);
+        control.icmp_budget.store(tables.icmp_budget.load());
         let verdicts = tables.verdicts.into_inner();
         assert_eq!(verdicts.packets.iter().sum::<u64>(), 1, "counted once");
         assert_eq!(verdicts.packets[outcome.verdict.index()], 1);
@@ -80,17 +94,23 @@ impl Twins {
             Action::Transmit => 3,
             Action::Redirect => 4,
         };
-        (Result { action, verdict: outcome.verdict, frame: packet.bytes().to_vec() }, outcome)
+        let (verdict, evictions) = (outcome.verdict, verdicts.evictions);
+        (Result { action, verdict, frame: packet.bytes().to_vec(), evictions }, outcome)
     }
 
     /// Runs a frame through both, and insists that they agree.
     pub fn agree(&mut self, frame: &[u8]) -> Outcome {
+        self.agreed(frame).1
+    }
+
+    /// The same, with what became of it.
+    pub fn agreed(&mut self, frame: &[u8]) -> (Result, Outcome) {
         let (in_slice, outcome) = self.through_slice(frame);
         if frame.len() >= SHORTEST {
             let in_kernel = self.through_kernel(frame);
             assert_eq!(in_kernel, in_slice, "kernel (left) and slice (right) differ over {frame:02x?}");
         }
-        outcome
+        (in_slice, outcome)
     }
 
     /// The flow tables of both.
