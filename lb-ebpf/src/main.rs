@@ -9,11 +9,11 @@ mod stages;
 mod steered;
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
+use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::datapath::{self, Action};
+use lb_common::datapath::{self, Action, Tables};
 use lb_ebpf::packet::XdpPacket;
 
 use maps::Maps;
@@ -34,9 +34,8 @@ pub fn prog(context: XdpContext) -> u32 {
     }
 }
 
-/// Answers with the low 32 bits of the clock that flow entries are written with. Never attached: the agent runs it.
+/// Answers with the tick that entries are written with now. Never attached: the agent runs it.
 #[classifier]
 pub fn clock(_: TcContext) -> i32 {
-    // SAFETY: the helper takes nothing and reads a counter.
-    unsafe { bpf_jiffies64() as i32 }
+    Maps.control().map_or(0, |control| Maps.now(control).0 as i32)
 }

@@ -252,8 +252,7 @@ impl Datapath for Kernel {
         // The shortest frame the kernel lets a program be run on.
         options.data_in = Some(&[0; 14]);
         let result = self.clock.test_run(options).map_err(|error| failed(chain(&error)))?;
-        let shift = self.tables.control().map_or(0, |control| control.tick_shift & 31);
-        Ok(Tick(result.return_value >> shift))
+        Ok(Tick(result.return_value))
     }
 
     fn not_forwarded(&self) -> Result<Verdicts, DatapathError> {
