@@ -24,6 +24,7 @@ pub fn call(context: *mut xdp_md, exit: Exit) -> Result<Outcome, Exit> {
         Stage::Nat => nat(context),
         Stage::NatReturn => nat_return(context),
         Stage::NatNew => nat_new(context),
+        Stage::NatError => nat_error(context),
         Stage::Answer => answer(context, exit.to_word()),
         Stage::None => return Err(exit),
     };
@@ -103,6 +104,13 @@ extern "C" fn nat_return(context: *mut xdp_md) -> u64 {
 #[inline(never)]
 extern "C" fn nat_new(context: *mut xdp_md) -> u64 {
     run(context, Stage::NatNew.into())
+}
+
+/// See [`Stage::NatError`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nat_error(context: *mut xdp_md) -> u64 {
+    run(context, Stage::NatError.into())
 }
 
 /// See [`Stage::Answer`].

@@ -8,7 +8,7 @@ use super::parse::{self, ICMP_BYTES, Parsed, Quoted};
 use super::pick::peek;
 use super::rewrite::{DONT_FRAGMENT, TTL};
 use super::settled::{settle, settle_quoted};
-use super::{Exit, Outcome, Packet, Step, Tables, admit, classify, is_vip, nat, rare};
+use super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, is_vip, rare};
 use crate::abi::{Control, GUE_PORT, ICMP_PER_TICK, PathMtu};
 use crate::checksum::{Change, Sum};
 use crate::net::{Address, Be16, Protocol, Tuple};
@@ -141,10 +141,7 @@ pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> R
     let ported = quoted.tuple.protocol == Protocol::TCP || quoted.tuple.protocol == Protocol::UDP;
     if !vip {
         if ported && !is_gue(&quoted) {
-            let translated = nat::translate_error(packet, tables, control, &parsed, &quoted, 0);
-            // About a flow that is not translated: one of the host's own.
-            return translated
-                .map_err(|exit| if exit == Verdict::PassIcmp.into() { untouched.into() } else { exit });
+            return Err(Stage::NatError.into());
         }
         return Err(note_path(packet, tables, control, &parsed, &quoted).unwrap_or(untouched).into());
     }
@@ -154,7 +151,7 @@ pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> R
     let flow = quoted.tuple.reversed();
     let classified = classify(tables, control, &flow).ok_or(untouched)?;
     if classified.flags.nat() {
-        return nat::translate_error(packet, tables, control, &parsed, &quoted, classified.service);
+        return Err(Stage::NatError.into());
     }
     let pick = peek(tables, control, &flow, classified)?;
     rare::deliver(packet, tables, control, &mut parsed, &pick, classified.service)

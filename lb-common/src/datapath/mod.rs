@@ -130,6 +130,7 @@ pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -
         Stage::Nat => nat::steer(packet, tables),
         Stage::NatReturn => nat::steer_return(packet, tables),
         Stage::NatNew => nat::translate_new(packet, tables),
+        Stage::NatError => nat::steer_error(packet, tables),
         Stage::Answer => answer::send(packet, tables, exit),
         Stage::None => Err(exit),
     }?;
