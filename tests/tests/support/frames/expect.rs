@@ -2,7 +2,7 @@
 //! and the rest must be the packet as it came.
 
 use super::EDGE_MAC;
-use super::wire::{self, DF, Packet, ether_type, ip_bytes, ip_offset, octets};
+use super::wire::{self, DF, Family, Packet, ether_type, ip_bytes, ip_offset, octets};
 use crate::support::services::{Kind, Tunnel, mac};
 
 /// What leaves.
@@ -46,16 +46,17 @@ pub fn strip(name: &str, tunnel: &Tunnel, tags: &[u8], came: &[u8], left: &[u8])
     let server = left[5];
     assert!(tunnel.servers.contains(&server), "{name}: sent to server {server}");
     let at = 12 + tags.len() + 2;
-    let (ip, udp) = (tunnel.overhead() - if tunnel.kind == Kind::Gue { 12 } else { 0 }, at);
     let outer = &left[at..];
     assert!(outer.len() >= tunnel.overhead(), "{name}: only {} bytes left", outer.len());
 
-    let v4 = ip == 20;
+    let v4 = tunnel.outer == Family::V4;
     let source = if v4 { outer[12..16].to_vec() } else { outer[8..24].to_vec() };
     check_source(name, tunnel, &source);
     let label = if v4 { 0 } else { u32::from_be_bytes([0, outer[1] & 0xf, outer[2], outer[3]]) };
-    let port =
-        if tunnel.kind == Kind::Gue { u16::from_be_bytes([left[udp + ip], left[udp + ip + 1]]) } else { 0 };
+    let port = match tunnel.kind {
+        Kind::Ipip => 0,
+        Kind::Gue => u16::from_be_bytes([outer[tunnel.overhead() - 12], outer[tunnel.overhead() - 11]]),
+    };
     let tos = if inner[0] >> 4 == 4 { inner[1] } else { inner[0] << 4 | inner[1] >> 4 };
 
     let inner_protocol = if inner[0] >> 4 == 4 { 4 } else { 41 };
