@@ -140,10 +140,9 @@ pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> R
     admit(packet, control).map_err(|verdict| if vip { verdict } else { untouched })?;
     let ported = quoted.tuple.protocol == Protocol::TCP || quoted.tuple.protocol == Protocol::UDP;
     if !vip {
-        if ported && !is_gue(&quoted) {
-            return Err(Stage::NatError.into());
-        }
-        return Err(note_path(packet, tables, control, &parsed, &quoted).unwrap_or(untouched).into());
+        let noted = note_path(packet, tables, control, &parsed, &quoted);
+        let otherwise = if ported { Stage::NatError.into() } else { untouched.into() };
+        return Err(noted.map_or(otherwise, Exit::from));
     }
     if !ported {
         return Err(untouched.into());

@@ -1,6 +1,6 @@
 //! Fragments of both families: those that follow their first, and those that cannot.
 
-use lb_common::verdict::Verdict::{DropFragment, DropIpv6Headers, PassFragment, PassNotVip};
+use lb_common::verdict::Verdict::{DropFragment, PassFragment, PassNotVip};
 
 use super::tunnels::tunnelled;
 use super::wire::{DF, FAMILIES, Family, MF, Packet, TCP, UDP};
@@ -114,7 +114,11 @@ fn strangers(family: Family) -> Vec<Named> {
         unchanged(name("to another VIP"), to_another.frame(), DropFragment),
         unchanged(name("to no VIP"), to_nobody.frame(), PassNotVip),
         unchanged(name("of another datagram"), of_another, DropFragment),
-        unchanged(name("of another protocol"), of_tcp, DropFragment),
+        // IPv6 knows a datagram by addresses and number alone.
+        match family {
+            Family::V4 => unchanged(name("of another protocol"), of_tcp, DropFragment),
+            Family::V6 => forward(name("of another protocol"), of_tcp, DNS),
+        },
     ]
 }
 
@@ -148,7 +152,17 @@ fn whole_in_a_fragment_header() -> Vec<Named> {
         let extra = vec![UDP, 0, 0, 0x50, 0, 0, 0, identification];
         Packet { extra, first: 44, ..whole.clone() }.frame()
     };
-    let options = Packet { extra: vec![60, 0, 0, 0x50, 0, 0, 0, 97], first: 44, ..whole.clone() };
+    // A later fragment tells only that options came first, not what is behind them.
+    let options_of = |identification| {
+        Packet { extra: vec![60, 0, 0, 0x50, 0, 0, 0, identification], first: 44, ..whole.clone() }
+    };
+    let options = options_of(97);
+    let destination_options = [UDP, 0, 1, 4, 0, 0, 0, 0];
+    let first = Packet {
+        extra: [&[60, 0, 0, 1, 0, 0, 0, 96][..], &destination_options].concat(),
+        first: 44,
+        ..whole.clone()
+    };
     let v4 = Family::V4;
     let tiny = Packet::udp(v4.client(), v4.vip(10), [47_600, 53], b"");
     let tiny = |fragmentation| Packet { fragmentation, identification: 96, ..tiny.clone() }.frame();
@@ -157,7 +171,9 @@ fn whole_in_a_fragment_header() -> Vec<Named> {
         unchanged("IPv6: a later fragment of its number", later(99), DropFragment),
         forward("IPv6: a fragment header with reserved bits", reserved.frame(), DNS),
         unchanged("IPv6: a later fragment of their number", later(98), DropFragment),
-        unchanged("IPv6: a later fragment that begins with options", options.frame(), DropIpv6Headers),
+        unchanged("IPv6: a later fragment of options without a first", options.frame(), DropFragment),
+        forward("IPv6: a first fragment that begins with options", first.frame(), DNS),
+        forward("IPv6: a later fragment of the same", options_of(96).frame(), DNS).following(),
         unchanged("IPv4: a fragment at offset 8 without a first", tiny(1), DropFragment),
         forward("IPv4: a first fragment of a bare UDP header", tiny(MF), DNS),
         forward("IPv4: a fragment at offset 8", tiny(1), DNS).following(),
