@@ -141,7 +141,9 @@ pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> R
     let ported = quoted.tuple.protocol == Protocol::TCP || quoted.tuple.protocol == Protocol::UDP;
     if !vip {
         if ported && !is_gue(&quoted) {
-            return nat::translate_error(packet, tables, control, &parsed, &quoted, 0);
+            let result = nat::translate_error(packet, tables, control, &parsed, &quoted, 0);
+            return result
+                .map_err(|exit| if exit.verdict == Verdict::PassIcmp { untouched.into() } else { exit });
         }
         return Err(note_path(packet, tables, control, &parsed, &quoted).unwrap_or(untouched).into());
     }

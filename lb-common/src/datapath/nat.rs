@@ -98,10 +98,14 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     }
     let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: work.found.backend };
     let mut pick = pick(tables, control, flow, classified)?;
-    // An established flow stays with its translation, whatever the flow table has forgotten of it.
+    // An established flow stays with its translation, whatever the flow table has forgotten of it. Without a connection to
+    // lose it leaves an unhealthy backend.
     if work.found.backend != pick.id {
+        let Parsed { transport, .. } = parsed;
         match other(tables, classified.service, work.found.backend, &pick) {
-            Some(other) if !parsed.transport.opens() => pick = other,
+            Some(other) if !transport.opens() && (transport.is_tcp() || other.word.is_healthy()) => {
+                pick = other
+            }
             _ => return Err(Stage::NatNew.into()),
         }
     }
@@ -648,8 +652,11 @@ fn translate_quoted<P: Packet>(
     let mut change = addresses.and(tuple.ports.word(), ports.word());
     let at =
         quoted.transport_offset + if tuple.protocol == Protocol::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
-    // A quotation may end before it.
-    if let Some(wire) = packet.read(at) {
+    // A quotation may end before it, and the frame go on with padding.
+    let end = parsed.ip_offset + usize::from(parsed.bytes);
+    if at + size_of::<Be16>() <= end
+        && let Some(wire) = packet.read(at)
+    {
         let old = Be16::from_wire(wire);
         let new = if tuple.protocol == Protocol::TCP { change.apply(old) } else { change.apply_udp(old) };
         packet.write(at, new.raw())?;
