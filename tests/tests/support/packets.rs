@@ -146,7 +146,7 @@ impl Packet {
         let (more_v4, more_v6): (u16, u16) = if more { (0x2000, 1) } else { (0, 0) };
         let offset = u16::try_from(offset).unwrap();
         if self.v4() {
-            let fragmentation = if self.dont_fragment { 0x4000 } else { 0 } | more_v4 | offset / 8;
+            let fragmentation = if self.dont_fragment { 0x4000 } else { 0 } | more_v4 | (offset / 8);
             return self.ipv4(protocol, identification as u16, fragmentation, part);
         }
         let mut rest = Vec::new();
