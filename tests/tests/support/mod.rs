@@ -1,8 +1,13 @@
 //! A datapath of a few services, loaded into the kernel or laid out in memory.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod dice;
 pub mod frames;
+pub mod nat_frames;
+pub mod packets;
 pub mod parity;
+pub mod random_frames;
+pub mod random_tables;
 pub mod services;
 
 use std::collections::BTreeSet;

@@ -153,8 +153,10 @@ fn whole_in_a_fragment_header() -> Vec<Named> {
         Packet { extra, first: 44, ..whole.clone() }.frame()
     };
     // A later fragment tells only that options came first, not what is behind them.
-    let options_of = |identification| {
-        Packet { extra: vec![60, 0, 0, 0x50, 0, 0, 0, identification], first: 44, ..whole.clone() }
+    let options_of = |identification| Packet {
+        extra: vec![60, 0, 0, 0x50, 0, 0, 0, identification],
+        first: 44,
+        ..whole.clone()
     };
     let options = options_of(97);
     let destination_options = [UDP, 0, 1, 4, 0, 0, 0, 0];
