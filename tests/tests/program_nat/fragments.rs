@@ -30,11 +30,13 @@ fn flow(nat: &mut Nat, tags: &[u8], extra: &[u8]) -> Cut {
     let (left, _) = nat.forward(&plain);
     let customer = setup.customer(40_000, ACK, &[0xa5; 1_400]);
     let customer = Packet { tags: tags.to_vec(), extra: extra.to_vec(), ..customer };
-    let customer = cut(&customer, 0x1234);
+    // IPv6 knows a datagram by addresses and number alone, whatever its protocol.
+    let number = if setup.tcp { 0x1234 } else { 0x2345 };
+    let customer = cut(&customer, number);
     let ports = left.body.ports();
     let pass =
         |packet: &Packet| packet.passed_on(left.macs, &left.tags, left.source, left.destination, ports);
-    let answer = cut(&Packet { extra: extra.to_vec(), ..answer(&left, ACK, &[0x5a; 1_400]) }, 0x4321);
+    let answer = cut(&Packet { extra: extra.to_vec(), ..answer(&left, ACK, &[0x5a; 1_400]) }, number);
     let answered = answer.iter().map(|packet| answered(&plain, packet)).collect();
     Cut { left: customer.iter().map(pass).collect(), customer, answer, answered }
 }
@@ -98,7 +100,7 @@ fn a_later_fragment_without_its_first_goes_nowhere() {
         forwards(&mut nat, &customer[0], &left[0]);
         nat.back(&answer[0], &answered[0]);
         for (part, verdict) in [(&customer[1], Verdict::DropFragment), (&answer[1], Verdict::PassNotVip)] {
-            let piece = part.piece.map(|piece| Piece { identification: 0x1235, ..piece });
+            let piece = part.piece.map(|piece| Piece { identification: 0x1111, ..piece });
             nat.unchanged(&Packet { piece, ..part.clone() }, verdict);
             let source = if part.destination == setup.family.vip() {
                 setup.family.client(8)
