@@ -311,7 +311,7 @@ fn came_from<P: Packet>(packet: &P, parsed: &Parsed) -> Result<ReturnPath, Verdi
 }
 
 /// Finds the translation under the key into [`Work::found`], and notes this packet in it; says whether there is one. Where a
-/// customer's packets come from another router than before, answers go there from now on. Where an answer goes is then in
+/// customer's packets come from another router or VLAN than before, answers go there from now on. Where an answer goes is then in
 /// [`Work::path`].
 #[inline(always)]
 fn find<T: Tables>(tables: &T, work: &mut Work, transport: Transport, now: Tick, to_backend: bool) -> bool {
@@ -338,16 +338,14 @@ fn find<T: Tables>(tables: &T, work: &mut Work, transport: Transport, now: Tick,
         *path = ReturnPath::of(&translation);
         return true;
     }
-    if (translation.first.load(), translation.rest.load()) == (path.first, path.rest) {
+    if ReturnPath::of(&translation) == *path {
         return true;
     }
-    translation.first.store(path.first);
-    translation.rest.store(path.rest);
+    path.store(&translation);
     drop(translation);
     *reverse = reverse_key(&found.leaves, Protocol(key.protocol as u8));
     if let Some(answers) = tables.translation(reverse) {
-        answers.first.store(path.first);
-        answers.rest.store(path.rest);
+        path.store(&answers);
     }
     true
 }
@@ -385,8 +383,7 @@ fn make<T: Tables>(
         reply: 1,
         first: Word::new(work.path.first),
         rest: Word::new(work.path.rest),
-        vlan: work.path.vlan,
-        padding: 0,
+        vlan: Word::new(work.path.vlan.into()),
     };
     work.found.leaves =
         Leaves { source: hop.source, destination: to, ports: Ports::of(Be16::new(0), to_port) };
