@@ -646,7 +646,9 @@ fn translate_quoted<P: Packet>(
     let at =
         quoted.transport_offset + if tuple.protocol == Protocol::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
     // A quotation may end before it.
-    if let Some(wire) = packet.read(at) {
+    if at + size_of::<u16>() <= parsed.end()
+        && let Some(wire) = packet.read(at)
+    {
         let old = Be16::from_wire(wire);
         let new = if tuple.protocol == Protocol::TCP { change.apply(old) } else { change.apply_udp(old) };
         packet.write(at, new.raw())?;

@@ -89,6 +89,14 @@ pub struct Parsed {
     pub bytes: u16,
 }
 
+impl Parsed {
+    /// Offset of the packet's end in bytes, by the IP header: the frame may go on, or be cut before it.
+    #[inline(always)]
+    pub(super) const fn end(&self) -> usize {
+        self.ip_offset + self.bytes as usize
+    }
+}
+
 /// Whether a packet is a fragment, and of what.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fragment {
