@@ -4,16 +4,17 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
-use crate::{lint, rings, setup};
+use crate::{fuzz, lint, rings, setup};
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 5] = [
+const STEPS: [Step; 6] = [
     ("setup", setup::run),
     ("formatting", lint::formatting),
     ("clippy", lint::clippy),
     ("structure", lint::structure),
     ("tests", || rings::run(&[])),
+    ("fuzzing", fuzz::smoke),
 ];
 
 /// Runs every step; the first that fails ends it.

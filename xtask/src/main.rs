@@ -2,6 +2,7 @@
 
 mod ci;
 mod demo;
+mod fuzz;
 mod lint;
 mod rings;
 mod setup;
@@ -10,7 +11,8 @@ mod shell;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use clap::{Parser, Subcommand};
+use clap::builder::PossibleValuesParser;
+use clap::{ArgGroup, Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Sets up, builds, shows and checks Sluice")]
@@ -38,7 +40,17 @@ enum Task {
     },
     /// Checks formatting, clippy's findings and the structure of the code
     Lint,
-    /// Exactly what CI runs: setup, formatting, clippy, structure, all tests
+    /// Feeds a fuzz target inputs until one breaks an invariant, or Ctrl-C
+    #[command(group = ArgGroup::new("what").required(true))]
+    Fuzz {
+        /// What is fed
+        #[arg(group = "what", value_parser = PossibleValuesParser::new(fuzz::TARGETS))]
+        target: Option<String>,
+        /// Every target, for some seconds each
+        #[arg(long, group = "what")]
+        smoke: bool,
+    },
+    /// Exactly what CI runs: setup, formatting, clippy, structure, all tests, fuzzing for some seconds
     Ci,
 }
 
@@ -74,6 +86,10 @@ fn run(task: Task) -> Result<()> {
             rings::run(&arguments)
         }
         Task::Lint => lint::run(),
+        Task::Fuzz { target, .. } => {
+            setup::if_missing()?;
+            target.map_or_else(fuzz::smoke, |target| fuzz::run(&target))
+        }
         Task::Ci => {
             need_root("CI runs the lab")?;
             ci::run()

@@ -76,10 +76,8 @@ pub struct Translation {
     pub first: Word,
     /// As [`NextHop::rest`] in the lower half and [`NextHop::interface`] in the upper.
     pub rest: Word,
-    /// VLAN id the customer's packets came with; 0 for none.
-    pub vlan: u32,
-    /// To a multiple of eight.
-    pub padding: u32,
+    /// VLAN id the customer's packets came with, as [`NextHop::vlan`].
+    pub vlan: Word,
 }
 
 /// The words a [`Translation`] is made of.
@@ -179,7 +177,19 @@ impl ReturnPath {
     /// That of a translation.
     #[inline(always)]
     pub fn of(translation: &Translation) -> Self {
-        Self { first: translation.first.load(), rest: translation.rest.load(), vlan: translation.vlan }
+        Self {
+            first: translation.first.load(),
+            rest: translation.rest.load(),
+            vlan: translation.vlan.load() as u32,
+        }
+    }
+
+    /// Makes it that of a translation.
+    #[inline(always)]
+    pub fn store(&self, translation: &Translation) {
+        translation.first.store(self.first);
+        translation.rest.store(self.rest);
+        translation.vlan.store(self.vlan.into());
     }
 }
 

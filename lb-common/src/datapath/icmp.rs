@@ -134,7 +134,9 @@ pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> R
     let quoted = parse::quoted(packet, quoted_offset, to.is_v4()).ok_or(untouched)?;
     let quoted = settle_quoted(tables, &quoted).ok_or(Verdict::DropInconsistent)?;
     tables.observe(Step::Quoted(quoted.tuple));
-    if quoted.tuple.source != to {
+    // What lies in the frame behind the error's end is not quoted.
+    let is_whole = quoted.transport_offset + size_of::<u32>() <= parsed.end();
+    if !is_whole || quoted.tuple.source != to {
         return Err(untouched.into());
     }
     admit(packet, control).map_err(|verdict| if vip { verdict } else { untouched })?;

@@ -21,6 +21,7 @@ mod tables;
 pub use exit::{Exit, Stage};
 pub use nat::{Attempt, Scratch, Work, attempt};
 pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
+pub(crate) use parse::{ethernet, is_extension};
 pub use tables::{Header, Inserted, Packet, Refusal, Step, Tables};
 
 use crate::abi::{

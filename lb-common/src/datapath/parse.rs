@@ -89,6 +89,14 @@ pub struct Parsed {
     pub bytes: u16,
 }
 
+impl Parsed {
+    /// Offset of the packet's end in bytes, by the IP header: the frame may go on, or be cut before it.
+    #[inline(always)]
+    pub(super) const fn end(&self) -> usize {
+        self.ip_offset + self.bytes as usize
+    }
+}
+
 /// Whether a packet is a fragment, and of what.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fragment {
@@ -121,7 +129,7 @@ struct Network {
 /// that looks after them.
 #[inline(always)]
 pub(super) fn plain<P: Packet, T: Tables>(packet: &P, tables: &T) -> Result<Parsed, Exit> {
-    let (ether_type, ip_offset) = ethernet(packet)?;
+    let (ether_type, ip_offset) = ethernet(packet).ok_or(Verdict::PassMalformedEthernet)?;
     let v4 = ether_type == EtherType::IPV4;
     let network = if v4 {
         ipv4(packet, ip_offset)?
@@ -156,7 +164,7 @@ pub(super) fn plain<P: Packet, T: Tables>(packet: &P, tables: &T) -> Result<Pars
 /// header's at which the search ended.
 #[inline(always)]
 pub(super) fn whole<P: Packet>(packet: &P) -> Result<(Parsed, Fragment), Verdict> {
-    let (ether_type, ip_offset) = ethernet(packet)?;
+    let (ether_type, ip_offset) = ethernet(packet).ok_or(Verdict::PassMalformedEthernet)?;
     let v4 = ether_type == EtherType::IPV4;
     let network = if v4 {
         ipv4(packet, ip_offset)?
@@ -203,21 +211,20 @@ fn parsed(
     Parsed { tuple, transport, ip_offset, transport_offset, bytes: network.bytes }
 }
 
-/// Steps over the Ethernet header and VLAN tags.
+/// Steps over the Ethernet header and VLAN tags: the EtherType, and the offset of what it names; `None` if the frame is
+/// shorter.
 #[inline(always)]
-fn ethernet<P: Packet>(packet: &P) -> Result<(EtherType, usize), Verdict> {
-    let wire = packet.read(EthHdr::LEN - ETHER_TYPE_BYTES).ok_or(Verdict::PassMalformedEthernet)?;
-    let mut ether_type = EtherType(Be16::from_wire(wire));
+pub(crate) fn ethernet<P: Packet>(packet: &P) -> Option<(EtherType, usize)> {
+    let mut ether_type = EtherType(Be16::from_wire(packet.read(EthHdr::LEN - ETHER_TYPE_BYTES)?));
     let mut offset = EthHdr::LEN;
     let mut tags = 0;
     while tags < MAX_VLAN_TAGS && ether_type.is_vlan() {
-        let [_, _, high, low] =
-            packet.read::<[u8; VLAN_TAG_BYTES]>(offset).ok_or(Verdict::PassMalformedEthernet)?;
+        let [_, _, high, low] = packet.read::<[u8; VLAN_TAG_BYTES]>(offset)?;
         ether_type = EtherType(Be16::from_wire([high, low]));
         offset += VLAN_TAG_BYTES;
         tags += 1;
     }
-    Ok((ether_type, offset))
+    Some((ether_type, offset))
 }
 
 /// The IPv4 header at this offset (RFC 791 section 3.1).
@@ -272,7 +279,7 @@ fn ipv6<P: Packet>(packet: &P, offset: usize) -> Result<Network, Verdict> {
 
 /// Whether this is the number of an IPv6 extension header that may stand before what we look for.
 #[inline(always)]
-pub(super) fn is_extension(protocol: Protocol) -> bool {
+pub(crate) fn is_extension(protocol: Protocol) -> bool {
     matches!(
         protocol,
         Protocol::HOP_BY_HOP | Protocol::ROUTING | Protocol::FRAGMENT | Protocol::DESTINATION_OPTIONS

@@ -1,26 +1,17 @@
 //! A frame → its outer IP header as a tunnel's end reads it, or the verdict of what is no tunnel packet.
 
-use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
 
 use super::{Ecn, Verdict};
-use crate::abi::GUE_PORT;
-use crate::datapath::Packet;
+use crate::abi::{GUE_PORT, MAX_EXTENSION_HEADERS};
+use crate::datapath::{Packet, ethernet, is_extension};
 use crate::net::{Address, Be16, EtherType, Protocol};
 
-/// VLAN tags a frame may carry.
-const MAX_VLAN_TAGS: usize = 2;
-/// Bytes of an EtherType.
-const ETHER_TYPE_BYTES: usize = 2;
-/// Bytes of a VLAN tag: tag control information and the EtherType that follows (IEEE 802.1Q).
-const VLAN_TAG_BYTES: usize = 4;
 /// Words of an IPv4 header without options.
 const IPV4_WORDS: usize = Ipv4Hdr::LEN / size_of::<u32>();
 /// Words of an IPv6 header.
 const IPV6_WORDS: usize = Ipv6Hdr::LEN / size_of::<u32>();
-/// IPv6 extension headers that are followed: one more than RFC 8200 section 4.1 foresees, those of IPsec apart.
-const MAX_EXTENSION_HEADERS: u32 = 6;
 
 /// What a tunnel's end must know of the outer IP header and what is in front of it.
 #[derive(Clone, Copy, Debug)]
@@ -82,21 +73,6 @@ pub(super) fn read<P: Packet>(packet: &P) -> Result<Outer, Verdict> {
     } else {
         Err(Verdict::PassNotIp)
     }
-}
-
-/// Steps over the Ethernet header and VLAN tags.
-#[inline(always)]
-fn ethernet<P: Packet>(packet: &P) -> Option<(EtherType, usize)> {
-    let mut ether_type = EtherType(Be16::from_wire(packet.read(EthHdr::LEN - ETHER_TYPE_BYTES)?));
-    let mut offset = EthHdr::LEN;
-    let mut tags = 0;
-    while tags < MAX_VLAN_TAGS && ether_type.is_vlan() {
-        let [_, _, high, low] = packet.read::<[u8; VLAN_TAG_BYTES]>(offset)?;
-        ether_type = EtherType(Be16::from_wire([high, low]));
-        offset += VLAN_TAG_BYTES;
-        tags += 1;
-    }
-    Some((ether_type, offset))
 }
 
 /// Reads an IPv4 header (RFC 791), with options. Its checksum is not verified.
@@ -161,14 +137,6 @@ fn ipv6<P: Packet>(packet: &P, ip_offset: usize) -> Option<Outer> {
         followed += 1;
     }
     Some(outer)
-}
-
-#[inline(always)]
-fn is_extension(protocol: Protocol) -> bool {
-    protocol == Protocol::HOP_BY_HOP
-        || protocol == Protocol::ROUTING
-        || protocol == Protocol::FRAGMENT
-        || protocol == Protocol::DESTINATION_OPTIONS
 }
 
 /// Steps over one extension header.

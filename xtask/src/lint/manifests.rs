@@ -35,7 +35,7 @@ pub(crate) fn check_workspace() -> Result<Vec<Problem>> {
         problems
             .extend(dependencies(&serde_json::from_str(&metadata).context("cargo metadata is not JSON")?));
     }
-    for file in ["Cargo.lock", "lb-ebpf/Cargo.lock", ".cargo/config.toml"] {
+    for file in ["Cargo.lock", "lb-ebpf/Cargo.lock", "fuzz/Cargo.lock", ".cargo/config.toml"] {
         let text = fs::read_to_string(root().join(file)).with_context(|| format!("reading {file}"))?;
         problems.extend(registries(file, &text));
     }

@@ -33,12 +33,13 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// `rustfmt`, also for the eBPF crate, which is not in the workspace.
+/// `rustfmt`, also for the eBPF crate and the fuzz targets, which are not in the workspace.
 pub(crate) fn formatting() -> Result<()> {
     stream(cargo().args(["fmt", "--all", "--check"]))?;
     let mut rustfmt = Command::new("rustfmt");
     rustfmt.args(["--check", "--edition", "2024"]);
     stream(rustfmt.args(["lib.rs", "main.rs", "decap/main.rs"].map(|file| format!("lb-ebpf/src/{file}"))))?;
+    stream(cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     println!("✔ formatting");
     Ok(())
 }

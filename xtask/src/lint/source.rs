@@ -6,7 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// Where our code is.
-const DIRECTORIES: [&str; 7] = [
+const DIRECTORIES: [&str; 8] = [
+    "fuzz/fuzz_targets",
     "lb-common/src",
     "lb-ebpf/src",
     "lb-userspace/src",

@@ -94,8 +94,7 @@ fn translate_quoted<P: Packet>(
     let at =
         quoted.transport_offset + if tuple.protocol == Protocol::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
     // A quotation may end before it, and the frame go on with padding.
-    let end = parsed.ip_offset + usize::from(parsed.bytes);
-    if at + size_of::<Be16>() <= end
+    if at + size_of::<Be16>() <= parsed.end()
         && let Some(wire) = packet.read(at)
     {
         let old = Be16::from_wire(wire);

@@ -59,8 +59,7 @@ fn prepare(work: &mut Work, hop: &NextHop, tuple: &Tuple, pick: &Pick<'_>) {
         reply: 1,
         first: Word::new(work.path.first),
         rest: Word::new(work.path.rest),
-        vlan: work.path.vlan,
-        padding: 0,
+        vlan: Word::new(work.path.vlan.into()),
     };
     work.found.leaves =
         Leaves { source: hop.source, destination: to, ports: Ports::of(Be16::new(0), to_port) };

@@ -62,7 +62,7 @@ impl Found {
 }
 
 /// Finds the translation under the key into [`Work::found`], and notes this packet in it; says whether there is one. Where a
-/// customer's packets come from another router than before, answers go there from now on. Where an answer goes is then in
+/// customer's packets come from another router or VLAN than before, answers go there from now on. Where an answer goes is then in
 /// [`Work::path`].
 #[inline(always)]
 pub(super) fn find<T: Tables>(
@@ -95,16 +95,14 @@ pub(super) fn find<T: Tables>(
         *path = ReturnPath::of(&translation);
         return true;
     }
-    if (translation.first.load(), translation.rest.load()) == (path.first, path.rest) {
+    if ReturnPath::of(&translation) == *path {
         return true;
     }
-    translation.first.store(path.first);
-    translation.rest.store(path.rest);
+    path.store(&translation);
     drop(translation);
     *reverse = reverse_key(&found.leaves, Protocol(key.protocol as u8));
     if let Some(answers) = tables.translation(reverse) {
-        answers.first.store(path.first);
-        answers.rest.store(path.rest);
+        path.store(&answers);
     }
     true
 }

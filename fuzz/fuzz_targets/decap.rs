@@ -1,0 +1,7 @@
+//! Any frame at a tunnel's end: an input → a panic if an invariant is broken.
+#![no_main]
+
+#[path = "../../lb-userspace/tests/invariants/mod.rs"]
+mod invariants;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| invariants::decap::check(input));

@@ -1,0 +1,7 @@
+//! Packets that are translated, and back: an input → a panic if an invariant is broken.
+#![no_main]
+
+#[path = "../../lb-userspace/tests/invariants/mod.rs"]
+mod invariants;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| invariants::nat_round_trip::check(input));
