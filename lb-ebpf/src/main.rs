@@ -8,7 +8,6 @@ mod maps;
 mod stages;
 mod steered;
 
-use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -25,13 +24,11 @@ pub fn prog(context: XdpContext) -> u32 {
     let outcome = datapath::process(&mut Steered(XdpPacket(&context)), &Maps);
     // The agent overrides `AYA_LOG_LEVEL` when it loads the program, so that this is dead code unless asked for.
     debug!(&context, "verdict {}", outcome.verdict as u32);
-    match outcome.action {
-        Action::Pass => xdp_action::XDP_PASS,
-        Action::Drop => xdp_action::XDP_DROP,
-        Action::Transmit => xdp_action::XDP_TX,
+    if outcome.action == Action::Redirect {
         // SAFETY: the helper takes two integers; an index that is no interface makes it answer XDP_ABORTED.
-        Action::Redirect => unsafe { bpf_redirect(outcome.interface, 0) as u32 },
+        return unsafe { bpf_redirect(outcome.interface, 0) as u32 };
     }
+    outcome.action as u32
 }
 
 /// Answers with the tick that entries are written with now. Never attached: the agent runs it.
