@@ -4,14 +4,15 @@ use core::arch::asm;
 use core::ops::{Deref, DerefMut};
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Name, PathMtu, RING_SIZE, Ring,
-    Service, Traffic, Translation, TupleKey, Verdicts, VipBucket, Word,
+    STAGE_SLOTS, Service, Traffic, Translation, TupleKey, Verdicts, VipBucket, Word,
 };
-use lb_common::datapath::{self, Attempt, Inserted, Outcome, Scratch, Tables};
+use lb_common::datapath::{self, Attempt, Exit, Inserted, Outcome, Scratch, Stage, Tables};
 use lb_common::flow::{Eviction, Tick, Victim};
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
 
@@ -53,6 +54,11 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map(name = "fib")]
 static FIB: PerCpuArray<[u64; FIB_WORDS], 1> = PerCpuArray::new();
 
+#[btf_map(name = "stages")]
+static STAGES: ProgramArray<{ STAGE_SLOTS as usize }> = ProgramArray::new();
+#[btf_map(name = "handed_over")]
+static HANDED_OVER: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Entries take memory when they come: hosts without `nat` pay for none.
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 /// What an insertion answers if the key is there.
@@ -65,6 +71,31 @@ const FIB_WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u64>();
 #[inline(always)]
 pub fn fib_room() -> Option<*mut [u64; FIB_WORDS]> {
     FIB.get_ptr_mut(0)
+}
+
+/// Notes for the next stage why it is called.
+#[inline(always)]
+pub fn hand_over(exit: Exit) {
+    if let Some(word) = HANDED_OVER.get_ptr_mut(0) {
+        // SAFETY: this CPU's own record, which nobody else reads or writes meanwhile.
+        unsafe { *word = exit.to_word() };
+    }
+}
+
+/// Why this stage was called.
+#[inline(always)]
+pub fn handed_over() -> Exit {
+    // SAFETY: as above.
+    HANDED_OVER
+        .get_ptr_mut(0)
+        .map_or(Verdict::DropInconsistent.into(), |word| Exit::from_word(unsafe { *word }))
+}
+
+/// Goes on with the program of a stage; returns only if there is none.
+#[inline(always)]
+pub fn call(context: &XdpContext, stage: Stage) {
+    // SAFETY: nothing of this program is needed any more.
+    unsafe { STAGES.tail_call(context, stage as u32) };
 }
 
 /// See [`FlowBucket::victim`]: of the bucket with this index, as [`Victim::to_word`].

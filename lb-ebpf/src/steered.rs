@@ -1,15 +1,14 @@
-//! A frame → the datapath's [`Packet`], with what only the load balancer's program has: stages that are functions, and the kernel's
-//! routes.
+//! A frame → the datapath's [`Packet`], with what only the load balancer's programs ask for: the kernel's routes, and extension headers.
 
-use aya_ebpf::bindings::bpf_fib_lookup as FibLookup;
+use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, xdp_md};
 use aya_ebpf::helpers::bpf_fib_lookup;
+use aya_ebpf::programs::XdpContext;
 use lb_common::abi::NextHop;
-use lb_common::datapath::{Exit, Extensions, Header, Outcome, Packet, Tables};
+use lb_common::datapath::{self, Extensions, Header, Packet};
 use lb_common::net::Address;
 use lb_ebpf::packet::XdpPacket;
 
 use crate::maps::fib_room;
-use crate::stages;
 
 /// Address families (`include/linux/socket.h`).
 const AF_INET: u8 = 2;
@@ -90,11 +89,15 @@ impl Packet for Steered<'_> {
 
     #[inline(always)]
     fn extensions(&self, ip_offset: usize, next: u8, bytes: u16) -> Extensions {
-        Extensions::from_word(stages::extensions(self.0.0.ctx, ip_offset as u64, next.into(), bytes.into()))
+        Extensions::from_word(extensions(self.0.0.ctx, ip_offset as u64, next.into(), bytes.into()))
     }
+}
 
-    #[inline(always)]
-    fn stage<T: Tables>(&mut self, _: &T, exit: Exit) -> Result<Outcome, Exit> {
-        stages::call(self.0.0.ctx, exit)
-    }
+/// See [`datapath::extensions`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn extensions(context: *mut xdp_md, ip_offset: u64, next: u64, bytes: u64) -> u64 {
+    let context = XdpContext::new(context);
+    let ip_offset = ip_offset as usize & datapath::MAX_OFFSET;
+    datapath::extensions(&XdpPacket(&context), ip_offset, next as u8, bytes as u16).word()
 }

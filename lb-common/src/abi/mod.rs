@@ -22,6 +22,8 @@ pub use service::{Ring, Service, ServiceWord};
 pub use vips::{SNAT_MARK, VipBucket, VipFlags, VipSlot, vip_key};
 pub use word::Word;
 
+use crate::datapath::Stage;
+
 /// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
 pub const ABI_VERSION: u32 = 2;
 
@@ -54,8 +56,10 @@ pub mod map {
     pub const TRANSLATIONS: &str = "translations";
     /// [`FragmentRoute`](super::FragmentRoute)s by [`TupleKey`](super::TupleKey); the least recently used go first.
     pub const FRAGMENTS: &str = "fragments";
+    /// The programs of the stages, by [`Stage`](crate::datapath::Stage).
+    pub const STAGES: &str = "stages";
     /// All of them.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 14] = [
         CONTROL,
         VIPS,
         SERVICES,
@@ -69,11 +73,31 @@ pub mod map {
         BACKEND_NAMES,
         TRANSLATIONS,
         FRAGMENTS,
+        STAGES,
     ];
 }
 
 /// Name of the main program in the object and under the pin directory.
 pub const PROGRAM: &str = "prog";
+/// Names of the programs that the main one goes on with, in the object and under the pin directory, by their place in the map
+/// `stages`.
+pub const STAGE_PROGRAMS: [(&str, Stage); 8] = [
+    ("rare", Stage::Rare),
+    ("icmp", Stage::Icmp),
+    ("icmp_error", Stage::IcmpError),
+    ("nat", Stage::Nat),
+    ("nat_return", Stage::NatReturn),
+    ("nat_new", Stage::NatNew),
+    ("nat_error", Stage::NatError),
+    ("answer", Stage::Answer),
+];
+/// Names of all programs that are pinned.
+pub fn programs() -> impl Iterator<Item = &'static str> {
+    [PROGRAM, CLOCK_PROGRAM].into_iter().chain(STAGE_PROGRAMS.map(|(name, _)| name))
+}
+
+/// Room in the map `stages`.
+pub const STAGE_SLOTS: u32 = 16;
 /// Name of the program that tells the time of the flow table's clock, in the object and under the pin directory.
 pub const CLOCK_PROGRAM: &str = "clock";
 /// Name of the decapsulating program in its object, which is not the main program's.

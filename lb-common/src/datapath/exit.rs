@@ -52,7 +52,7 @@ impl Exit {
         Self { verdict: Verdict::DropTimeExceeded, stage: Stage::Answer, mtu: 0 }
     }
 
-    /// As one word, to be handed from one function of the program to another.
+    /// As one word, to be handed from one program to another.
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
         self.verdict as u64 | (self.stage as u64) << 8 | (self.mtu as u64) << 16

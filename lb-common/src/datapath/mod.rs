@@ -116,16 +116,15 @@ struct Classified {
 /// translation is made, after which it is.
 const MAX_STAGES: usize = 6;
 
-/// Sends one frame through the datapath.
-#[inline(always)]
+/// Sends one frame through the datapath. In the kernel a program a stage does the same.
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
-    let mut exit = match packet.stage(tables, Stage::Plain.into()) {
+    let mut exit = match run_stage(packet, tables, Stage::Plain.into()) {
         Ok(outcome) => return outcome,
         Err(exit) => exit,
     };
     let mut stages = 1;
     while stages < MAX_STAGES {
-        match packet.stage(tables, exit) {
+        match run_stage(packet, tables, exit) {
             Ok(outcome) => return outcome,
             Err(next) => exit = next,
         }
@@ -134,7 +133,7 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
     settled_as(tables, Verdict::DropInconsistent)
 }
 
-/// Runs one stage: the one that [`Packet::stage`] is asked for. Every packet that leaves does so here, and here it is counted, once;
+/// Runs one stage. Every packet that leaves does so here, and here it is counted, once;
 /// `Err` leads to another stage.
 #[inline(always)]
 pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -> Result<Outcome, Exit> {

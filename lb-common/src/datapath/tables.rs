@@ -7,9 +7,9 @@ use network_types::icmp::Icmpv4Hdr;
 use network_types::ip::Ipv4Hdr;
 use network_types::tcp::TcpHdr;
 
+use super::Outcome;
 use super::nat::{Attempt, Scratch, attempt};
 use super::parse::{Extensions, extensions};
-use super::{Exit, Outcome, run_stage};
 use crate::abi::{
     Backend, Control, FlowBucket, FragmentRoute, NextHop, PathMtu, Service, Translation, TupleKey, VipBucket,
     Word,
@@ -73,11 +73,6 @@ pub trait Packet: Sized {
     #[inline(always)]
     fn extensions(&self, ip_offset: usize, next: u8, bytes: u16) -> Extensions {
         extensions(self, ip_offset, next, bytes)
-    }
-    /// Runs a stage. The kernel's implementation does so in a function of the stage's own.
-    #[inline(always)]
-    fn stage<T: Tables>(&mut self, tables: &T, exit: Exit) -> Result<Outcome, Exit> {
-        run_stage(self, tables, exit)
     }
 }
 

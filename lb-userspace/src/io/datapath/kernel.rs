@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues, ProgramArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
 use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
@@ -125,7 +125,8 @@ impl Kernel {
         let mut bpf = load_object(pins, adopted.unwrap_or(wanted), log_packets)?;
         load_program::<Xdp>(&mut bpf, abi::PROGRAM, Xdp::load)?;
         load_program::<SchedClassifier>(&mut bpf, abi::CLOCK_PROGRAM, SchedClassifier::load)?;
-        for name in [abi::PROGRAM, abi::CLOCK_PROGRAM] {
+        load_stages(&mut bpf)?;
+        for name in abi::programs() {
             let part = |cause: String| LoadError::Part { name, cause };
             pins.remove(&pins.program(name))?;
             let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
@@ -392,6 +393,22 @@ where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
     Ok(load(program(bpf, name)?)?)
+}
+
+/// Loads the programs of the stages, and lets the main one go on with them. A program that is attached meanwhile goes on with
+/// them as well: of the same ABI version, they read and write the same tables.
+fn load_stages(bpf: &mut Ebpf) -> Result<(), LoadError> {
+    let failed = |error: MapError| LoadError::Part { name: map::STAGES, cause: chain(&error) };
+    let stages = bpf.take_map(map::STAGES);
+    let stages = stages.ok_or(LoadError::Part { name: map::STAGES, cause: "not in the object".into() })?;
+    let mut stages = ProgramArray::try_from(stages).map_err(failed)?;
+    for (name, stage) in abi::STAGE_PROGRAMS {
+        load_program::<Xdp>(bpf, name, Xdp::load)?;
+        let stage_program = program::<Xdp>(bpf, name)?;
+        let descriptor = stage_program.fd()?;
+        stages.set(stage as u32, descriptor, 0).map_err(failed)?;
+    }
+    Ok(())
 }
 
 fn region<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Result<Region<T>, LoadError> {

@@ -247,7 +247,7 @@ impl PinDir {
         for name in map::ALL {
             self.remove(&self.map(name))?;
         }
-        for name in [abi::PROGRAM, abi::CLOCK_PROGRAM] {
+        for name in abi::programs() {
             self.remove(&self.program(name))?;
         }
         Ok(())
@@ -343,6 +343,7 @@ fn layout(name: &str) -> (MapType, u32) {
         map::RINGS => (MapType::Array, size_of::<abi::Ring>()),
         map::FLOWS => (MapType::Array, size_of::<abi::FlowBucket>()),
         map::VERDICTS => (MapType::PerCpuArray, size_of::<abi::Verdicts>()),
+        map::STAGES => (MapType::ProgramArray, size_of::<u32>()),
         map::TRANSLATIONS => (MapType::Hash, size_of::<abi::Translation>()),
         map::FRAGMENTS => (MapType::LruHash, size_of::<abi::FragmentRoute>()),
         map::SERVICE_TRAFFIC | map::BACKEND_TRAFFIC => (MapType::PerCpuArray, size_of::<abi::Traffic>()),
