@@ -57,6 +57,12 @@ pub fn reduce(hash: u64, size: u32) -> u32 {
     (((hash >> 32) * u64::from(size)) >> 32) as u32
 }
 
+/// Other bits of the same hash, for what regular flows must spread evenly over: hashes of flows that differ by equal steps do, too.
+#[inline(always)]
+pub fn spread(hash: u64) -> u32 {
+    (hash.wrapping_mul(0xff51_afd7_ed55_8ccd) >> 32) as u32
+}
+
 /// The next of a sequence of well-mixed numbers, which only who knows one can foretell.
 #[inline(always)]
 pub fn step(number: u64) -> u64 {

@@ -97,7 +97,7 @@ struct TranslationCopy<'a> {
     translation: Translation,
     key: TupleKey,
     words: [u64; TRANSLATION_WORDS],
-    to: Option<&'a dyn Exact>,
+    to: &'a dyn Exact,
 }
 
 impl Deref for TranslationCopy<'_> {
@@ -111,10 +111,8 @@ impl Deref for TranslationCopy<'_> {
 impl Drop for TranslationCopy<'_> {
     fn drop(&mut self) {
         let words = self.translation.to_words();
-        if let Some(exact) = self.to
-            && words != self.words
-        {
-            exact.set_translation(&self.key, Some(words));
+        if words != self.words {
+            self.to.set_translation(&self.key, Some(words));
         }
     }
 }
@@ -144,7 +142,8 @@ pub struct SliceTables<'a, F: Fn(Step)> {
     pub tables: TableSlices<'a>,
     /// The time.
     pub now: Tick,
-    /// Stands in for every bucket of the flow table that is asked for: with it, a packet leaves all tables as they were.
+    /// Stands in for every bucket of the flow table that is asked for: with it, a packet leaves all arrays as they were. What it
+    /// does to [`TableSlices::exact`] is that one's to keep or not, for a new flow must find its translation there.
     pub scratch: Option<&'a FlowBucket>,
     /// Stands in for [`Control::icmp_budget`].
     pub icmp_budget: Word,
@@ -216,16 +215,13 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
     fn translation(&self, key: &TupleKey) -> Option<impl Deref<Target = Translation>> {
         let words = self.tables.exact.translation(key)?;
         let translation = Translation::from_words(words);
-        let to = self.scratch.is_none().then_some(self.tables.exact);
-        Some(TranslationCopy { translation, key: *key, words, to })
+        Some(TranslationCopy { translation, key: *key, words, to: self.tables.exact })
     }
 
     fn add_translation(&self, key: &TupleKey, translation: &Translation) -> Inserted {
         if self.tables.exact.translation(key).is_some() {
             Inserted::Exists
-        } else if self.scratch.is_some()
-            || self.tables.exact.set_translation(key, Some(translation.to_words()))
-        {
+        } else if self.tables.exact.set_translation(key, Some(translation.to_words())) {
             Inserted::Done
         } else {
             Inserted::Full
@@ -233,9 +229,7 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
     }
 
     fn remove_translation(&self, key: &TupleKey) {
-        if self.scratch.is_none() {
-            self.tables.exact.set_translation(key, None);
-        }
+        self.tables.exact.set_translation(key, None);
     }
 
     fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>> {
@@ -247,9 +241,7 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
     }
 
     fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute) {
-        if self.scratch.is_none() {
-            self.tables.exact.set_fragment(key, route);
-        }
+        self.tables.exact.set_fragment(key, route);
     }
 
     fn now(&self, _: &Control) -> Tick {

@@ -58,7 +58,7 @@ verdicts! {
     DropTooBig "drop.too_big" "too big for the way to the backend, and its sender was not to be told",
     DropTimeExceeded "drop.time_exceeded" "its time to live ended here, and its sender was not to be told",
     DropFragment "drop.fragment" "a fragment for a VIP whose first fragment was not seen before it",
-    DropIpv6Headers "drop.ipv6_headers" "for a VIP, behind IPv6 extension headers that are too many or of an unknown kind",
+    DropIpv6Headers "drop.ipv6_headers" "for a VIP, behind too many IPv6 extension headers, or with a routing header that leads on",
     DropIcmpRate "drop.icmp_rate" "would have been answered with ICMP, but too many were in this second",
     DropNatPorts "drop.nat_ports" "no free port was found for a new translated flow",
     DropNatTable "drop.nat_table" "the table of translations is full",

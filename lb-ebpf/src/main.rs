@@ -8,12 +8,11 @@ mod maps;
 mod stages;
 mod steered;
 
-use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
+use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::datapath::{self, Action};
+use lb_common::datapath::{self, Action, Tables};
 use lb_ebpf::packet::XdpPacket;
 
 use maps::Maps;
@@ -25,18 +24,15 @@ pub fn prog(context: XdpContext) -> u32 {
     let outcome = datapath::process(&mut Steered(XdpPacket(&context)), &Maps);
     // The agent overrides `AYA_LOG_LEVEL` when it loads the program, so that this is dead code unless asked for.
     debug!(&context, "verdict {}", outcome.verdict as u32);
-    match outcome.action {
-        Action::Pass => xdp_action::XDP_PASS,
-        Action::Drop => xdp_action::XDP_DROP,
-        Action::Transmit => xdp_action::XDP_TX,
+    if outcome.action == Action::Redirect {
         // SAFETY: the helper takes two integers; an index that is no interface makes it answer XDP_ABORTED.
-        Action::Redirect => unsafe { bpf_redirect(outcome.interface, 0) as u32 },
+        return unsafe { bpf_redirect(outcome.interface, 0) as u32 };
     }
+    outcome.action as u32
 }
 
-/// Answers with the low 32 bits of the clock that flow entries are written with. Never attached: the agent runs it.
+/// Answers with the tick that entries are written with now. Never attached: the agent runs it.
 #[classifier]
 pub fn clock(_: TcContext) -> i32 {
-    // SAFETY: the helper takes nothing and reads a counter.
-    unsafe { bpf_jiffies64() as i32 }
+    Maps.control().map_or(0, |control| Maps.now(control).0 as i32)
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use lb_common::datapath::{self, Exit, Outcome, Stage};
+use lb_common::datapath::{self, Action, Exit, Outcome, Stage};
 use lb_common::verdict::Verdict;
 use lb_ebpf::packet::XdpPacket;
 
@@ -24,6 +24,7 @@ pub fn call(context: *mut xdp_md, exit: Exit) -> Result<Outcome, Exit> {
         Stage::Nat => nat(context),
         Stage::NatReturn => nat_return(context),
         Stage::NatNew => nat_new(context),
+        Stage::NatError => nat_error(context),
         Stage::Answer => answer(context, exit.to_word()),
         Stage::None => return Err(exit),
     };
@@ -36,13 +37,18 @@ fn unpack(word: u64) -> Result<Outcome, Exit> {
         return Err(Exit::from_word(word >> 8));
     }
     let verdict = Verdict::from_index((word >> 16 & 0xff) as usize).unwrap_or(Verdict::DropInconsistent);
-    Ok(Outcome::without_backend(verdict, (word >> 32) as u32))
+    let action = Action::from_number((word >> 1) as u32 & 7);
+    Ok(Outcome { action, ..Outcome::without_backend(verdict, (word >> 32) as u32) })
 }
 
 #[inline(always)]
 fn run(context: *mut xdp_md, exit: Exit) -> u64 {
     match datapath::run_stage(&mut Steered(XdpPacket(&XdpContext::new(context))), &Maps, exit) {
-        Ok(outcome) => (outcome.verdict as u64) << 16 | u64::from(outcome.interface) << 32,
+        Ok(outcome) => {
+            (outcome.action as u64) << 1
+                | (outcome.verdict as u64) << 16
+                | u64::from(outcome.interface) << 32
+        }
         Err(exit) => EXIT | exit.to_word() << 8,
     }
 }
@@ -103,6 +109,13 @@ extern "C" fn nat_return(context: *mut xdp_md) -> u64 {
 #[inline(never)]
 extern "C" fn nat_new(context: *mut xdp_md) -> u64 {
     run(context, Stage::NatNew.into())
+}
+
+/// See [`Stage::NatError`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn nat_error(context: *mut xdp_md) -> u64 {
+    run(context, Stage::NatError.into())
 }
 
 /// See [`Stage::Answer`].

@@ -77,7 +77,11 @@ impl Packet for Steered<'_> {
         // The helper puts a gateway's address in place of the destination's.
         // SAFETY: of either member every bit pattern is a value.
         let direct = unsafe {
-            if v4 { lookup.__bindgen_anon_4.ipv4_dst == to[3] } else { lookup.__bindgen_anon_4.ipv6_dst == to }
+            if v4 {
+                lookup.__bindgen_anon_4.ipv4_dst == to[3]
+            } else {
+                lookup.__bindgen_anon_4.ipv6_dst == to
+            }
         };
         let found = NextHop::new(lookup.dmac, lookup.smac, lookup.ifindex);
         (hop.first, hop.rest, hop.interface) = (found.first, found.rest, found.interface);

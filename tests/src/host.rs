@@ -10,6 +10,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
@@ -110,8 +111,16 @@ impl Host {
 
     /// Whether an XDP program is attached to one of its interfaces.
     pub fn has_xdp(&self, interface: &str) -> bool {
-        let shown = self.command("ip").args(["-details", "link", "show", interface]).output();
-        shown.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("prog/xdp"))
+        self.xdp_program(interface).is_ok_and(|id| id.is_some())
+    }
+
+    /// The id of the XDP program that is attached to one of its interfaces.
+    pub fn xdp_program(&self, interface: &str) -> Result<Option<u32>> {
+        let mut ip = self.command("ip");
+        let shown = run_checked(ip.args(["-json", "-details", "link", "show", interface]))?;
+        let shown: Value = serde_json::from_slice(&shown.stdout).context("ip -json link show is not JSON")?;
+        let id = shown[0]["xdp"]["prog"]["id"].as_u64();
+        Ok(id.and_then(|id| u32::try_from(id).ok()))
     }
 
     /// A command that will run in this host's namespace, see its `/etc/hosts`, and die with the calling thread.

@@ -5,15 +5,17 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::host::Host;
 use crate::xdp_pass::{bpf, new_descriptor};
 
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 /// Size of one instruction.
 const INSTRUCTION: u32 = 8;
@@ -35,6 +37,14 @@ struct ObjGet {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
+}
+
+/// The head of `union bpf_attr` for `BPF_PROG_GET_FD_BY_ID`.
+#[repr(C)]
+struct GetFd {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
 }
 
 /// The head of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
@@ -83,14 +93,26 @@ impl ProgramCost {
         let attributes = ObjGet { pathname: pathname.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
         let program = new_descriptor(BPF_OBJ_GET, &attributes)
             .with_context(|| format!("opening {}", path.display()))?;
+        Self::of(&program).with_context(|| format!("asking about {}", path.display()))
+    }
+
+    /// Of the XDP program on an interface of a host.
+    pub fn attached(host: &Host, interface: &str) -> Result<Self> {
+        let on = || format!("on {interface} of {}", host.name());
+        let id = host.xdp_program(interface)?.with_context(|| format!("no XDP program {}", on()))?;
+        let program = new_descriptor(BPF_PROG_GET_FD_BY_ID, &GetFd { id, next_id: 0, open_flags: 0 })
+            .with_context(|| format!("opening the program {}", on()))?;
+        Self::of(&program).with_context(|| format!("asking about the program {}", on()))
+    }
+
+    fn of(program: &OwnedFd) -> Result<Self> {
         let mut info = Info::default();
         let attributes = GetInfo {
             bpf_fd: u32::try_from(program.as_raw_fd())?,
             info_len: u32::try_from(size_of::<Info>())?,
             info: (&raw mut info) as u64,
         };
-        bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)
-            .with_context(|| format!("asking about {}", path.display()))?;
+        bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
         Ok(Self {
             verified: info.verified_insns,
             instructions: info.xlated_prog_len / INSTRUCTION,

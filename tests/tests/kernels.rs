@@ -6,12 +6,24 @@ mod support {
 
 use std::fs;
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lb_tests::{GUEST_RESULTS, Guest, GuestKernel, Host, Lab, ProgramCost, run_checked, sluice_binary};
+use lb_tests::{
+    Agent, BACKEND_PORT, Decap, GUEST_RESULTS, Guest, GuestKernel, Host, Lab, ProgramCost, run_checked,
+    sluice_binary,
+};
+use serde_json::Value;
 
+use Family::{V4, V6};
 use support::costs::{self, Costs};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Family {
+    V4,
+    V6,
+}
 
 /// One way to a backend: a service of its own, with a VIP of its own.
 struct Mode {
@@ -19,95 +31,181 @@ struct Mode {
     vip: &'static str,
     /// What the configuration says of it.
     forwarding: &'static str,
-    /// Modules that a backend's own kernel takes the packet apart with. Guests only: the running kernel may have none.
-    modules: &'static [&'static str],
-    /// What makes the backend do so: arguments of `ip`.
-    backend: &'static [&'static str],
+    /// Of the backends' addresses.
+    backends: Family,
 }
 
-const MODES: [Mode; 1] =
-    [Mode { name: "l2-dsr-v4", vip: "203.0.113.21", forwarding: "l2-dsr", modules: &[], backend: &[] }];
+const fn mode(name: &'static str, vip: &'static str, forwarding: &'static str, backends: Family) -> Mode {
+    Mode { name, vip, forwarding, backends }
+}
+
+const MODES: [Mode; 12] = [
+    mode("l2-dsr-v4", "203.0.113.21", "l2-dsr", V4),
+    mode("l2-dsr-v6", "2001:db8:203::21", "l2-dsr", V6),
+    mode("nat-v4", "203.0.113.22", "nat", V4),
+    mode("nat-v6", "2001:db8:203::22", "nat", V6),
+    mode("ipip-v4-in-v4", "203.0.113.23", "ipip", V4),
+    mode("ipip-v6-in-v6", "2001:db8:203::23", "ipip", V6),
+    mode("ipip-v4-in-v6", "203.0.113.24", "ipip", V6),
+    mode("ipip-v6-in-v4", "2001:db8:203::24", "ipip", V4),
+    mode("gue-v4-in-v4", "203.0.113.25", "gue", V4),
+    mode("gue-v6-in-v6", "2001:db8:203::25", "gue", V6),
+    mode("gue-v4-in-v6", "203.0.113.26", "gue", V6),
+    mode("gue-v6-in-v4", "2001:db8:203::26", "gue", V4),
+];
+
+impl Mode {
+    fn vip(&self) -> SocketAddr {
+        SocketAddr::new(self.vip.parse().expect("an address"), 80)
+    }
+
+    fn tunnels(&self) -> bool {
+        matches!(self.forwarding, "ipip" | "gue")
+    }
+}
+
+/// What takes tunnels off in a backend's own kernel.
+struct Decapsulator {
+    module: &'static str,
+    /// Arguments of `ip`.
+    start: &'static [&'static str],
+    stop: &'static str,
+}
+
+/// Whatever is in them: UDP hands over to the others what was in it. Guests only: the running kernel may have none.
+const DECAPSULATORS: [Decapsulator; 5] = [
+    Decapsulator { module: "ipip", start: &["link set tunl0 up"], stop: "link set tunl0 down" },
+    Decapsulator { module: "sit", start: &["link set sit0 up"], stop: "link set sit0 down" },
+    Decapsulator {
+        module: "ip6_tunnel",
+        start: &["-6 tunnel change ip6tnl0 mode any", "link set ip6tnl0 up"],
+        stop: "link set ip6tnl0 down",
+    },
+    Decapsulator { module: "fou", start: &["fou add port 6080 gue"], stop: "fou del port 6080" },
+    Decapsulator { module: "fou", start: &["-6 fou add port 6080 gue"], stop: "-6 fou del port 6080" },
+];
 
 /// What the lab is made of, wherever it is.
 const MODULES: [&str; 2] = ["veth", "bridge"];
 const PROGRAMS: [&str; 5] = ["nginx", "openssl", "curl", "ip", "ethtool"];
 
-/// Room for outer headers on every link; customers know nothing of it.
-const MTU: u32 = 1600;
-const CUSTOMER_ROUTE: &str = "mtu 1500 advmss 1460";
+/// Room for outer headers on the backends' links.
+const BACKEND_MTU: u32 = 1_600;
+/// How long a guest may take: many times what it takes alone.
+const TIMEOUT: Duration = Duration::from_secs(300);
+/// Packets that an upload of 1 MiB takes at least.
+const UPLOAD_PACKETS: u64 = (1 << 20) / 1_500;
 
-const SIZE: usize = 1_000_000;
+/// Where what is found goes while the ring runs, a line each.
+type Report<'a> = &'a mut dyn FnMut(&str);
 
-/// Serves a download and an upload in each mode, in a lab of the running kernel. `report` is told how long each took.
-/// The answer is what the programs cost there.
-fn serve(modes: &[&Mode], mut report: impl FnMut(&str)) -> Costs {
+/// Serves an upload and a download in each mode, in a lab of the running kernel: tunnels end in the backends' own kernel,
+/// if that is wished for, then in `sluice decap`. The answer is what the programs cost there.
+fn serve(by_kernel: bool, report: Report<'_>) -> Costs {
     let start = Instant::now();
-    let lab = Lab::builder().app_servers(1).mtu(MTU).start().expect("a lab");
-    let mut done: Vec<&str> = Vec::new();
-    for command in modes.iter().flat_map(|mode| mode.backend) {
-        // What several modes need is done once: a port, for instance, is opened once.
-        if !done.contains(command) {
-            lab.webs().iter().for_each(|web| ip(web, command));
-            done.push(*command);
-        }
-    }
-    for mode in modes {
-        let route = format!("route add {} via {} {CUSTOMER_ROUTE}", mode.vip, lab.edge().address());
-        ip(lab.customer(), &route);
-        for web in lab.webs() {
-            ip(web, &format!("addr add {}/32 dev lo", mode.vip));
-        }
-    }
-    let agent = lab.start_agent(&configuration(&lab, modes)).expect("an agent");
+    let lab = Lab::builder().app_servers(1).backend_mtu(BACKEND_MTU).start().expect("a lab");
+    route_vips(&lab);
+    let agent = lab.start_agent(&configuration(&lab)).expect("an agent");
     agent.wait_until_healthy().expect("healthy backends");
     report(&format!("lab and agent: {:.1} s", start.elapsed().as_secs_f64()));
-    for mode in modes {
-        let start = Instant::now();
-        transfer(&lab, mode);
-        let forwarded = &agent.service(mode.name).expect("a service")["packets"];
-        assert!(forwarded.as_u64() > Some(0), "{}: not by way of Sluice", mode.name);
-        report(&format!("{}: {:.1} s", mode.name, start.elapsed().as_secs_f64()));
+    if by_kernel {
+        on_webs(&lab, DECAPSULATORS.iter().flat_map(|decapsulator| decapsulator.start).copied());
     }
-    ProgramCost::pinned_in(lab.pins()).expect("pinned programs").into_iter().collect()
+    transfer(&lab, &agent, "", |mode| by_kernel || !mode.tunnels(), report);
+    let mut costs: Costs = ProgramCost::pinned_in(lab.pins()).expect("pinned programs").into_iter().collect();
+    if by_kernel {
+        // From here on nobody but `sluice decap` takes a tunnel off.
+        on_webs(&lab, DECAPSULATORS.iter().map(|decapsulator| decapsulator.stop));
+    }
+    let from = lab.edge().both_addresses().map(|address| address.to_string()).join(",");
+    let decaps = lab.start_decap_on_webs(&["--from", &from]).expect("sluice decap");
+    transfer(&lab, &agent, " to sluice decap", Mode::tunnels, report);
+    costs.insert("decap".to_owned(), ProgramCost::attached(lab.web(0), "eth0").expect("a program"));
+    check_decapsulated(decaps);
+    costs
 }
 
-fn ip(host: &Host, arguments: &str) {
-    run_checked(host.command("ip").args(arguments.split(' '))).expect(arguments);
+/// Customers find the VIPs, and the backends take those as their own whose packets come as they were.
+fn route_vips(lab: &Lab) {
+    let (mut routes, mut addresses) = (String::new(), String::new());
+    let [edge4, edge6] = lab.edge().both_addresses();
+    for mode in &MODES {
+        let vip = mode.vip().ip();
+        let (edge, length) = if vip.is_ipv4() { (edge4, "32") } else { (edge6, "128 nodad") };
+        let prefix = length.trim_end_matches(" nodad");
+        routes += &format!("route add {vip}/{prefix} via {edge}\n");
+        if mode.forwarding != "nat" {
+            addresses += &format!("addr add {vip}/{length} dev lo\n");
+        }
+    }
+    lab.customer().ip(routes.trim_end()).expect("routes");
+    lab.webs().iter().for_each(|web| web.ip(addresses.trim_end()).expect("addresses"));
+}
+
+/// Runs `ip` on every backend; not as a batch, which knows no options of `ip` itself.
+fn on_webs(lab: &Lab, commands: impl Iterator<Item = &'static str> + Clone) {
+    let run = |web: &Host, command: &str| {
+        run_checked(web.command("ip").args(command.split(' '))).expect(command);
+    };
+    lab.webs().iter().for_each(|web| commands.clone().for_each(|command| run(web, command)));
 }
 
 /// Patient probes: an emulated machine is slow.
-fn configuration(lab: &Lab, modes: &[&Mode]) -> String {
+fn configuration(lab: &Lab) -> String {
     let mut text =
         String::from("[agent]\ninterfaces = [\"eth0\"]\nxdp_mode = \"driver\"\nflow_table_size = 65536\n");
-    for Mode { name, vip, forwarding, .. } in modes {
-        text += &format!("[[service]]\nname = \"{name}\"\nvips = [\"{vip}:80\"]\n");
+    for mode in &MODES {
+        let Mode { name, forwarding, .. } = mode;
+        text += &format!("[[service]]\nname = \"{name}\"\nvips = [\"{}\"]\n", mode.vip());
         text += &format!("protocol = \"tcp\"\nforwarding = \"{forwarding}\"\n");
         text += "[service.health]\ntype = \"http\"\npath = \"/healthz\"\n";
-        text += "interval = \"1s\"\ntimeout = \"1s\"\n";
+        text += "interval = \"2s\"\ntimeout = \"2s\"\nrise = 1\n";
         for web in lab.webs() {
-            let (name, address) = (web.name(), web.address());
-            text += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+            let [v4, v6] = web.both_addresses();
+            let address: IpAddr = if mode.backends == V4 { v4 } else { v6 };
+            text += &format!("[[service.backend]]\nname = \"{}\"\naddress = \"{address}\"\n", web.name());
+            if *forwarding == "nat" {
+                text += &format!("port = {BACKEND_PORT}\n");
+            }
         }
     }
     text
 }
 
-/// A file up to whichever web server the connection meets and down again: they share what they store.
-fn transfer(lab: &Lab, mode: &Mode) {
-    let content: Vec<u8> = (0..SIZE).map(|n| (n * 31 % 251) as u8).collect();
-    let [sent, received] = ["sent", "received"].map(|name| lab.directory().join(name));
-    fs::write(&sent, &content).expect("a file to send");
-    let url = format!("http://{vip}/files/{vip}", vip = mode.vip);
-    curl(lab.customer(), &["--upload-file", &text(&sent), &url]);
-    curl(lab.customer(), &["--output", &text(&received), &url]);
-    let came_back = fs::read(&received).expect("a received file");
-    assert!(came_back == content, "{}: another content came back", mode.name);
+/// A file up and another down in each of these modes, all of it by way of Sluice.
+fn transfer(lab: &Lab, agent: &Agent<'_>, how: &str, which: impl Fn(&Mode) -> bool, report: Report<'_>) {
+    // Asked seldom: in an emulated machine it takes as long as a transfer.
+    let before = agent.status().expect("a status");
+    for mode in MODES.iter().filter(|mode| which(mode)) {
+        let start = Instant::now();
+        lab.transfer(mode.vip()).unwrap_or_else(|error| panic!("{}{how}: {error:#}", mode.name));
+        report(&format!("{}{how}: {:.1} s", mode.name, start.elapsed().as_secs_f64()));
+    }
+    let after = agent.status().expect("a status");
+    for mode in MODES.iter().filter(|mode| which(mode)) {
+        let forwarded = packets(&after, mode) - packets(&before, mode);
+        assert!(forwarded > UPLOAD_PACKETS, "{}{how}: {forwarded} packets by way of Sluice", mode.name);
+    }
 }
 
-fn curl(customer: &Host, arguments: &[&str]) {
-    let mut curl = customer.command("curl");
-    curl.args(["--silent", "--show-error", "--fail", "--max-time", "30"]).args(arguments);
-    run_checked(&mut curl).expect("a transfer");
+fn packets(status: &Value, mode: &Mode) -> u64 {
+    let services = status["services"].as_array().expect("services");
+    let service = services.iter().find(|service| service["name"] == mode.name).expect(mode.name);
+    service["packets"].as_u64().expect("a number")
+}
+
+/// All tunnels, of both kinds, ended in `sluice decap`.
+fn check_decapsulated(decaps: Vec<Decap>) {
+    let ended: Vec<Value> = decaps.into_iter().map(|decap| decap.terminate().expect("counters").1).collect();
+    let count = |verdict: &str| -> u64 {
+        ended.iter().map(|counted| counted["verdicts"][verdict].as_u64().expect("a verdict")).sum()
+    };
+    for kind in ["ipip", "gue"] {
+        let tunnels = MODES.iter().filter(|mode| mode.forwarding == kind).count() as u64;
+        let packets = count(&format!("decapsulated.{kind}"));
+        assert!(packets > tunnels * UPLOAD_PACKETS, "{kind}: {packets} decapsulated: {ended:?}");
+    }
+    assert!(ended.iter().all(|counted| counted["xdp_mode"] == "driver"), "{ended:?}");
 }
 
 fn text(path: &Path) -> String {
@@ -124,10 +222,10 @@ fn guest(series: &'static str) {
     for program in PROGRAMS.into_iter().chain(binaries.iter().map(String::as_str)) {
         guest = guest.program(program).expect(program);
     }
-    for module in MODULES.iter().chain(MODES.iter().flat_map(|mode| mode.modules)) {
+    for module in MODULES.into_iter().chain(DECAPSULATORS.iter().map(|decapsulator| decapsulator.module)) {
         guest = guest.module(module);
     }
-    let guest = guest.variable("SLUICE_BIN", &text(&sluice));
+    let guest = guest.variable("SLUICE_BIN", &text(&sluice)).timeout(TIMEOUT);
     let command = [&text(&own), "inside_a_guest", "--exact", "--ignored", "--nocapture"];
     let report = guest.run(&command).expect("a guest");
     assert_eq!(report.status, 0, "kernel {series}:\n{}", report.console);
@@ -159,11 +257,10 @@ fn a_guest_that_fails_or_hangs_is_told() {
     assert!(format!("{hangs:#}").contains("did not end"), "{hangs:#}");
 }
 
-/// Here modes are served whose packets the running kernel takes apart without modules of its own.
+/// Here tunnels end in `sluice decap` only: this kernel may not have what takes them off.
 #[test]
 fn the_running_kernel_loads_attaches_and_serves() {
-    let modes: Vec<_> = MODES.iter().filter(|mode| mode.modules.is_empty()).collect();
-    let found = serve(&modes, |line| println!("  {line}"));
+    let found = serve(false, &mut |line| println!("  {line}"));
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").expect("a release");
     costs::compare_if_known(&costs::series(&release), &found);
 }
@@ -174,7 +271,6 @@ fn the_running_kernel_loads_attaches_and_serves() {
 fn inside_a_guest() {
     let results = std::env::var(GUEST_RESULTS).expect("this is run in a guest, by the other tests");
     let mut results = fs::OpenOptions::new().append(true).open(results).expect("a file for results");
-    let modes: Vec<_> = MODES.iter().collect();
-    let found = serve(&modes, |line| writeln!(results, "{line}").expect("a result"));
+    let found = serve(true, &mut |line| writeln!(results, "{line}").expect("a result"));
     writeln!(results, "{}", costs::to_json(&found)).expect("a result");
 }

@@ -2,52 +2,100 @@
 
 mod support;
 
-use lb_common::abi::Traffic;
+use std::net::IpAddr;
+
+use lb_common::abi::{ICMP_PER_TICK, Traffic};
 use lb_common::verdict::Verdict;
+use lb_userspace::core::image::{VipKey, Wanted};
 use lb_userspace::io::datapath::Datapath;
 
-use support::frames::{self, Becomes, CLIENT, EDGE_MAC, Flags, VIP};
+use support::frames::wire::{self, FAMILIES, Family, Packet, ip_bytes, ip_offset};
+use support::frames::{self, CLIENT, EDGE_MAC, Flags, Named, VIP, expect};
 use support::parity::{SHORTEST, Twins};
-use support::{hop, wanted};
+use support::services::{Kind, L2_STICKY, PREFIXED, TUNNELS};
+use support::wanted;
 
-/// The frame as it must leave, if it goes to the backend whose next hop ends in `last`.
-fn sent_to(frame: &[u8], last: u8) -> Vec<u8> {
-    let (destination, source) = hop(last).macs();
-    [&destination, &source, &frame[12..]].concat()
+/// Runs frames one after the other through both implementations, and checks what leaves and what is counted.
+fn run(wanted: &Wanted, frames: &[Named]) {
+    let mut twins = Twins::new(wanted);
+    let mut before = None;
+    for named in frames {
+        let name = &named.name;
+        assert!(named.frame.len() >= SHORTEST, "{name}: too short to be run");
+        let counted = twins.kernel.forwarded().unwrap();
+        let (result, outcome) = twins.agreed(&named.frame);
+        assert_eq!(result.verdict, named.verdict, "{name}");
+        expect::check(name, &named.becomes, &named.frame, &result.frame);
+        let action = match named.verdict.name().split('.').next() {
+            Some("drop") => 1,
+            Some("pass") => 2,
+            _ if named.redirected => 4,
+            _ => 3,
+        };
+        assert_eq!(result.action, action, "{name}");
+        if named.follows {
+            assert_eq!(before, Some(outcome.backend), "{name}: goes another way than the frame before");
+        }
+        before = Some(outcome.backend);
+
+        let now = twins.kernel.forwarded().unwrap();
+        let mut expected = counted.all;
+        if named.verdict == Verdict::Forward {
+            let packet = &named.frame[ip_offset(&named.frame)..];
+            let bytes = ip_bytes(packet) as u64;
+            let new_flows = u64::from(outcome.new_flow);
+            let one = Traffic { packets: 1, bytes, new_flows, padding: 0 };
+            expected += one;
+            let mut of_backend = counted.backends.get(&outcome.backend).copied().unwrap_or_default();
+            of_backend += one;
+            assert_eq!(now.backends[&outcome.backend], of_backend, "{name}");
+        }
+        assert_eq!(now.all, expected, "{name}");
+    }
 }
 
 #[test]
 fn every_named_frame_meets_its_verdict() {
-    let mut twins = Twins::new(&wanted());
-    for named in frames::all() {
-        assert!(named.frame.len() >= SHORTEST, "{}: too short to be run", named.name);
-        twins.agree(&named.frame);
-        let result = twins.through_kernel(&named.frame);
-        assert_eq!(result.verdict, named.verdict, "{}", named.name);
-        match named.becomes {
-            Becomes::Unchanged => assert_eq!(result.frame, named.frame, "{}", named.name),
-            Becomes::Exactly(frame) => assert_eq!(result.frame, frame, "{}", named.name),
-            Becomes::SentTo(backends) => {
-                let possible = backends.iter().any(|&last| result.frame == sent_to(&named.frame, last));
-                assert!(possible, "{}: {:02x?}", named.name, result.frame);
-            }
-        }
-        let action = match named.verdict.name().split('.').next() {
-            Some("drop") => 1,
-            Some("pass") => 2,
-            _ => 3,
-        };
-        assert_eq!(result.action, action, "{}", named.name);
+    run(&wanted(), &frames::all());
+}
+
+#[test]
+fn senders_are_told_though_their_packets_may_be_fragmented() {
+    let mut wanted = wanted();
+    wanted.globals.reply_oversized = true;
+    run(&wanted, &frames::all_told());
+}
+
+/// Verdicts of translated flows: their frames come in the order of a conversation, in `program_nat.rs`.
+const OF_TRANSLATED_FLOWS: [Verdict; 5] = [
+    Verdict::ForwardReturn,
+    Verdict::ReplyTimeExceeded,
+    Verdict::DropTimeExceeded,
+    Verdict::DropNatPorts,
+    Verdict::DropNatTable,
+];
+
+/// Verdicts that no frame can bring about by itself: they have tests of their own below.
+const NOT_BY_A_FRAME: [Verdict; 4] =
+    [Verdict::PassOtherHost, Verdict::DropIcmpRate, Verdict::DropHeadroom, Verdict::DropInconsistent];
+
+#[test]
+fn every_verdict_has_a_frame() {
+    let frames = frames::all();
+    println!("{} named frames, {} more of answers", frames.len(), frames::all_told().len());
+    assert!(frames.len() >= 200, "{}", frames.len());
+    for verdict in Verdict::ALL {
+        let elsewhere = OF_TRANSLATED_FLOWS.contains(verdict) || NOT_BY_A_FRAME.contains(verdict);
+        let here = frames.iter().any(|named| named.verdict == *verdict);
+        assert!(here != elsewhere, "{}: a frame {here}, elsewhere {elsewhere}", verdict.name());
     }
 }
 
-/// Verdicts that no frame can bring about by itself have tests of their own.
 #[test]
-fn every_verdict_has_a_frame() {
-    let elsewhere = [Verdict::PassOtherHost, Verdict::DropInconsistent];
-    let frames = frames::all();
-    for verdict in Verdict::ALL.iter().filter(|verdict| !elsewhere.contains(verdict)) {
-        assert!(frames.iter().any(|named| named.verdict == *verdict), "no frame for {}", verdict.name());
+fn names_are_unique() {
+    let mut names = std::collections::HashSet::new();
+    for named in frames::all() {
+        assert!(names.insert(named.name.clone()), "{}", named.name);
     }
 }
 
@@ -108,6 +156,141 @@ fn traffic_is_counted_by_service_and_backend() {
     let forwarded = twins.kernel.forwarded().unwrap();
     assert_eq!(forwarded.services.get(&outcome.service), None);
     assert_eq!(forwarded.all, expected);
+}
+
+/// All answers together are limited, of whichever kind and family.
+#[test]
+fn answers_are_limited_in_a_tick() {
+    let mut twins = Twins::new(&wanted());
+    let all = frames::all();
+    let answered = |verdict| all.iter().find(|named| named.verdict == verdict).unwrap();
+    let echo = all.iter().filter(|named| named.verdict == Verdict::ReplyIcmpEcho);
+    let mut answered = vec![answered(Verdict::ReplyTooBig)];
+    answered.extend(echo.take(30));
+    for named in answered.iter().cycle().take(ICMP_PER_TICK as usize) {
+        assert_eq!(twins.agree(&named.frame).verdict, named.verdict, "{}", named.name);
+    }
+    for named in answered {
+        let (result, _) = twins.agreed(&named.frame);
+        assert_eq!((result.verdict, result.action), (Verdict::DropIcmpRate, 1), "{}", named.name);
+    }
+}
+
+/// The driver's room is for the kernel to give; over a slice, it can be too little.
+#[test]
+fn without_room_in_front_nothing_is_sent() {
+    let mut twins = Twins::new(&wanted());
+    let mut tried = 0;
+    for named in frames::all() {
+        let grows = match &named.becomes {
+            expect::Becomes::Tunnelled(..) => true,
+            expect::Becomes::OneOf(frames) => frames.iter().all(|frame| frame.len() > named.frame.len()),
+            expect::Becomes::Unchanged => false,
+        };
+        if !grows || named.follows {
+            continue;
+        }
+        let (result, _) = twins.through_slice_with(&named.frame, 3);
+        assert_eq!((result.verdict, result.action), (Verdict::DropHeadroom, 1), "{}", named.name);
+        tried += 1;
+    }
+    assert!(tried > 100, "{tried}");
+}
+
+/// What of a tunnel's header is filled by flow stays with the flow, and spreads flows.
+#[test]
+fn a_flow_keeps_its_outer_header_and_others_have_another() {
+    const FLOWS: u16 = 64;
+    let mut twins = Twins::new(&wanted());
+    for tunnel in TUNNELS.iter().chain(&PREFIXED) {
+        let mut outer = Vec::new();
+        // Not one after the other: the hash makes regular steps of regular steps, and in few bits those may come round soon.
+        for port in (0..FLOWS).map(|flow| 10_000 + flow * flow * 13) {
+            let packet = |payload: &[u8]| {
+                let (from, to) = (Family::V4.client(), Family::V4.vip(tunnel.vip));
+                Packet::tcp(from, to, [port, 443], wire::ACK, payload).frame()
+            };
+            let name = format!("{}, port {port}", tunnel.name());
+            let [first, second] = [b"".as_slice(), b"GET /"].map(|payload| {
+                let frame = packet(payload);
+                let (result, _) = twins.agreed(&frame);
+                expect::strip(&name, tunnel, &[], &frame, &result.frame)
+            });
+            assert_eq!(first, second, "{name}");
+            outer.push(first);
+        }
+        let differing = |of: &dyn Fn(&expect::Entropy) -> Vec<u8>| {
+            outer.iter().map(of).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        let name = tunnel.name();
+        let ports = differing(&|outer| outer.port.to_be_bytes().to_vec());
+        assert_eq!(ports > 32, tunnel.kind == Kind::Gue, "{name}: {ports} ports");
+        let labels = differing(&|outer| outer.label.to_be_bytes().to_vec());
+        assert_eq!(labels > 32, tunnel.outer == Family::V6, "{name}: {labels} flow labels");
+        let sources = differing(&|outer| outer.source.clone());
+        assert_eq!(sources > 16, tunnel.free_bits > 0, "{name}: {sources} sources");
+    }
+}
+
+/// With affinity `client`, all that comes from one address goes to one backend, whichever port and VIP it uses.
+#[test]
+fn a_clients_flows_stay_together() {
+    let mut wanted = wanted();
+    let (number, _) = L2_STICKY;
+    let name = format!("l2-{number}");
+    let sticky = wanted.services.iter_mut().find(|service| service.name == name).unwrap();
+    let second = FAMILIES.map(|family| VipKey { address: family.vip(200).into(), ..sticky.vips[0] });
+    sticky.vips.extend(second);
+    let mut twins = Twins::new(&wanted);
+    let mut used = std::collections::BTreeSet::new();
+    for client in 0..60_u8 {
+        for family in FAMILIES {
+            let from = match family {
+                Family::V4 => IpAddr::from([198, 51, 100, client + 1]),
+                Family::V6 => format!("2001:db8:c::{client:x}1").parse().unwrap(),
+            };
+            let mut backends = std::collections::BTreeSet::new();
+            for (port, vip) in [(1, number), (2, number), (3, 200), (4, 200), (5, number)] {
+                let frame = Packet::tcp(from, family.vip(vip), [port, 80], wire::SYN, b"").frame();
+                let outcome = twins.agree(&frame);
+                assert_eq!(outcome.verdict, Verdict::Forward);
+                backends.insert(outcome.backend);
+            }
+            assert_eq!(backends.len(), 1, "{from}");
+            used.extend(backends);
+        }
+    }
+    assert_eq!(used.len(), 3, "{used:?}");
+}
+
+/// Every entry that a full table loses is counted, once, by what it was.
+#[test]
+fn what_makes_way_in_the_flow_table_is_counted() {
+    const FLOWS: u64 = 6_000;
+    for established in [false, true] {
+        let mut twins = Twins::new(&wanted());
+        let (mut lost, mut new) = ([0; 4], 0);
+        for flow in 0..FLOWS {
+            let port = flow as u16 + 1;
+            for flags in [Flags::Syn, Flags::Ack].into_iter().take(if established { 2 } else { 1 }) {
+                let frame = frames::tcp_from(frames::ipv4(CLIENT, VIP), port, 80, flags, b"");
+                let (result, outcome) = twins.agreed(&frame);
+                new += u64::from(outcome.new_flow);
+                for (sum, evicted) in lost.iter_mut().zip(result.evictions) {
+                    *sum += evicted;
+                }
+            }
+        }
+        let [kernel, memory] = twins.flow_tables();
+        assert_eq!(kernel, memory);
+        let held = kernel.iter().filter(|entry| **entry != 0).count() as u64;
+        let [none, expired, probation, old] = lost;
+        assert_eq!(new, FLOWS);
+        assert_eq!((none, expired), (held, 0), "each place was taken once while it was empty");
+        assert_eq!(held + probation + old, FLOWS);
+        assert!(probation + old > 1_000, "{lost:?}");
+        assert_eq!(if established { probation } else { old }, 0, "{lost:?}");
+    }
 }
 
 /// Bounds of the design: the program is far from the verifier's limit of a million instructions.

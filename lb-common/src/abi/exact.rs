@@ -15,7 +15,7 @@ pub struct TupleKey {
     pub destination: Address,
     /// The ports as [`Ports::word`]; of a fragment, the datagram's identification.
     pub ports: u32,
-    /// [`Protocol`] and, above it, [`TupleKey::FRAGMENT`] for fragments.
+    /// [`Protocol`]; for fragments a mark above it, and only IPv4's protocol.
     pub protocol: u32,
 }
 
@@ -33,14 +33,15 @@ impl TupleKey {
         }
     }
 
-    /// The key of a fragment, by the identification in its header as it lies there.
+    /// The key of a fragment, by the identification in its header as it lies there. IPv6 has no protocol in it: later fragments do
+    /// not tell it (RFC 8200 section 4.5).
     #[inline(always)]
     pub const fn of_fragment(tuple: &Tuple, identification: u32) -> Self {
         Self {
             source: tuple.source,
             destination: tuple.destination,
             ports: identification,
-            protocol: tuple.protocol.0 as u32 | Self::FRAGMENT,
+            protocol: Self::FRAGMENT | if tuple.source.is_v4() { tuple.protocol.0 as u32 } else { 0 },
         }
     }
 

@@ -14,11 +14,13 @@ pub enum Stage {
     NatReturn = 7,
     /// A new translation for a customer's packet.
     NatNew = 8,
+    /// ICMP and ICMPv6 errors about translated flows.
+    NatError = 9,
     /// Fragments, IPv6 extension headers, VLAN tags to be changed, next hops that only the kernel's tables know.
     Rare = 1,
     /// ICMP and ICMPv6 to a VIP, other than errors.
     Icmp = 2,
-    /// ICMP and ICMPv6 errors: about a flow, a translated flow, or a tunnel.
+    /// ICMP and ICMPv6 errors: about a flow, or a tunnel.
     IcmpError = 3,
     /// Customers' packets for a service that is translated.
     Nat = 4,
@@ -72,6 +74,7 @@ impl Exit {
             6 => Stage::Plain,
             7 => Stage::NatReturn,
             8 => Stage::NatNew,
+            9 => Stage::NatError,
             _ => Stage::None,
         };
         Self { verdict, stage, mtu: (word >> 16) as u16 }
@@ -98,8 +101,8 @@ mod tests {
 
     #[test]
     fn exits_survive_the_round_trip() {
-        use Stage::{Answer, Icmp, IcmpError, Nat, NatNew, NatReturn, None, Plain, Rare};
-        for stage in [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, Answer] {
+        use Stage::{Answer, Icmp, IcmpError, Nat, NatError, NatNew, NatReturn, None, Plain, Rare};
+        for stage in [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, Answer] {
             for &verdict in Verdict::ALL {
                 let exit = Exit { verdict, stage, mtu: 1_480 };
                 assert_eq!(Exit::from_word(exit.to_word()), exit);

@@ -8,7 +8,7 @@ use super::parse::{self, ICMP_BYTES, Parsed, Quoted};
 use super::pick::peek;
 use super::rewrite::{DONT_FRAGMENT, TTL};
 use super::settled::{settle, settle_quoted};
-use super::{Exit, Outcome, Packet, Step, Tables, admit, classify, is_vip, nat, rare};
+use super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, is_vip, rare};
 use crate::abi::{Control, GUE_PORT, ICMP_PER_TICK, PathMtu};
 use crate::checksum::{Change, Sum};
 use crate::net::{Address, Be16, Protocol, Tuple};
@@ -142,10 +142,9 @@ pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> R
     admit(packet, control).map_err(|verdict| if vip { verdict } else { untouched })?;
     let ported = quoted.tuple.protocol == Protocol::TCP || quoted.tuple.protocol == Protocol::UDP;
     if !vip {
-        if ported && !is_gue(&quoted) {
-            return nat::translate_error(packet, tables, control, &parsed, &quoted, 0);
-        }
-        return Err(note_path(packet, tables, control, &parsed, &quoted).unwrap_or(untouched).into());
+        let noted = note_path(packet, tables, control, &parsed, &quoted);
+        let otherwise = if ported { Stage::NatError.into() } else { untouched.into() };
+        return Err(noted.map_or(otherwise, Exit::from));
     }
     if !ported {
         return Err(untouched.into());
@@ -153,7 +152,7 @@ pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> R
     let flow = quoted.tuple.reversed();
     let classified = classify(tables, control, &flow).ok_or(untouched)?;
     if classified.flags.nat() {
-        return nat::translate_error(packet, tables, control, &parsed, &quoted, classified.service);
+        return Err(Stage::NatError.into());
     }
     let pick = peek(tables, control, &flow, classified)?;
     rare::deliver(packet, tables, control, &mut parsed, &pick, classified.service)

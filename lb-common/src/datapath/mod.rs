@@ -32,17 +32,31 @@ use crate::hash;
 use crate::net::{Address, Be16, Protocol, Tuple};
 use crate::verdict::Verdict;
 
-/// What to do with the frame.
+/// What to do with the frame. The numbers are those of `enum xdp_action` (`include/uapi/linux/bpf.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Action {
-    /// Leave it to the host.
-    Pass,
     /// Discard it.
-    Drop,
+    Drop = 1,
+    /// Leave it to the host.
+    Pass = 2,
     /// Transmit it on the interface it came from.
-    Transmit,
+    Transmit = 3,
     /// Transmit it on the interface that [`Outcome::interface`] names.
-    Redirect,
+    Redirect = 4,
+}
+
+impl Action {
+    /// From its number; one that is none is a fault.
+    #[inline(always)]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            2 => Self::Pass,
+            3 => Self::Transmit,
+            4 => Self::Redirect,
+            _ => Self::Drop,
+        }
+    }
 }
 
 /// How a packet leaves the pipeline. Flat, without payloads that only some variants have: on BPF those would be
@@ -102,25 +116,26 @@ struct Classified {
 /// translation is made, after which it is.
 const MAX_STAGES: usize = 6;
 
-/// Sends one frame through the datapath. Every packet leaves here, and is counted once: what is sent in [`run_stage`], the rest
-/// here.
+/// Sends one frame through the datapath.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
-    let mut exit = Exit::from(Stage::Plain);
-    let mut stages = 0;
-    while stages < MAX_STAGES && exit.stage != Stage::None {
+    let mut exit = match packet.stage(tables, Stage::Plain.into()) {
+        Ok(outcome) => return outcome,
+        Err(exit) => exit,
+    };
+    let mut stages = 1;
+    while stages < MAX_STAGES {
         match packet.stage(tables, exit) {
             Ok(outcome) => return outcome,
             Err(next) => exit = next,
         }
         stages += 1;
     }
-    let verdict = if exit.stage == Stage::None { exit.verdict } else { Verdict::DropInconsistent };
-    tables.count(verdict);
-    Outcome::without_backend(verdict, 0)
+    settled_as(tables, Verdict::DropInconsistent)
 }
 
-/// Runs one stage, and counts what is sent by it: the one that [`Packet::stage`] is asked for.
+/// Runs one stage: the one that [`Packet::stage`] is asked for. Every packet that leaves does so here, and here it is counted, once;
+/// `Err` leads to another stage.
 #[inline(always)]
 pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -> Result<Outcome, Exit> {
     let outcome = match exit.stage {
@@ -131,15 +146,29 @@ pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -
         Stage::Nat => nat::steer(packet, tables),
         Stage::NatReturn => nat::steer_return(packet, tables),
         Stage::NatNew => nat::translate_new(packet, tables),
+        Stage::NatError => nat::steer_error(packet, tables),
         Stage::Answer => answer::send(packet, tables, exit),
         Stage::None => Err(exit),
-    }?;
-    if outcome.verdict == Verdict::Forward {
-        tables.count_forwarded(&outcome);
-    } else {
-        tables.count(outcome.verdict);
+    };
+    match outcome {
+        Ok(outcome) => {
+            if outcome.verdict == Verdict::Forward {
+                tables.count_forwarded(&outcome);
+            } else {
+                tables.count(outcome.verdict);
+            }
+            Ok(outcome)
+        }
+        Err(exit) if exit.stage == Stage::None => Ok(settled_as(tables, exit.verdict)),
+        Err(exit) => Err(exit),
     }
-    Ok(outcome)
+}
+
+/// The outcome of a packet that is not sent, counted.
+#[inline(always)]
+fn settled_as<T: Tables>(tables: &T, verdict: Verdict) -> Outcome {
+    tables.count(verdict);
+    Outcome::without_backend(verdict, 0)
 }
 
 /// parse → classify → admit → pick → rewrite, for packets without anything unusual about them.

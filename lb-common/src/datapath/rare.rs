@@ -56,6 +56,10 @@ fn has_ports<P: Packet, T: Tables>(
         return Ok(());
     }
     let v4 = parsed.tuple.destination.is_v4();
+    // What is behind the options that its first fragment begins with, a later one does not tell.
+    if !v4 && fragment.later && is_extension(protocol) {
+        return Ok(());
+    }
     let icmp = protocol == if v4 { Protocol::ICMP } else { Protocol::ICMPV6 };
     if icmp && !fragment.is {
         let room = usize::from(parsed.bytes) - (parsed.transport_offset - parsed.ip_offset);

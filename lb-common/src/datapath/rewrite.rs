@@ -9,6 +9,7 @@ use super::pick::Pick;
 use super::{Exit, Packet, Stage, Step, Tables};
 use crate::abi::{Control, Forwarding, GUE_PORT, NextHop, PathMtu};
 use crate::checksum::Sum;
+use crate::hash;
 use crate::net::{Be16, EtherType, Protocol};
 use crate::verdict::Verdict;
 
@@ -209,7 +210,8 @@ fn encapsulate<P: Packet>(
     packet.write(12, tags).ok_or(lost)?;
     let protocol = if inner.v4 { Protocol::IPIP } else { Protocol::IPV6 };
     let next = if gue { Protocol::UDP } else { protocol };
-    let source = hop.source.with_low_bits((pick.hash >> 8) as u32 & hop.source_mask);
+    let spread = hash::spread(pick.hash);
+    let source = hop.source.with_low_bits(spread & hop.source_mask);
     let at = parsed.ip_offset;
     let payload = parsed.bytes + between as u16;
     let ether_type = if outer_v4 { EtherType::IPV4 } else { EtherType::IPV6 };
@@ -224,7 +226,7 @@ fn encapsulate<P: Packet>(
         packet.write(at, [first, DONT_FRAGMENT, third, from, to]).ok_or(lost)?;
     } else {
         // Twenty bits of the flow's hash, for balancing on the way (RFC 6438).
-        let first = 6 << 28 | u32::from(inner.tos) << 20 | (pick.hash >> 12) as u32 & 0xf_ffff;
+        let first = 6 << 28 | u32::from(inner.tos) << 20 | spread & 0xf_ffff;
         let [high, low] = payload.to_be_bytes();
         let second = u32::from_ne_bytes([high, low, next.0, TTL]);
         let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (source.words(), pick.backend.address.words());
@@ -232,7 +234,7 @@ fn encapsulate<P: Packet>(
     }
     if gue {
         // A port of the dynamic range, by flow. No checksum: the packet within has its own (RFC 6935).
-        let port = 0xc000 | (pick.hash >> 16) as u16 & 0x3fff;
+        let port = 0xc000 | spread as u16 & 0x3fff;
         let ports = u32::from(Be16::new(port).raw()) | u32::from(Be16::new(GUE_PORT).raw()) << 16;
         let length = u32::from(Be16::new(payload).raw());
         let header = u32::from_ne_bytes([0, protocol.0, 0, 0]);

@@ -7,7 +7,7 @@ use network_types::icmp::Icmpv4Hdr;
 use network_types::ip::Ipv4Hdr;
 use network_types::tcp::TcpHdr;
 
-use super::nat::{Attempt, Scratch, Work, attempt};
+use super::nat::{Attempt, Scratch, attempt};
 use super::parse::{Extensions, extensions};
 use super::{Exit, Outcome, run_stage};
 use crate::abi::{
@@ -126,14 +126,14 @@ pub trait Tables {
     fn translation(&self, key: &TupleKey) -> Option<impl Deref<Target = Translation>>;
     /// Adds a translation.
     fn add_translation(&self, key: &TupleKey, translation: &Translation) -> Inserted;
-    /// Tries a port for a new translated flow: [`attempt`]. The kernel's implementation does it in a function by itself, for the
+    /// Tries a port for a new translated flow: [`attempt`], which takes the scratch room. The kernel's implementation does it in a function by itself, for the
     /// verifier to go through once.
     #[inline(always)]
-    fn attempt(&self, work: &mut Work, sequence: u64, late: bool) -> Attempt
+    fn attempt(&self, sequence: u64, late: bool) -> Attempt
     where
         Self: Sized,
     {
-        attempt(self, work, sequence, late)
+        attempt(self, sequence, late)
     }
     /// Removes a translation, if there is one.
     fn remove_translation(&self, key: &TupleKey);

@@ -1,14 +1,15 @@
 //! A packet and the live tables → what the datapath does with it, step by step, by running the datapath's own code.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
-use lb_common::abi::{FlowBucket, HEADROOM};
+use lb_common::abi::{FlowBucket, FragmentRoute, HEADROOM, TRANSLATION_WORDS, TupleKey};
 use lb_common::datapath::{self, Action, Refusal, Step};
 use lb_common::flow::{State, Tick};
 use lb_common::net::Tuple;
-use lb_common::slice::{SlicePacket, SliceTables, TableSlices};
+use lb_common::slice::{Exact, SlicePacket, SliceTables, TableSlices};
 use serde::{Deserialize, Serialize};
 
 use super::image::Image;
@@ -142,6 +143,32 @@ fn build(
     Ok(frame)
 }
 
+/// The live maps that are no arrays, with what a packet changes kept aside: it finds there the translation that it has just
+/// been given.
+struct Aside<'a> {
+    live: &'a dyn Exact,
+    translations: RefCell<BTreeMap<TupleKey, Option<[u64; TRANSLATION_WORDS]>>>,
+}
+
+impl Exact for Aside<'_> {
+    fn translation(&self, key: &TupleKey) -> Option<[u64; TRANSLATION_WORDS]> {
+        let changed = self.translations.borrow().get(key).copied();
+        changed.unwrap_or_else(|| self.live.translation(key))
+    }
+
+    fn set_translation(&self, key: &TupleKey, words: Option<[u64; TRANSLATION_WORDS]>) -> bool {
+        self.translations.borrow_mut().insert(*key, words);
+        true
+    }
+
+    fn fragment(&self, key: &TupleKey) -> Option<FragmentRoute> {
+        self.live.fragment(key)
+    }
+
+    /// Only later packets would ask.
+    fn set_fragment(&self, _: &TupleKey, _: &FragmentRoute) {}
+}
+
 /// Runs the frame through the datapath over these tables, which stay as they are.
 pub fn explain(
     tables: TableSlices<'_>,
@@ -154,7 +181,17 @@ pub fn explain(
     buffer.extend(&frame);
     let steps = RefCell::new(Vec::new());
     let scratch = FlowBucket::default();
-    let mut live = SliceTables::new(tables, now, |step| steps.borrow_mut().push(describe(step, image)));
+    let exact = Aside { live: tables.exact, translations: RefCell::default() };
+    let tables = TableSlices { exact: &exact, ..tables };
+    let tell = |step| {
+        let mut steps = steps.borrow_mut();
+        let told = describe(step, image);
+        // A later stage goes through the first steps again.
+        if !steps.contains(&told) {
+            steps.push(told);
+        }
+    };
+    let mut live = SliceTables::new(tables, now, tell);
     live.scratch = Some(&scratch);
     let mut packet = SlicePacket::new(&mut buffer, HEADROOM, ingress.index);
     let outcome = datapath::process(&mut packet, &live);

@@ -1,8 +1,14 @@
 //! A datapath of a few services, loaded into the kernel or laid out in memory.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod dice;
 pub mod frames;
+pub mod nat_frames;
+pub mod packets;
 pub mod parity;
+pub mod random_frames;
+pub mod random_tables;
+pub mod services;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,6 +20,8 @@ use lb_common::net::{Address, Protocol};
 use lb_userspace::core::image::{Capacity, Globals, VipKey, Wanted, WantedBackend, WantedService};
 use lb_userspace::core::plan::{self, RingCache};
 use lb_userspace::io::datapath::{Datapath, Kernel, PinDir, capacity_for};
+
+use frames::wire::FAMILIES;
 
 /// A pin directory of its own, removed with everything in it.
 pub struct Pins(pub PinDir);
@@ -37,7 +45,7 @@ impl Drop for Pins {
 pub const SEED: u64 = 7;
 
 pub fn capacity() -> Capacity {
-    capacity_for(8, 16, 16, 4_096, 1_024)
+    capacity_for(64, 128, 256, 4_096, 1_024)
 }
 
 pub fn vip(address: &str, port: u16, protocol: Protocol) -> VipKey {
@@ -66,29 +74,26 @@ pub fn service(name: &str, vips: Vec<VipKey>, backends: Vec<WantedBackend>) -> W
 }
 
 /// web: two VIPs of TCP 80, two backends. dns: UDP 53. all: every TCP port of an address. dark: no backend.
-/// lost: a backend without a next hop.
+/// lost: a backend without a next hop. Each has a VIP of either family; the rest are [`services`].
 pub fn wanted() -> Wanted {
     let mut unresolved = backend("lost1", 9);
     unresolved.hop = None;
+    let both = |number: u8, port, protocol| {
+        FAMILIES.map(|family| VipKey { address: family.vip(number).into(), port, protocol }).to_vec()
+    };
+    let web = [both(10, 80, Protocol::TCP), both(11, 80, Protocol::TCP)].concat();
+    let plain = vec![
+        service("web", web, vec![backend("web1", 1), backend("web2", 2)]),
+        service("dns", both(10, 53, Protocol::UDP), vec![backend("dns1", 3), backend("dns2", 4)]),
+        service("all", both(20, 0, Protocol::TCP), vec![backend("all1", 5)]),
+        service("dark", both(30, 80, Protocol::TCP), vec![]),
+        service("lost", both(40, 80, Protocol::TCP), vec![unresolved]),
+    ];
     Wanted {
         ring_seed: SEED,
         globals: Globals::default(),
         snat: BTreeSet::new(),
-        services: vec![
-            service(
-                "web",
-                vec![vip("203.0.113.10", 80, Protocol::TCP), vip("203.0.113.11", 80, Protocol::TCP)],
-                vec![backend("web1", 1), backend("web2", 2)],
-            ),
-            service(
-                "dns",
-                vec![vip("203.0.113.10", 53, Protocol::UDP)],
-                vec![backend("dns1", 3), backend("dns2", 4)],
-            ),
-            service("all", vec![vip("203.0.113.20", 0, Protocol::TCP)], vec![backend("all1", 5)]),
-            service("dark", vec![vip("203.0.113.30", 80, Protocol::TCP)], vec![]),
-            service("lost", vec![vip("203.0.113.40", 80, Protocol::TCP)], vec![unresolved]),
-        ],
+        services: [plain, services::services()].concat(),
     }
 }
 

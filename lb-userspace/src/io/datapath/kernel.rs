@@ -2,20 +2,19 @@
 
 use std::cell::RefCell;
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
-use lb_common::abi::{self, ABI_VERSION, Control, NatPorts, Traffic, Verdicts, map};
+use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
-use lb_common::hash::{self, Key};
-use nix::time::{ClockId, clock_getres};
+use lb_common::hash;
 
 use super::exact::KernelExact;
+use super::fresh::{nat_ports, random_key, tick_shift};
 use super::pins::{PinDir, PinError, Pinned};
 use super::region::{Access, Record, Region};
 use super::{Account, Datapath, DatapathError, TableSet};
@@ -252,8 +251,7 @@ impl Datapath for Kernel {
         // The shortest frame the kernel lets a program be run on.
         options.data_in = Some(&[0; 14]);
         let result = self.clock.test_run(options).map_err(|error| failed(chain(&error)))?;
-        let shift = self.tables.control().map_or(0, |control| control.tick_shift & 31);
-        Ok(Tick(result.return_value >> shift))
+        Ok(Tick(result.return_value))
     }
 
     fn not_forwarded(&self) -> Result<Verdicts, DatapathError> {
@@ -419,50 +417,4 @@ fn counters<T: Pod>(pins: &PinDir, name: &'static str) -> Result<PerCpuArray<Map
 
 fn pinned_map(pins: &PinDir, name: &'static str) -> Result<MapData, LoadError> {
     MapData::from_pin(pins.map(name)).map_err(|error| LoadError::Part { name, cause: chain(&error) })
-}
-
-fn random_key() -> Result<Key, LoadError> {
-    let mut bytes = [0; size_of::<Key>()];
-    File::open("/dev/urandom")
-        .and_then(|mut source| source.read_exact(&mut bytes))
-        .map_err(|cause| LoadError::Io { what: "/dev/urandom", cause })?;
-    let mut words = bytes.chunks_exact(4);
-    Ok(std::array::from_fn(|_| {
-        words.next().and_then(|word| word.try_into().ok()).map_or(0, u32::from_ne_bytes)
-    }))
-}
-
-/// Ports for translated packets: all but those that the host gives to its own connections, health checks among them.
-fn nat_ports() -> NatPorts {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut bounds = range.split_ascii_whitespace().filter_map(|bound| bound.parse::<u16>().ok());
-    match (bounds.next(), bounds.next()) {
-        (Some(first), Some(last)) => NatPorts::around(first, last),
-        _ => NatPorts::default(),
-    }
-}
-
-/// How far jiffies are shifted to become ticks of about a second: the power of two nearest to the kernel's HZ. The
-/// coarse clock's resolution is one jiffy.
-fn tick_shift() -> Result<u32, LoadError> {
-    let resolution = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)
-        .map_err(|errno| LoadError::Io { what: "clock_getres", cause: errno.into() })?;
-    let nanoseconds = u64::try_from(resolution.tv_nsec()).unwrap_or(0).max(1);
-    Ok(shift_for(1_000_000_000 / nanoseconds))
-}
-
-fn shift_for(hz: u64) -> u32 {
-    (hz.max(1) * 1_414 / 1_000).max(1).ilog2()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::shift_for;
-
-    #[test]
-    fn ticks_are_about_a_second() {
-        for (hz, shift) in [(100, 7), (250, 8), (300, 8), (1_000, 10)] {
-            assert_eq!(shift_for(hz), shift, "{hz} Hz");
-        }
-    }
 }

@@ -1,0 +1,135 @@
+//! Translations and tunnels under stress: very many connections at once, and an agent that is killed.
+
+#[path = "support/ways.rs"]
+mod ways;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use lb_tests::{Agent, HttpConnection, Lab, TcpEcho, wait_until};
+
+use ways::{WAYS, Way};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Where the web servers hold connections.
+const HELD_PORT: u16 = 9_100;
+
+/// The ways that translate, IPv4 first.
+fn nat() -> Vec<Way> {
+    WAYS.into_iter().filter(|way| way.is_nat()).collect()
+}
+
+/// Translations that `sluice status` shows, after making sure that none was refused.
+fn translations(agent: &Agent<'_>) -> u64 {
+    assert_eq!(ways::drops(agent, &[]), [""; 0]);
+    agent.status().expect("status")["nat"]["entries"].as_u64().expect("a count")
+}
+
+#[test]
+fn nat_holds_fifty_thousand_connections_and_a_new_agent_takes_them_over() {
+    const OF_EACH_FAMILY: [usize; 2] = [44_000, 6_000];
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let mut config = "[agent]\ninterfaces = [\"eth0\"]\nxdp_mode = \"driver\"\n".to_owned();
+    let ways = nat();
+    for way in &ways {
+        let vip = SocketAddr::new(way.vip(), HELD_PORT);
+        config +=
+            &format!("[[service]]\nname = \"{}\"\nvips = [\"{vip}\"]\nforwarding = \"nat\"\n", way.name());
+        config += "[service.health]\ntype = \"tcp\"\nport = 80\n";
+        for web in lab.webs() {
+            let (name, address) = (web.name(), way.backend(web));
+            config += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n");
+        }
+    }
+    ways::announce(&lab, &ways);
+    let servers = |way: &Way| {
+        let serve = |web| TcpEcho::start(web, SocketAddr::new(way.backend(web), HELD_PORT)).expect("server");
+        lab.webs().iter().map(serve).collect::<Vec<_>>()
+    };
+    let servers: Vec<_> = ways.iter().map(servers).collect();
+    let agent = ways::healthy_agent(&lab, &config);
+    let start = Instant::now();
+    let open = |(way, count): (&Way, usize)| {
+        lab.many_connections(SocketAddr::new(way.vip(), HELD_PORT), count, 3 * PATIENCE).expect("connections")
+    };
+    let held: Vec<_> = ways.iter().zip(OF_EACH_FAMILY).map(open).collect();
+    eprintln!("opened within {:?}", start.elapsed());
+    let echo = || held.iter().for_each(|held| held.echo(PATIENCE).expect("echoes"));
+    echo();
+    for (servers, count) in servers.iter().zip(OF_EACH_FAMILY) {
+        let accepted: Vec<_> = servers.iter().map(TcpEcho::accepted).collect();
+        assert_eq!(accepted.iter().sum::<usize>(), count);
+        assert!(accepted.iter().all(|one| *one > count * 2 / 5), "{accepted:?}");
+    }
+    let count: usize = OF_EACH_FAMILY.iter().sum();
+    assert_eq!(count, 50_000);
+    assert_eq!(translations(&agent), 2 * count as u64);
+    agent.kill9().expect("kill -9");
+    echo();
+    let agent = ways::healthy_agent(&lab, &config);
+    echo();
+    assert_eq!(translations(&agent), 2 * count as u64);
+    eprintln!("done within {:?}", start.elapsed());
+}
+
+#[test]
+fn a_killed_agent_costs_no_transfer_through_tunnels_and_translations() {
+    let lab = Lab::builder().backend_mtu(1_600).start().expect("a lab");
+    let used: Vec<_> = WAYS.into_iter().filter(|way| way.is_routed() && way.vip6 == way.backends6).collect();
+    let _servers = ways::serve(&lab, &used);
+    let config = ways::config(&lab, &used, "", "");
+    let agent = ways::healthy_agent(&lab, &config);
+    let shoppers = used.iter().map(|way| {
+        let mut shopper = HttpConnection::open(lab.customer(), way.tcp(), None).expect("connect");
+        let server = shopper.get("/").expect("page").served_by().to_owned();
+        (*way, shopper, server)
+    });
+    let mut shoppers: Vec<_> = shoppers.collect();
+    let mut all_are_served = |when: &str| {
+        for (way, shopper, server) in &mut shoppers {
+            let page = shopper.get("/").unwrap_or_else(|error| panic!("{way:?}, {when}: {error:#}"));
+            assert_eq!(page.served_by(), server, "{way:?}, {when}");
+        }
+    };
+    let stopping = AtomicBool::new(false);
+    let done: Vec<_> = used.iter().map(|_| AtomicU32::new(0)).collect();
+    std::thread::scope(|scope| {
+        let (lab, stopping) = (&lab, &stopping);
+        let transfers: Vec<_> = used
+            .iter()
+            .zip(&done)
+            .map(|(way, done)| {
+                scope.spawn(move || -> anyhow::Result<()> {
+                    while !stopping.load(Ordering::Relaxed) {
+                        lab.transfer(way.tcp())?;
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let flow_on = || {
+            let before: Vec<_> = done.iter().map(|done| done.load(Ordering::Relaxed)).collect();
+            let more = |(done, before): (&AtomicU32, &u32)| done.load(Ordering::Relaxed) > before + 1;
+            wait_until("transfers go on", PATIENCE, || done.iter().zip(&before).all(more))
+        };
+        let outcome = (|| -> anyhow::Result<Agent<'_>> {
+            flow_on()?;
+            agent.kill9()?;
+            flow_on()?;
+            all_are_served("without an agent");
+            let agent = lab.start_agent(&config)?;
+            agent.wait_until_healthy()?;
+            flow_on()?;
+            Ok(agent)
+        })();
+        stopping.store(true, Ordering::Relaxed);
+        for (way, transfers) in used.iter().zip(transfers) {
+            transfers.join().expect("transfers").unwrap_or_else(|error| panic!("{way:?}: {error:#}"));
+        }
+        let agent = outcome.expect("agents");
+        all_are_served("with the new agent");
+        assert_eq!(ways::drops(&agent, &[]), [""; 0]);
+    });
+}

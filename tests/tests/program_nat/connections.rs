@@ -1,0 +1,290 @@
+//! Connections that begin, end, begin again and meet limits → the translations that are made for them.
+
+use std::collections::BTreeSet;
+
+use lb_common::abi::{NatPorts, Traffic};
+use lb_common::verdict::Verdict;
+use lb_userspace::io::datapath::{Datapath, capacity_for};
+
+use crate::support::nat_frames::{Family, Nat, Setup, answer, answered};
+use crate::support::packets::{ACK, FIN, Packet, RST, SYN};
+use crate::support::parity::Twins;
+
+/// Shifts that make time go on by two, by four, and by so much that nothing is a retransmission any more.
+const START: u32 = 31;
+const SOON: u32 = 30;
+const LATER: u32 = 26;
+
+fn tcp(family: Family) -> Setup {
+    Setup::new(family, true)
+}
+
+/// Addresses and ports that tell a translation.
+fn way(left: &Packet) -> (std::net::IpAddr, std::net::IpAddr, [u16; 2]) {
+    (left.source, left.destination, left.body.ports())
+}
+
+#[test]
+fn a_retransmitted_syn_keeps_its_translation() {
+    for setup in Setup::all().filter(|setup| setup.tcp) {
+        let mut nat = Nat::new(setup);
+        nat.twins.set_time(START);
+        let syn = setup.customer(40_000, SYN, b"");
+        let (first, outcome) = nat.forward(&syn);
+        assert!(outcome.new_flow);
+        nat.twins.set_time(SOON);
+        let (again, outcome) = nat.forward(&syn);
+        assert!(!outcome.new_flow);
+        assert_eq!(way(&again), way(&first));
+        assert_eq!(nat.translations(), 2);
+    }
+}
+
+/// What came before the SYN decides whether it opens a new connection.
+#[test]
+fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
+    let setup = tcp(Family::V4);
+    let mut nat = Nat::any();
+    for history in [&[SYN, ACK][..], &[SYN, ACK, ACK | FIN], &[SYN, RST], &[ACK]] {
+        nat.change(setup);
+        nat.twins.set_time(START);
+        let mut first = None;
+        for flags in history {
+            let (left, _) = nat.forward(&setup.customer(40_000, *flags, b""));
+            assert_eq!(way(&left), way(first.get_or_insert(left.clone())));
+        }
+        let first = first.unwrap();
+        nat.twins.set_time(LATER);
+        let (second, outcome) = nat.forward(&setup.customer(40_000, SYN, b""));
+        assert!(outcome.new_flow, "{history:?}");
+        assert_ne!(way(&second), way(&first), "{history:?}");
+        assert_eq!(nat.translations(), 2, "the old one is gone, in both directions: {history:?}");
+        nat.unchanged(&answer(&first, ACK, b""), Verdict::PassNotVip);
+        let new = answer(&second, SYN | ACK, b"");
+        nat.back(&new, &answered(&setup.customer(40_000, SYN, b""), &new));
+    }
+}
+
+#[test]
+fn a_backend_that_is_gone_or_disabled_costs_its_connections_their_translations() {
+    for remove in [true, false] {
+        let setup = tcp(Family::V6);
+        let mut nat = Nat::new(setup);
+        let (first, _) = nat.forward(&setup.customer(40_000, SYN, b""));
+        nat.forward(&setup.customer(40_000, ACK, b""));
+        let mut wanted = setup.wanted();
+        let name = format!("web{}", first.macs[0][5]);
+        let backends = &mut wanted.services[0].backends;
+        if remove {
+            backends.retain(|backend| backend.name != name);
+        } else {
+            for backend in backends.iter_mut().filter(|backend| backend.name == name) {
+                (backend.enabled, backend.ring_weight) = (false, 0);
+            }
+        }
+        nat.twins.apply(&wanted);
+        let (second, outcome) = nat.forward(&setup.customer(40_000, ACK, b""));
+        assert!(outcome.new_flow);
+        assert_ne!(second.destination, first.destination);
+        assert_eq!(nat.translations(), 2);
+    }
+}
+
+/// The flow table is full of others, and the ring says otherwise: the translation is right.
+#[test]
+fn a_translation_wins_over_a_lost_entry_of_the_flow_table() {
+    for tcp in [true, false] {
+        let setup = Setup::new(Family::V4, tcp);
+        let mut nat = Nat::new(setup);
+        let packet = setup.customer(40_000, ACK, b"");
+        let (first, _) = nat.forward(&packet);
+        let host = first.macs[0][5];
+        let mut drained = setup.wanted();
+        for backend in &mut drained.services[0].backends {
+            let is = backend.name == format!("web{host}");
+            backend.ring_weight = if is { 0 } else { 100 };
+        }
+        nat.twins.apply(&drained);
+        for tables in [nat.twins.kernel.tables(), nat.twins.memory.tables()] {
+            for way in tables.slices().unwrap().flows.iter().flat_map(|bucket| &bucket.ways) {
+                way.store(0);
+            }
+        }
+        let (again, outcome) = nat.forward(&packet);
+        assert_eq!(way(&again), way(&first));
+        assert!(!outcome.new_flow, "it had its backend before");
+        let (other, _) = nat.forward(&setup.customer(40_001, SYN, b""));
+        assert_ne!(other.destination, first.destination, "the ring says otherwise");
+    }
+}
+
+/// UDP has no connection to lose: it leaves a backend that is unhealthy. TCP stays.
+#[test]
+fn an_unhealthy_backend_keeps_connections_only() {
+    for tcp in [true, false] {
+        let setup = Setup::new(Family::V6, tcp);
+        let mut nat = Nat::new(setup);
+        let packet = setup.customer(40_000, ACK, b"");
+        let (first, _) = nat.forward(&packet);
+        let mut wanted = setup.wanted();
+        for backend in &mut wanted.services[0].backends {
+            if backend.name == format!("web{}", first.macs[0][5]) {
+                (backend.healthy, backend.ring_weight) = (false, 0);
+            }
+        }
+        nat.twins.apply(&wanted);
+        let (second, outcome) = nat.forward(&packet);
+        assert_eq!(way(&second) == way(&first), tcp);
+        assert_eq!(outcome.new_flow, !tcp);
+        assert_eq!(nat.translations(), 2);
+    }
+}
+
+#[test]
+fn new_connections_and_traffic_are_counted_for_their_backend() {
+    let setup = tcp(Family::V4);
+    let mut nat = Nat::new(setup);
+    let mut expected = std::collections::BTreeMap::<u16, Traffic>::new();
+    for port in 40_000..40_020 {
+        for (flags, payload) in [(SYN, &b""[..]), (ACK, b"12345"), (ACK | FIN, b"")] {
+            let packet = setup.customer(port, flags, payload);
+            let (left, outcome) = nat.forward(&packet);
+            let traffic = expected.entry(outcome.backend).or_default();
+            let (bytes, new_flows) = (packet.packet().len() as u64, u64::from(flags == SYN));
+            *traffic += Traffic { packets: 1, bytes, new_flows, padding: 0 };
+            let answer = answer(&left, ACK, b"not counted for the backend");
+            nat.back(&answer, &answered(&packet, &answer));
+        }
+    }
+    assert_eq!(expected.len(), 2, "both backends serve");
+    let forwarded = nat.twins.kernel.forwarded().unwrap();
+    assert_eq!(forwarded.backends, expected);
+    assert_eq!(forwarded.all.new_flows, 20);
+    let verdicts = nat.twins.kernel.verdicts(&forwarded).unwrap();
+    assert_eq!(verdicts.packets[Verdict::ForwardReturn.index()], 60);
+    assert_eq!(verdicts.packets[Verdict::Forward.index()], 60);
+    nat.translations();
+}
+
+#[test]
+fn ports_cannot_be_told_from_those_before() {
+    let setup = Setup { sources: 4, ..tcp(Family::V4) };
+    let mut nat = Nat::new(setup);
+    let flows = 400;
+    let mut ways = BTreeSet::new();
+    let (mut ports, mut steps) = (Vec::new(), BTreeSet::new());
+    for port in 0..flows {
+        let (left, _) = nat.forward(&setup.customer(20_000 + port, SYN, b""));
+        assert!(ways.insert((left.source, left.body.ports(), left.destination)), "used twice: {left:?}");
+        ports.push(left.body.ports()[0]);
+    }
+    for pair in ports.windows(2) {
+        steps.insert(pair[1].wrapping_sub(pair[0]));
+    }
+    // By chance a few are alike: with 36,280 ports some two or three pairs of 400.
+    assert!(ports.iter().collect::<BTreeSet<_>>().len() > 380);
+    assert!(steps.len() > 380, "{} different steps", steps.len());
+    let below = ports.iter().filter(|port| **port < 32_768).count();
+    assert!((300..399).contains(&below), "{below} below the host's, of which there are seven times more");
+    let sources: BTreeSet<_> = ways.iter().map(|(source, ..)| *source).collect();
+    assert_eq!(sources.len(), 4, "all addresses are used");
+    let with_first = ways.iter().filter(|(source, ..)| *source == setup.snat()[0]).count();
+    assert!((60..140).contains(&with_first), "{with_first} of {flows}");
+
+    // Another key, other ports.
+    nat.change(setup);
+    nat.twins.set_flow_key(lb_common::hash::expand(0x5eed));
+    let (left, _) = nat.forward(&setup.customer(20_000, SYN, b""));
+    assert_ne!(left.body.ports()[0], ports[0]);
+}
+
+#[test]
+fn without_an_address_to_send_from_nothing_is_translated() {
+    let setup = Setup { sources: 0, ..tcp(Family::V4) };
+    let mut wanted = setup.wanted();
+    for backend in &mut wanted.services[0].backends {
+        backend.hop.as_mut().unwrap().source = lb_common::net::Address::ZERO;
+    }
+    let mut nat = Nat::with(Twins::new(&wanted), setup);
+    nat.unchanged(&setup.customer(40_000, SYN, b""), Verdict::DropNatSource);
+    assert_eq!(nat.translations(), 0);
+}
+
+/// Eight ports for one server: the ninth connection to it finds none.
+#[test]
+fn ports_may_be_exhausted() {
+    let setup = Setup { backends: 1, ..tcp(Family::V4) };
+    let mut nat = Nat::new(setup);
+    nat.twins.set_time(START);
+    nat.twins.set_nat_ports(NatPorts { hole: 1_032, hole_size: 64_504 });
+    let (mut left, mut port) = (Vec::new(), 40_000);
+    while left.len() < 8 {
+        let syn = setup.customer(port, SYN, b"");
+        // With few ports left, chance does not always find them.
+        let (outcome, _) = nat.twins.agree_on(&syn.frame());
+        match outcome.verdict {
+            Verdict::Forward => left.push((syn.clone(), nat.forward(&syn).0)),
+            verdict => assert_eq!(verdict, Verdict::DropNatPorts),
+        }
+        port += 1;
+        assert!(port < 41_000, "{} found", left.len());
+    }
+    let ports: BTreeSet<u16> = left.iter().map(|(_, left)| left.body.ports()[0]).collect();
+    assert_eq!(ports, (1_024..1_032).collect());
+    for port in port..port + 50 {
+        nat.unchanged(&setup.customer(port, SYN, b""), Verdict::DropNatPorts);
+    }
+    assert_eq!(nat.translations(), 16);
+    // Those that are there go on.
+    for (syn, left) in &left {
+        let answer = answer(left, SYN | ACK, b"");
+        nat.back(&answer, &answered(syn, &answer));
+    }
+    // A connection that both sides have ended makes way, a while later.
+    let (syn, gone) = &left[3];
+    let [from, _] = syn.body.ports();
+    nat.forward(&setup.customer(from, ACK | FIN, b""));
+    let answer = answer(gone, ACK | FIN, b"");
+    nat.back(&answer, &answered(syn, &answer));
+    nat.twins.set_time(LATER);
+    let forwarded = (port..port + 200)
+        .find(|port| nat.twins.agree(&setup.customer(*port, SYN, b"").frame()).verdict == Verdict::Forward);
+    let (new, _) = nat.forward(&setup.customer(forwarded.unwrap(), SYN, b""));
+    assert_eq!(new.body.ports()[0], gone.body.ports()[0]);
+    assert_eq!(nat.translations(), 16);
+}
+
+#[test]
+fn the_table_may_be_full() {
+    let setup = tcp(Family::V6);
+    let twins = Twins::with_capacity(&setup.wanted(), capacity_for(8, 16, 16, 4_096, 64));
+    let mut nat = Nat::with(twins, setup);
+    let all: Vec<_> = (0..64).map(|port| nat.forward(&setup.customer(40_000 + port, SYN, b"")).0).collect();
+    for port in 0..64 {
+        nat.unchanged(&setup.customer(50_000 + port, SYN, b""), Verdict::DropNatTable);
+    }
+    assert_eq!(nat.translations(), 128);
+    for (port, left) in (40_000..).zip(&all) {
+        let (again, _) = nat.forward(&setup.customer(port, ACK, b""));
+        assert_eq!(way(&again), way(left));
+    }
+    // A single free place is not enough, and is not lost.
+    nat.twins.set_time(LATER);
+    let fresh = setup.customer(40_000, SYN, b"");
+    assert!(nat.forward(&fresh).1.new_flow, "in the place of its own old one");
+    assert_eq!(nat.translations(), 128);
+}
+
+/// The agent's clock is the program's: what was just made is not idle.
+#[test]
+fn what_was_just_translated_is_not_swept() {
+    let setup = tcp(Family::V4);
+    let mut nat = Nat::new(setup);
+    // About a second, as the agent has it; both clocks are asked again and again, for a tick may pass.
+    nat.twins.kernel.tables_mut().control_mut().unwrap().tick_shift = 8;
+    let frame = setup.customer(40_000, SYN, b"").frame();
+    nat.twins.through_kernel(&frame);
+    let now = nat.twins.kernel.now().unwrap();
+    nat.twins.kernel.tables().sweep_translations(now).unwrap();
+    assert_eq!(nat.twins.kernel.tables().translations().unwrap().len(), 2);
+}
