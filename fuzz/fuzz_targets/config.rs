@@ -1,7 +1,6 @@
 //! Any text as a configuration: an input → a panic if an invariant is broken.
 #![no_main]
 
-#[path = "../../lb-userspace/tests/invariants/mod.rs"]
-mod invariants;
+use lb_fuzz::invariants::config;
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| invariants::config::check(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| config::check(input));

@@ -1,7 +1,6 @@
 //! Any frame at a tunnel's end: an input → a panic if an invariant is broken.
 #![no_main]
 
-#[path = "../../lb-userspace/tests/invariants/mod.rs"]
-mod invariants;
+use lb_fuzz::invariants::decap;
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| invariants::decap::check(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| decap::check(input));

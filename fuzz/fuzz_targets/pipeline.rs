@@ -1,7 +1,6 @@
 //! Any tables and frames through the whole pipeline: an input → a panic if an invariant is broken.
 #![no_main]
 
-#[path = "../../lb-userspace/tests/invariants/mod.rs"]
-mod invariants;
+use lb_fuzz::invariants::pipeline;
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| invariants::pipeline::check(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| pipeline::check(input));

@@ -67,6 +67,16 @@ fn any_frames_leave_any_tables_as_their_verdict_says() {
     assert!(missed.is_empty(), "never met: {missed:?}");
 }
 
+#[test]
+fn every_kind_of_packet_comes_out_of_every_tunnel_as_it_was() {
+    let met = RefCell::new(BTreeSet::new());
+    with_random(10_000, 300, |input| {
+        met.borrow_mut().extend(invariants::pipeline::tunnelled_packets(input));
+    });
+    // Two tunnels, two families in two, frames with up to two tags, with and without further headers.
+    assert_eq!(met.into_inner().len(), 2 * 4 * 3 * 2);
+}
+
 /// The invariants can be broken: hardly a bit of a frame can be another without one telling. Those that can are what is not
 /// promised, an outer flow label and hop limit, or under a checksum that was wrong before.
 #[test]

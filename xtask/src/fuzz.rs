@@ -1,15 +1,16 @@
 //! Fuzzing: turns a target of `fuzz` into an instrumented program that is fed inputs until one breaks an invariant.
 //!
 //! The targets are those of `cargo fuzz`, which can run them, too. Here they are built by the stable compiler with the same
-//! instrumentation, but without the address sanitizer, which only a nightly has: so nothing has to be installed.
+//! instrumentation (`fuzz/instrument.sh`), but without the address sanitizer, which only a nightly has: so nothing has to be
+//! installed, and little to be built beyond what is shipped.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
 
 use anyhow::{Context, Result};
 
-use crate::shell::{cargo, output, root, stream};
+use crate::shell::{announced, cargo, root, stream};
 
 /// The targets: the names of the programs in `fuzz/Cargo.toml`.
 pub(crate) const TARGETS: [&str; 5] = ["pipeline", "decap", "nat_round_trip", "affinity", "config"];
@@ -20,49 +21,45 @@ const PATIENCE_SECONDS: u32 = 20;
 /// Seconds that each target is fed inputs for in a smoke run.
 const SMOKE_SECONDS: u32 = 8;
 
-/// What `cargo fuzz` has the compiler put in: a counter on each edge, and every comparison told to libFuzzer.
-const INSTRUMENTATION: [&str; 5] = [
-    "-Cpasses=sancov-module",
-    "-Cllvm-args=-sanitizer-coverage-level=4",
-    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
-    "-Cllvm-args=-sanitizer-coverage-pc-table",
-    "-Cllvm-args=-sanitizer-coverage-trace-compares",
-];
-
 /// Runs one target until it finds something or is stopped.
 pub(crate) fn run(target: &str) -> Result<()> {
-    let programs = build()?;
-    fuzz(&programs, target, &[])
+    let mut fuzzer = fuzzer(&build()?, target)?;
+    stream(&mut fuzzer).with_context(|| advice(target))
 }
 
 /// Runs every target for some seconds.
 pub(crate) fn smoke() -> Result<()> {
     let programs = build()?;
     for target in TARGETS {
-        println!("→ fuzzing {target} for {SMOKE_SECONDS} s");
-        let limit = format!("-max_total_time={SMOKE_SECONDS}");
-        fuzz(&programs, target, &[&limit, "-verbosity=0", "-print_final_stats=1"])?;
+        let mut fuzzer = fuzzer(&programs, target)?;
+        fuzzer.arg(format!("-max_total_time={SMOKE_SECONDS}"));
+        announced(&format!("fuzzing {target} for {SMOKE_SECONDS} s"), &mut fuzzer)
+            .with_context(|| advice(target))?;
     }
     println!("✔ fuzzing: {}", TARGETS.join(", "));
     Ok(())
 }
 
-/// Builds the targets; yields the folder they are in.
-fn build() -> Result<PathBuf> {
-    let version = output(Command::new("rustc").arg("-vV")).context("`rustc -vV` failed")?;
-    let host = version.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc names no host")?;
-    let target = root().join("target/fuzz");
-    let mut build = cargo();
-    // With a target named, build scripts and macros are not instrumented.
-    build.args(["build", "--release", "--manifest-path", "fuzz/Cargo.toml", "--locked", "--target", host]);
-    build.arg("--target-dir").arg(&target);
-    build.env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTATION.join("\x1f"));
-    stream(&mut build)?;
-    Ok(target.join(host).join("release"))
+/// What to do about a target that failed.
+fn advice(target: &str) -> String {
+    format!(
+        "an invariant does not hold: copy the input from fuzz/artifacts/{target} to fuzz/regressions/{target}"
+    )
 }
 
-/// Feeds a target; what it learns goes to its corpus, and an input that breaks it to its artifacts.
-fn fuzz(programs: &Path, target: &str, arguments: &[&str]) -> Result<()> {
+/// Builds the targets; yields the folder they are in.
+fn build() -> Result<PathBuf> {
+    let target = root().join("target");
+    let mut build = cargo();
+    build.args(["build", "--release", "--locked", "--manifest-path", "fuzz/Cargo.toml"]);
+    build.arg("--target-dir").arg(&target);
+    build.env("RUSTC_WRAPPER", root().join("fuzz/instrument.sh"));
+    stream(&mut build)?;
+    Ok(target.join("release"))
+}
+
+/// What feeds a target; what it learns goes to its corpus, and an input that breaks it to its artifacts.
+fn fuzzer(programs: &Path, target: &str) -> Result<Command> {
     let place = |folder: &str| root().join("fuzz").join(folder).join(target);
     let (corpus, artifacts) = (place("corpus"), place("artifacts"));
     for folder in [&corpus, &artifacts] {
@@ -74,19 +71,9 @@ fn fuzz(programs: &Path, target: &str, arguments: &[&str]) -> Result<()> {
     if regressions.is_dir() {
         fuzzer.arg(regressions);
     }
-    fuzzer
-        .arg(format!("-artifact_prefix={}/", artifacts.display()))
-        .arg(format!("-timeout={PATIENCE_SECONDS}"));
-    fuzzer.args(arguments);
-    if env::var_os("RUST_BACKTRACE").is_none() {
-        fuzzer.env("RUST_BACKTRACE", "1");
-    }
-    stream(&mut fuzzer).with_context(|| {
-        format!(
-            "an invariant does not hold: the input is in {}; copy it to fuzz/regressions/{target}",
-            artifacts.display()
-        )
-    })
+    fuzzer.arg(format!("-artifact_prefix={}/", artifacts.display()));
+    fuzzer.arg(format!("-timeout={PATIENCE_SECONDS}"));
+    Ok(fuzzer)
 }
 
 #[cfg(test)]

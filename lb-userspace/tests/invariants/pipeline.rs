@@ -31,6 +31,27 @@ pub fn verdicts(input: &[u8]) -> Vec<Verdict> {
     met
 }
 
+/// A packet that went into a tunnel: whether of GUE, whether it and the outer packet are IPv4, how many tags its frame had, and
+/// whether it had IPv4 options or IPv6 extension headers.
+pub type Tunnelled = (bool, bool, bool, usize, bool);
+
+/// The packets that went into tunnels and came out again as they were.
+pub fn tunnelled_packets(input: &[u8]) -> Vec<Tunnelled> {
+    let mut tunnelled = Vec::new();
+    run(input, |world, frame, interface, sent| {
+        verify(world, frame, interface, sent);
+        let backend = world.image.backends.get(&sent.outcome.backend);
+        let mode = backend.map(|backend| backend.forwarding).unwrap_or_default();
+        if let (Forwarding::Ipip | Forwarding::Gue, Some(ip)) = (mode, wire::ip(frame)) {
+            let outer_v4 = wire::place(&sent.frame).is_some_and(|(_, v4)| v4);
+            let bare = if ip.v4 { 20 } else { 40 };
+            let more = ip.transport - ip.at > bare;
+            tunnelled.push((mode == Forwarding::Gue, ip.v4, outer_v4, (ip.at - 14) / 4, more));
+        }
+    });
+    tunnelled
+}
+
 /// Changes a bit of every frame that leaves: how many frames that is, and how many of them are found to be wrong.
 pub fn noticed(input: &[u8]) -> (usize, usize) {
     let (mut changed, mut noticed) = (0, 0);

@@ -67,7 +67,7 @@ pub fn ip_at(frame: &[u8], at: usize, v4: bool) -> Option<Ip> {
             v4,
             total,
             transport: at + header,
-            protocol: bytes[9],
+            protocol: *bytes.get(9)?,
             fragment: place & 0x3fff != 0,
             later: place & 0x1fff != 0,
         })
