@@ -13,8 +13,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-/// The targets, each with what its input goes through.
-const TARGETS: [(&str, fn(&[u8])); 5] = [
+/// A target's name, and what its input goes through.
+type Target = (&'static str, fn(&[u8]));
+
+const TARGETS: [Target; 5] = [
     ("pipeline", invariants::pipeline::check),
     ("decap", invariants::decap::check),
     ("nat_round_trip", invariants::nat_round_trip::check),

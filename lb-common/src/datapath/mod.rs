@@ -3,8 +3,8 @@
 //! The pipeline is written once, over [`Packet`] and [`Tables`]: the kernel implements them over the XDP context and
 //! BPF maps, userspace over a byte slice and the same maps read from outside.
 //!
-//! It consists of [`Stage`]s, of which nearly all packets need but the first. The kernel's implementation makes each a function of its
-//! own: the verifier goes through it once, and none pays for the stack of another.
+//! It consists of [`Stage`]s, of which nearly all packets need but the first. In the kernel each is a program: the verifier goes
+//! through it by itself, and none pays for the stack of another.
 
 mod answer;
 mod exit;
