@@ -7,6 +7,7 @@
 //! through it by itself, and none pays for the stack of another.
 
 mod answer;
+mod ethernet;
 mod exit;
 mod fragment;
 mod icmp;
@@ -18,10 +19,11 @@ mod rewrite;
 mod settled;
 mod tables;
 
+pub(crate) use ethernet::ethernet;
 pub use exit::{Exit, Stage};
 pub use nat::{Attempt, Scratch, Work, attempt};
+pub(crate) use parse::is_extension;
 pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
-pub(crate) use parse::{ethernet, is_extension};
 pub use tables::{Header, Inserted, Packet, Refusal, Step, Tables};
 
 use crate::abi::{

@@ -1,23 +1,17 @@
 //! A frame → its flow's five fields and where its headers are, or why it is not plainly a packet for us.
 
-use network_types::eth::EthHdr;
 use network_types::icmp::Icmpv4Hdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
 use network_types::udp::UdpHdr;
 
+use super::ethernet::ethernet;
 use super::icmp::is_error;
 use super::{Exit, Header, Packet, Stage, Tables, settled};
 use crate::abi::MAX_EXTENSION_HEADERS;
-use crate::net::{Address, Be16, EtherType, Ports, Protocol, Tuple};
+use crate::net::{Address, EtherType, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;
 
-/// VLAN tags a frame may carry.
-const MAX_VLAN_TAGS: usize = 2;
-/// Bytes of an EtherType.
-const ETHER_TYPE_BYTES: usize = 2;
-/// Bytes of a VLAN tag: tag control information and the EtherType that follows (IEEE 802.1Q).
-pub(super) const VLAN_TAG_BYTES: usize = 4;
 /// Bytes of an ICMP or ICMPv6 header.
 pub(super) const ICMP_BYTES: usize = Icmpv4Hdr::LEN;
 
@@ -209,22 +203,6 @@ fn parsed(
         protocol: network.protocol,
     };
     Parsed { tuple, transport, ip_offset, transport_offset, bytes: network.bytes }
-}
-
-/// Steps over the Ethernet header and VLAN tags: the EtherType, and the offset of what it names; `None` if the frame is
-/// shorter.
-#[inline(always)]
-pub(crate) fn ethernet<P: Packet>(packet: &P) -> Option<(EtherType, usize)> {
-    let mut ether_type = EtherType(Be16::from_wire(packet.read(EthHdr::LEN - ETHER_TYPE_BYTES)?));
-    let mut offset = EthHdr::LEN;
-    let mut tags = 0;
-    while tags < MAX_VLAN_TAGS && ether_type.is_vlan() {
-        let [_, _, high, low] = packet.read::<[u8; VLAN_TAG_BYTES]>(offset)?;
-        ether_type = EtherType(Be16::from_wire([high, low]));
-        offset += VLAN_TAG_BYTES;
-        tags += 1;
-    }
-    Some((ether_type, offset))
 }
 
 /// The IPv4 header at this offset (RFC 791 section 3.1).

@@ -4,7 +4,8 @@ use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
 
-use super::parse::{Parsed, VLAN_TAG_BYTES};
+use super::ethernet::VLAN_TAG_BYTES;
+use super::parse::Parsed;
 use super::pick::Pick;
 use super::{Exit, Packet, Stage, Step, Tables};
 use crate::abi::{Control, Forwarding, GUE_PORT, NextHop, PathMtu};
