@@ -19,7 +19,7 @@ pub(crate) const TARGETS: [&str; 5] = ["pipeline", "decap", "nat_round_trip", "a
 const PATIENCE_SECONDS: u32 = 20;
 
 /// Seconds that each target is fed inputs for in a smoke run.
-const SMOKE_SECONDS: u32 = 8;
+const SMOKE_SECONDS: u32 = 6;
 
 /// Runs one target until it finds something or is stopped.
 pub(crate) fn run(target: &str) -> Result<()> {
