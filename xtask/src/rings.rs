@@ -54,10 +54,12 @@ fn ring(name: &str, targets: &[String], arguments: &[String]) -> Result<()> {
 /// The integration tests in a directory, if there is one, as cargo's target selection.
 fn test_targets(directory: &str) -> Vec<String> {
     let entries = fs::read_dir(root().join(directory)).into_iter().flatten().flatten();
-    let files =
-        entries.map(|entry| entry.path()).filter(|file| file.extension().is_some_and(|end| end == "rs"));
+    // A test is a file, or a folder with a `main.rs`.
+    let tests = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "rs") || path.join("main.rs").is_file());
     let mut targets: Vec<_> =
-        files.filter_map(|file| Some(format!("--test={}", file.file_stem()?.to_string_lossy()))).collect();
+        tests.filter_map(|path| Some(format!("--test={}", path.file_stem()?.to_string_lossy()))).collect();
     targets.sort();
     targets
 }
@@ -69,6 +71,8 @@ mod tests {
     #[test]
     fn the_lab_and_the_kernels_are_rings() {
         assert!(test_targets("tests/tests").contains(&"--test=lab_itself".to_owned()));
+        assert!(test_targets("tests/tests").contains(&"--test=program_nat".to_owned()));
+        assert!(!test_targets("tests/tests").contains(&"--test=support".to_owned()));
         assert!(test_targets("tests/tests").contains(&KERNELS.to_owned()));
         assert!(test_targets("no/such/place").is_empty());
     }
