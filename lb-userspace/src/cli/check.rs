@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(
             text,
             "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB, 2048 NAT connections in a table of about \
-             512 KiB"
+             832 KiB"
         );
         assert_eq!((finding.nat_table_size, finding.nat_table_bytes), (2_048, 851_968));
     }
