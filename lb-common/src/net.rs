@@ -128,12 +128,6 @@ impl Address {
         Self([0, 0, Self::V4_PREFIX, u32::from_ne_bytes(bytes)])
     }
 
-    /// From the four words of an IPv6 address as they lie in a packet.
-    #[inline(always)]
-    pub const fn v6(words: [u32; 4]) -> Self {
-        Self(words)
-    }
-
     /// Whether this is no address.
     #[inline(always)]
     pub const fn is_zero(self) -> bool {

@@ -48,19 +48,6 @@ pub enum Action {
     Redirect = 4,
 }
 
-impl Action {
-    /// From its number; one that is none is a fault.
-    #[inline(always)]
-    pub const fn from_number(number: u32) -> Self {
-        match number {
-            2 => Self::Pass,
-            3 => Self::Transmit,
-            4 => Self::Redirect,
-            _ => Self::Drop,
-        }
-    }
-}
-
 /// How a packet leaves the pipeline. Flat, without payloads that only some variants have: on BPF those would be
 /// undefined registers, which the verifier does not let be spilled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

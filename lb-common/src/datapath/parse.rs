@@ -239,8 +239,8 @@ fn ipv6<P: Packet>(packet: &P, offset: usize) -> Result<Network, Verdict> {
     let words: [u32; Ipv6Hdr::LEN / 4] = packet.read(offset).ok_or(Verdict::PassMalformedIpv6)?;
     let [first, second, s0, s1, s2, s3, d0, d1, d2, d3] = words;
     let [high, low, next, _] = second.to_ne_bytes();
-    let source = Address::v6([s0, s1, s2, s3]);
-    let destination = Address::v6([d0, d1, d2, d3]);
+    let source = Address::from_words([s0, s1, s2, s3]);
+    let destination = Address::from_words([d0, d1, d2, d3]);
     // An IPv4-mapped address is on no wire (RFC 4291 section 2.5.5.2), and here it would be taken for IPv4.
     if first.to_ne_bytes()[0] & 0xf0 != 0x60 || source.is_v4() || destination.is_v4() {
         return Err(Verdict::PassMalformedIpv6);

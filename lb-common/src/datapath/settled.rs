@@ -54,8 +54,8 @@ impl Settled {
         let [a, b, c, d] =
             [&self.addresses[0], &self.addresses[1], &self.addresses[2], &self.addresses[3]].map(Word::load);
         Tuple {
-            source: Address::v6([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]),
-            destination: Address::v6([c as u32, (c >> 32) as u32, d as u32, (d >> 32) as u32]),
+            source: Address::from_words([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]),
+            destination: Address::from_words([c as u32, (c >> 32) as u32, d as u32, (d >> 32) as u32]),
             ports: Ports::from_word(flow as u32),
             protocol: Protocol((flow >> 32) as u8),
         }
