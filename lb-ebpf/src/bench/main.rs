@@ -1,0 +1,116 @@
+//! A program under test → one that gets a fresh frame at every run, and what it is compared with.
+//!
+//! `BPF_PROG_TEST_RUN` gives a repeated program its own output: one that encapsulates would see its tunnel from the second run
+//! on. So `again` restores the frame, makes it one of the next flow, and goes on with the program under test; what it costs by
+//! itself is known from `null` in that place.
+
+#![no_std]
+#![no_main]
+
+mod maps;
+
+use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::helpers::bpf_xdp_get_buff_len;
+use aya_ebpf::macros::xdp;
+use aya_ebpf::programs::XdpContext;
+use lb_common::datapath::Packet;
+use lb_ebpf::packet::XdpPacket;
+
+use maps::Settings;
+
+/// Bytes of the Ethernet header's addresses, and of the whole.
+const ADDRESSES: usize = 12;
+const ETHERNET: usize = 14;
+/// Where the end of the source address and the source port are in an untagged frame of either family.
+const SOURCE4: [usize; 2] = [26, 34];
+const SOURCE6: [usize; 2] = [34, 54];
+
+/// Restores the frame, makes it one of the next flow, and goes on with the program under test.
+#[xdp(frags)]
+pub fn again(context: XdpContext) -> u32 {
+    if let Some(settings) = maps::settings()
+        && prepare(&mut XdpPacket(&context), settings).is_some()
+    {
+        maps::call(&context);
+    }
+    xdp_action::XDP_ABORTED
+}
+
+#[inline(always)]
+fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
+    // SAFETY: the context is the running program's.
+    let now = unsafe { bpf_xdp_get_buff_len(packet.0.ctx) } as u32;
+    if now > settings.length {
+        packet.shrink_head((now - settings.length) as usize)?;
+    } else if now < settings.length {
+        packet.grow_head((settings.length - now) as usize)?;
+    }
+    packet.write(0, settings.start)?;
+    let more = settings.family == 6;
+    if more {
+        packet.write(size_of_val(&settings.start), settings.more)?;
+    }
+    if settings.family != 0 {
+        let flow = settings.next;
+        let next = flow + 1;
+        settings.next = if next == settings.flows { 0 } else { next };
+        let [address, port] = if more { SOURCE6 } else { SOURCE4 };
+        // Sixteen million addresses in no order, then other ports.
+        packet.write(address, (0x0b00_0000 | (flow as u32).wrapping_mul(0x9e37_79b1) & 0xff_ffff).to_be())?;
+        packet.write(port, (1_024 + ((flow * 7 + (flow >> 24)) as u16 & 0x7fff)).to_be())?;
+    }
+    Some(())
+}
+
+/// Does nothing.
+#[xdp(frags)]
+pub fn null(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Only makes room for a tunnel's headers.
+#[xdp(frags)]
+pub fn grow(context: XdpContext) -> u32 {
+    let grown =
+        maps::settings().and_then(|settings| XdpPacket(&context).grow_head(settings.growth as usize & 63));
+    if grown.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+}
+
+/// Sends the frame as it is: behind `again`, a generator.
+#[xdp(frags)]
+pub fn transmit(_: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Sends every frame to one host: the least that can be called forwarding.
+#[xdp(frags)]
+pub fn forward(context: XdpContext) -> u32 {
+    let sent = maps::settings().and_then(|settings| XdpPacket(&context).write(0, settings.addresses));
+    if sent.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+}
+
+/// Puts the same headers in front of every frame: the least that can be called a tunnel.
+#[xdp(frags)]
+pub fn encapsulate(context: XdpContext) -> u32 {
+    let sent = maps::settings().and_then(|settings| {
+        let mut packet = XdpPacket(&context);
+        packet.grow_head(settings.outer.len() * 2)?;
+        packet.write(0, settings.addresses)?;
+        packet.write(ADDRESSES, 8_u16)?;
+        packet.write(ETHERNET, settings.outer)
+    });
+    if sent.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+}
+
+/// Counts the frame and drops it: a sink.
+#[xdp(frags)]
+pub fn count(_: XdpContext) -> u32 {
+    maps::count();
+    xdp_action::XDP_DROP
+}
+
+/// Leaves the frame to the host.
+#[xdp(frags)]
+pub fn pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}

@@ -1,0 +1,58 @@
+//! What userspace asks of the measuring programs, and what these count → maps.
+
+use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
+use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::XdpContext;
+
+/// What userspace asks for; `tests/benches/measure/object.rs` has the same.
+#[repr(C)]
+pub struct Settings {
+    /// Flows that take turns; 0 for ever-new ones.
+    pub flows: u64,
+    /// The flow of the next frame.
+    pub next: u64,
+    /// Bytes of the frame.
+    pub length: u32,
+    /// Whose source is made that of the next flow: 4, 6, or 0 for none.
+    pub family: u32,
+    /// How the frame begins; `more` follows if the family is 6.
+    pub start: [u32; 16],
+    pub more: [u32; 4],
+    /// Bytes that `grow` puts in front.
+    pub growth: u32,
+    /// Destination and source MAC address of what is forwarded.
+    pub addresses: [u16; 6],
+    /// IPv4 header of what is encapsulated.
+    pub outer: [u16; 10],
+    pub padding: u32,
+}
+
+#[btf_map(name = "settings")]
+static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map(name = "subject")]
+static SUBJECT: ProgramArray<1> = ProgramArray::new();
+#[btf_map(name = "counted")]
+static COUNTED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// What userspace asks for. An object runs on one CPU at a time.
+#[inline(always)]
+pub fn settings() -> Option<&'static mut Settings> {
+    // SAFETY: nobody else writes to it while this object's programs run.
+    SETTINGS.get_ptr_mut(0).map(|settings| unsafe { &mut *settings })
+}
+
+/// Goes on with the program under test; returns only if there is none.
+#[inline(always)]
+pub fn call(context: &XdpContext) {
+    // SAFETY: nothing of this program is needed any more.
+    unsafe { SUBJECT.tail_call(context, 0) };
+}
+
+/// Counts a frame.
+#[inline(always)]
+pub fn count() {
+    if let Some(counted) = COUNTED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own record.
+        unsafe { *counted += 1 };
+    }
+}

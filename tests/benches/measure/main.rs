@@ -1,0 +1,25 @@
+//! Parts of the bench → samples of what they measure, one JSON object a line, for `cargo xtask bench` to make sense of.
+//!
+//! It depends on the agent, which `xtask` must not: that has to build before the eBPF toolchain is there.
+
+mod object;
+mod packet;
+mod samples;
+#[path = "../../tests/support/mod.rs"]
+mod support;
+mod world;
+
+use anyhow::{Result, bail};
+
+fn main() -> Result<()> {
+    // `cargo bench` itself hands over `--bench`.
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    for part in arguments.iter().filter(|argument| *argument != "--quick") {
+        match part.as_str() {
+            "packet" => packet::run(quick, &mut samples::print)?,
+            other => bail!("there is no part {other}"),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,210 @@
+//! The program in the kernel, without a network → nanoseconds a packet by mode, family and number of flows.
+
+use anyhow::{Context, Result, ensure};
+use lb_common::abi::FLOW_WAYS;
+use lb_common::verdict::Verdict;
+use lb_userspace::io::datapath::Datapath;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::object::{Frames, Object};
+use crate::samples::{Group, Sink};
+use crate::support::frames::wire::{FAMILIES, Family};
+use crate::world::{Way, World, arp};
+
+/// Frames a sample, if the flows are few enough to stay in the caches; and if not.
+const WARM: u32 = 200_000;
+const COLD: u32 = 1_000_000;
+/// ICMP answers that may be sent in a tick: fewer are asked for in a sample.
+const ECHOES: u32 = 900;
+/// New flows a sample: with so many samples, few enough to find room.
+const NEW: u32 = 40_000;
+
+/// A thing to be measured.
+struct Case {
+    name: String,
+    frames: Frames,
+    /// What must become of the packets.
+    verdict: Verdict,
+    /// Bytes that a tunnel puts in front: then a program that only makes room for them is measured as well.
+    growth: u32,
+    repeat: u32,
+}
+
+/// Sizes of the run.
+struct Extent {
+    rounds: usize,
+    flows: &'static [(u32, &'static str)],
+    /// Divides the frames of a sample.
+    hurry: u32,
+}
+
+const FULL: Extent =
+    Extent { rounds: 11, flows: &[(65_536, "64 K"), (1 << 20, "1 M"), (1 << 23, "8 M")], hurry: 1 };
+const QUICK: Extent = Extent { rounds: 7, flows: &[(65_536, "64 K")], hurry: 8 };
+
+/// Translated flows are not measured beyond: each takes 300 bytes of the kernel's memory.
+const MOST_TRANSLATED: u32 = 1 << 20;
+
+/// Measures everything.
+pub fn run(quick: bool, sink: Sink<'_>) -> Result<()> {
+    let extent = if quick { QUICK } else { FULL };
+    pin_to_last_cpu()?;
+    let mut object = Object::load()?;
+    for (index, &(flows, name)) in extent.flows.iter().enumerate() {
+        let mut bench = Bench { object: &mut object, world: World::new(flows)?, extent: &extent, sink };
+        if index == 0 {
+            bench.single()?;
+        }
+        for way in Way::all().filter(|way| flows <= MOST_TRANSLATED || !way.is_nat()) {
+            bench.hits(way, flows, name)?;
+            // With a table beyond the caches, unless in a hurry.
+            if flows == MOST_TRANSLATED || quick {
+                bench.flood(way)?;
+                bench.world.forget()?;
+                bench.new_flows(way)?;
+            }
+            bench.world.forget()?;
+        }
+    }
+    Ok(())
+}
+
+/// The programs' state is one CPU's.
+fn pin_to_last_cpu() -> Result<()> {
+    let last = std::thread::available_parallelism()?.get() - 1;
+    let mut cpus = CpuSet::new();
+    cpus.set(last)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &cpus)?)
+}
+
+struct Bench<'a> {
+    object: &'a mut Object,
+    world: World,
+    extent: &'a Extent,
+    sink: Sink<'a>,
+}
+
+impl Bench<'_> {
+    /// What needs no table of flows, or one flow.
+    fn single(&mut self) -> Result<()> {
+        let still = |frame| Frames { frame, family: 0, flows: 1, next: 0 };
+        self.measure(case("ARP", still(arp()), Verdict::PassNotIp))?;
+        for family in FAMILIES {
+            let elsewhere = Way { mode: 0, family }.tcp(false, family.vip(99), 0).frame();
+            let frames = flows(elsewhere, family, 65_536);
+            self.measure(case(&format!("not a VIP {}", family.name()), frames, Verdict::PassNotVip))?;
+            let frames = still(Way { mode: 0, family }.echo().frame());
+            let name = format!("ICMP echo {}", family.name());
+            self.measure(Case { repeat: ECHOES, ..case(&name, frames, Verdict::ReplyIcmpEcho) })?;
+        }
+        for way in Way::all() {
+            let forwarded = |what: &str, frames| Case {
+                growth: way.growth(),
+                ..case(&format!("{} {what}", way.name()), frames, Verdict::Forward)
+            };
+            let frame = way.tcp(false, way.vip(), 0).frame();
+            self.measure(forwarded("hit, 1 flow", flows(frame.clone(), way.family, 1)))?;
+            let large = way.tcp(false, way.vip(), 8_900).frame();
+            self.measure(forwarded("hit, 9 KB frame", flows(large, way.family, 1)))?;
+            let [first, later] = way.fragments().map(|packet| still(packet.frame()));
+            self.frames(first, 0, 1)?;
+            self.measure(forwarded("later fragment", later))?;
+            if way.is_nat() {
+                let frames = still(self.answer(&frame)?);
+                let name = format!("{} answer, 1 flow", way.name());
+                self.measure(case(&name, frames, Verdict::ForwardReturn))?;
+            }
+            self.world.forget()?;
+        }
+        Ok(())
+    }
+
+    /// What a backend answers to a packet.
+    fn answer(&mut self, frame: &[u8]) -> Result<Vec<u8>> {
+        let mut answer = self.world.kernel.run_frame(frame, 1)?.frame;
+        let v4 = answer.get(12..14).context("a short frame")? == [8, 0];
+        let (address, bytes) = if v4 { (26, 4) } else { (22, 16) };
+        let ports = address + 2 * bytes;
+        for (start, size) in [(0, 6), (address, bytes), (ports, 2)] {
+            let (one, other) = answer[start..start + 2 * size].split_at_mut(size);
+            one.swap_with_slice(other);
+        }
+        Ok(answer)
+    }
+
+    /// Packets of established connections, all of them in the tables.
+    fn hits(&mut self, way: Way, count: u32, name: &str) -> Result<()> {
+        let frame = way.tcp(false, way.vip(), 0).frame();
+        let frames = flows(frame, way.family, count.into());
+        self.frames(frames.clone(), 0, count)?;
+        let known = self.world.kernel.tables().flow_entries();
+        ensure!(known * 10 >= u64::from(count) * 9, "{known} of {count} flows are in the table");
+        let repeat = if count > 65_536 { COLD } else { WARM };
+        let name = format!("{} hit, {name} flows", way.name());
+        self.measure(Case { growth: way.growth(), repeat, ..case(&name, frames, Verdict::Forward) })
+    }
+
+    /// Opening packets of ever-new flows, beside established ones, when the tables are full.
+    fn flood(&mut self, way: Way) -> Result<()> {
+        let capacity = self.world.kernel.tables().capacity();
+        let frame = way.tcp(true, way.vip(), 0).frame();
+        let mut frames = Frames { next: 1 << 24, ..flows(frame, way.family, 0) };
+        let entries = capacity.flow_buckets * FLOW_WAYS as u32;
+        self.frames(frames.clone(), 0, entries * 2)?;
+        frames.next += u64::from(entries) * 2;
+        let verdict = if way.is_nat() { Verdict::DropNatTable } else { Verdict::Forward };
+        let name = format!("{} SYN flood", way.name());
+        self.measure(Case { growth: way.growth(), ..case(&name, frames, verdict) })
+    }
+
+    /// Opening packets of ever-new flows, which find room.
+    fn new_flows(&mut self, way: Way) -> Result<()> {
+        let frame = way.tcp(true, way.vip(), 0).frame();
+        let frames = Frames { next: 1 << 23, ..flows(frame, way.family, 0) };
+        let name = format!("{} new flow", way.name());
+        self.measure(Case { growth: way.growth(), repeat: NEW, ..case(&name, frames, Verdict::Forward) })
+    }
+
+    fn frames(&mut self, mut frames: Frames, growth: u32, repeat: u32) -> Result<()> {
+        self.object.test(&self.world.program)?;
+        self.object.run(&mut frames, growth, repeat).map(drop)
+    }
+
+    /// The program under test and what it is compared with, in turns.
+    fn measure(&mut self, case: Case) -> Result<()> {
+        let repeat = if case.repeat == ECHOES { ECHOES } else { case.repeat / self.extent.hurry };
+        let mut group = Group::new("packet", &case.name, "ns");
+        let mut who = vec!["empty", "sluice"];
+        if case.growth > 0 {
+            who.push("head growth");
+        }
+        let mut frames: Vec<Frames> = who.iter().map(|_| case.frames.clone()).collect();
+        let before = self.world.counted()?;
+        for _ in 0..self.extent.rounds {
+            for (who, frames) in who.iter().zip(&mut frames) {
+                match *who {
+                    "empty" => self.object.test_own("null")?,
+                    "sluice" => self.object.test(&self.world.program)?,
+                    _ => self.object.test_own("grow")?,
+                }
+                self.world.allow_answers();
+                let took = self.object.run(frames, case.growth, repeat)?;
+                group.add(who, took.as_nanos() as f64 / f64::from(repeat));
+            }
+        }
+        let packets = u64::from(repeat) * self.extent.rounds as u64;
+        let new = case.frames.flows == 0;
+        self.world.counted()?.expect(&before, packets, case.verdict, new).context(case.name)?;
+        (self.sink)(group);
+        Ok(())
+    }
+}
+
+fn case(name: &str, frames: Frames, verdict: Verdict) -> Case {
+    Case { name: name.to_owned(), frames, verdict, growth: 0, repeat: WARM }
+}
+
+fn flows(frame: Vec<u8>, family: Family, flows: u64) -> Frames {
+    Frames { frame, family: if family == Family::V4 { 4 } else { 6 }, flows, next: 0 }
+}

@@ -1,0 +1,188 @@
+//! Forwarding modes and families → a datapath in the kernel that serves a VIP by each, and frames for them.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::ProgramFd;
+use lb_common::abi::{Forwarding, NextHop, PROGRAM, Verdicts};
+use lb_common::net::{Address, Protocol};
+use lb_common::verdict::Verdict;
+use lb_userspace::core::image::{Globals, VipKey, Wanted, WantedBackend, WantedService};
+use lb_userspace::io::datapath::{Datapath, Kernel, capacity_for};
+
+use crate::support::frames::wire::{FAMILIES, Family};
+use crate::support::packets::{ACK, Body, Packet, Piece, SYN};
+use crate::support::{self, Pins};
+
+const EDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+/// The interface that `BPF_PROG_TEST_RUN` lets frames come in on.
+const LOOPBACK: u32 = 1;
+const BACKENDS: u8 = 8;
+/// Addresses that translated packets are sent from: with eight backends enough ports for two million connections.
+const SNAT_ADDRESSES: u8 = 8;
+/// Above the largest frame and a tunnel's headers.
+const MTU: u16 = 9_100;
+
+pub const MODES: [(&str, Forwarding); 4] = [
+    ("l2-dsr", Forwarding::L2Dsr),
+    ("ipip", Forwarding::Ipip),
+    ("gue", Forwarding::Gue),
+    ("nat", Forwarding::Nat),
+];
+
+/// A service: a mode, and the family of customers and backends alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    pub mode: usize,
+    pub family: Family,
+}
+
+impl Way {
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..MODES.len()).flat_map(|mode| FAMILIES.map(|family| Self { mode, family }))
+    }
+
+    pub fn name(self) -> String {
+        format!("{} {}", MODES[self.mode].0, self.family.name())
+    }
+
+    pub fn is_nat(self) -> bool {
+        MODES[self.mode].1 == Forwarding::Nat
+    }
+
+    /// Bytes that its tunnel puts in front.
+    pub fn growth(self) -> u32 {
+        let ip = if self.family == Family::V4 { 20 } else { 40 };
+        match MODES[self.mode].1 {
+            Forwarding::Ipip => ip,
+            Forwarding::Gue => ip + 12,
+            _ => 0,
+        }
+    }
+
+    fn number(self) -> u8 {
+        10 + self.mode as u8
+    }
+
+    pub fn vip(self) -> IpAddr {
+        self.family.vip(self.number())
+    }
+
+    fn service(self) -> WantedService {
+        let key = VipKey { address: self.vip().into(), port: 80, protocol: Protocol::TCP };
+        let backends = (1..=BACKENDS).map(|host| self.backend(host)).collect();
+        let service = support::service(&self.name(), vec![key], backends);
+        WantedService { forwarding: MODES[self.mode].1, ..service }
+    }
+
+    fn backend(self, host: u8) -> WantedBackend {
+        let mut hop = NextHop::new([2, 0, 0, 0, 1, host], EDGE_MAC, 0);
+        (hop.source, hop.mtu) = (self.family.edge().into(), MTU);
+        let number = self.number() * 10 + host;
+        let named = support::backend(&format!("{}-{host}", self.name()), host);
+        WantedBackend { address: self.family.server(number).into(), hop: Some(hop), ..named }
+    }
+
+    /// A customer's packet of an established connection, or one that opens it; as short as a frame may be.
+    pub fn tcp(self, opens: bool, to: IpAddr, payload: usize) -> Packet {
+        let least = if self.family == Family::V4 { 10 } else { 6 };
+        let flags = if opens { SYN } else { ACK };
+        let body = Body::Tcp { ports: [40_000, 80], flags, payload: vec![0; payload.max(least)] };
+        Packet::new([EDGE_MAC, ROUTER_MAC], self.family.client(), to, body)
+    }
+
+    /// The first and a later fragment of a customer's packet.
+    pub fn fragments(self) -> [Packet; 2] {
+        [0, 96].map(|offset| Packet {
+            dont_fragment: false,
+            piece: Some(Piece { identification: 7, offset, length: 96 }),
+            ..self.tcp(false, self.vip(), 300)
+        })
+    }
+
+    pub fn echo(self) -> Packet {
+        let kind = if self.family == Family::V4 { 8 } else { 128 };
+        let body = Body::Icmp { kind, code: 0, rest: [0, 1, 0, 1], payload: vec![0; 56] };
+        Packet::new([EDGE_MAC, ROUTER_MAC], self.family.client(), self.vip(), body)
+    }
+}
+
+/// Who has the router's address?
+pub fn arp() -> Vec<u8> {
+    let head = [&[0xff; 6][..], &ROUTER_MAC, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+    let mut frame = [&head[..], &ROUTER_MAC, &[192, 0, 2, 1], &[0; 6], &[192, 0, 2, 2]].concat();
+    frame.resize(64, 0);
+    frame
+}
+
+/// A datapath that serves every [`Way`].
+pub struct World {
+    pub kernel: Kernel,
+    pub program: ProgramFd,
+    _pins: Pins,
+}
+
+impl World {
+    /// With room for twice as many flows.
+    pub fn new(flows: u32) -> Result<Self> {
+        let snat: Vec<Vec<Address>> = FAMILIES
+            .map(|family| (101..=100 + SNAT_ADDRESSES).map(|host| family.server(host).into()).collect())
+            .into();
+        let [snat4, snat6]: [Vec<Address>; 2] = snat.try_into().expect("two families");
+        let wanted = Wanted {
+            ring_seed: support::SEED,
+            snat: snat4.iter().chain(&snat6).copied().collect(),
+            globals: Globals { snat: [snat4, snat6], ..Globals::default() },
+            services: Way::all().map(Way::service).collect(),
+        };
+        let pins = Pins::new();
+        let (mut kernel, _) = Kernel::load(&pins.0, capacity_for(64, 256, 256, flows * 2, flows * 2), false)?;
+        kernel.set_ring_seed(wanted.ring_seed);
+        support::apply(&mut kernel, &wanted);
+        kernel.tables().set_interfaces(&[(LOOPBACK, EDGE_MAC)]);
+        let loaded =
+            kernel.object().and_then(|object| object.program(PROGRAM)).context("the program is gone")?;
+        let program = loaded.fd()?.try_clone()?;
+        Ok(Self { kernel, program, _pins: pins })
+    }
+
+    /// Forgets all flows and translations.
+    pub fn forget(&self) -> Result<()> {
+        Ok(self.kernel.tables().sweep_backends(&self.kernel.tables().backend_ids().collect())?)
+    }
+
+    /// Says that no ICMP answer was sent yet.
+    pub fn allow_answers(&self) {
+        if let Some(control) = self.kernel.tables().control() {
+            control.icmp_budget.store(0);
+        }
+    }
+
+    /// Packets by verdict.
+    pub fn counted(&self) -> Result<Counted> {
+        let forwarded = self.kernel.forwarded()?;
+        Ok(Counted { packets: self.kernel.verdicts(&forwarded)?, new_flows: forwarded.all.new_flows })
+    }
+}
+
+/// What the datapath has counted.
+pub struct Counted {
+    packets: Verdicts,
+    new_flows: u64,
+}
+
+impl Counted {
+    /// Fails unless nearly all of so many packets since `before` had this verdict, and if it is to forward them, were all of new
+    /// flows or nearly all of known ones.
+    pub fn expect(&self, before: &Self, packets: u64, verdict: Verdict, new: bool) -> Result<()> {
+        let index = verdict.index();
+        let seen = self.packets.packets[index] - before.packets.packets[index];
+        ensure!(seen * 100 >= packets * 95, "{seen} of {packets} packets became {}", verdict.name());
+        let new_flows = self.new_flows - before.new_flows;
+        let wrong = if new { packets.saturating_sub(new_flows) } else { new_flows };
+        let fine = verdict != Verdict::Forward || wrong * 100 <= packets * 5;
+        ensure!(fine, "{new_flows} of {packets} packets were of new flows");
+        Ok(())
+    }
+}
