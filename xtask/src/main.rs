@@ -1,5 +1,6 @@
 //! `cargo xtask COMMAND`: turns the commands people type into set-up, builds, the demo, tests and checks.
 
+mod bench;
 mod ci;
 mod demo;
 mod fuzz;
@@ -50,6 +51,8 @@ enum Task {
         #[arg(long, group = "what")]
         smoke: bool,
     },
+    /// Measures Sluice beside what a user would choose instead
+    Bench(bench::Options),
     /// Exactly what CI runs: setup, formatting, clippy, structure, all tests, fuzzing for some seconds
     Ci,
 }
@@ -89,6 +92,10 @@ fn run(task: Task) -> Result<()> {
         Task::Fuzz { target, .. } => {
             setup::if_missing()?;
             target.map_or_else(fuzz::smoke, |target| fuzz::run(&target))
+        }
+        Task::Bench(options) => {
+            need_root("the bench makes network namespaces and loads BPF programs")?;
+            bench::run(&options)
         }
         Task::Ci => {
             need_root("CI runs the lab")?;

@@ -10,7 +10,7 @@ mod toolchain;
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 
 use crate::shell::{announced, cargo, has_program, output, root};
 use toolchain::{Compiler, Toolchain};
@@ -35,6 +35,17 @@ const PROGRAMS: [Needed; 9] = [
 const GUEST_PROGRAMS: [Needed; 2] =
     [("qemu-system-x86_64", &["qemu-system-x86"]), ("busybox", &["busybox-static", "busybox"])];
 
+/// What the bench runs beyond the lab: a load generator, and what Sluice is compared with.
+const BENCH_PROGRAMS: [Needed; 4] = [
+    ("wrk", &["wrk"]),
+    ("haproxy", &["haproxy"]),
+    ("nft", &["nftables"]),
+    (NGINX_STREAM, &["libnginx-mod-stream"]),
+];
+
+/// nginx' module for TCP, a file of its own.
+const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
+
 /// Debian's compiler with a prebuilt `core` for BPF.
 const DEBIAN_COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
@@ -58,6 +69,30 @@ pub(crate) fn if_missing_for_tests() -> Result<()> {
         return Ok(());
     }
     complete(&[guest_programs, kernels::ensure])
+}
+
+/// Sets up if a quick look finds something missing that the bench needs.
+pub(crate) fn if_missing_for_bench() -> Result<()> {
+    if_missing()?;
+    if missing(&BENCH_PROGRAMS).is_empty() {
+        return Ok(());
+    }
+    complete(&[|| programs("the programs that the bench compares with", &BENCH_PROGRAMS)])
+}
+
+/// The command that builds a binary of `lb-ebpf`, to be named.
+pub(crate) fn ebpf_build() -> Result<Command> {
+    let toolchain = Toolchain::find(&tools()).map_err(|missing| anyhow!("{missing}"))?;
+    Ok(toolchain.build_command(&root().join("lb-ebpf"), &ebpf_target()))
+}
+
+/// Where that binary then is.
+pub(crate) fn ebpf_object(name: &str) -> PathBuf {
+    Toolchain::object(&ebpf_target(), name)
+}
+
+fn ebpf_target() -> PathBuf {
+    root().join("target/ebpf")
 }
 
 /// Installs everything that is missing and proves that the toolchain works.
