@@ -55,11 +55,23 @@ fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
         let next = flow + 1;
         settings.next = if next == settings.flows { 0 } else { next };
         let [address, port] = if more { SOURCE6 } else { SOURCE4 };
-        // Sixteen million addresses in no order, then other ports.
-        packet.write(address, (0x0b00_0000 | (flow as u32).wrapping_mul(0x9e37_79b1) & 0xff_ffff).to_be())?;
-        packet.write(port, (1_024 + ((flow * 7 + (flow >> 24)) as u16 & 0x7fff)).to_be())?;
+        let random = shuffled(flow);
+        packet.write(address, (0x0b00_0000 | random as u32 & 0xff_ffff).to_be())?;
+        packet.write(port, (1_024 + (random >> 24) as u16).to_be())?;
     }
     Some(())
+}
+
+/// Bits of a flow's source: 24 of its address, 15 of its port.
+const SOURCE_MASK: u64 = (1 << 39) - 1;
+
+/// A flow's number → its source, as if drawn, and no other flow's: each step can be undone.
+#[inline(always)]
+fn shuffled(flow: u64) -> u64 {
+    let mut mixed = flow.wrapping_mul(0x9e37_79b9_7f4a_7c15) & SOURCE_MASK;
+    mixed ^= mixed >> 20;
+    mixed = mixed.wrapping_mul(0xbf58_476d_1ce4_e5b9) & SOURCE_MASK;
+    mixed ^ mixed >> 20
 }
 
 /// Does nothing.
