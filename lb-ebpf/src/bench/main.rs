@@ -21,6 +21,10 @@ use maps::Settings;
 /// Bytes of the Ethernet header's addresses, and of the whole.
 const ADDRESSES: usize = 12;
 const ETHERNET: usize = 14;
+const IPV4: u16 = 0x0800;
+/// In an IPv4 header.
+const TOTAL_LENGTH: usize = 2;
+const CHECKSUM: usize = 10;
 /// Where the end of the source address and the source port are in an untagged frame of either family.
 const SOURCE4: [usize; 2] = [26, 34];
 const SOURCE6: [usize; 2] = [34, 54];
@@ -94,24 +98,38 @@ pub fn transmit(_: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
-/// Sends every frame to one host: the least that can be called forwarding.
+/// Sends every IPv4 packet to one host: the least that can be called forwarding.
 #[xdp(frags)]
 pub fn forward(context: XdpContext) -> u32 {
-    let sent = maps::settings().and_then(|settings| XdpPacket(&context).write(0, settings.addresses));
-    if sent.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+    send(&mut XdpPacket(&context), false).unwrap_or(xdp_action::XDP_PASS)
 }
 
-/// Puts the same headers in front of every frame: the least that can be called a tunnel.
+/// Puts the same headers in front of every IPv4 packet: the least that can be called a tunnel.
 #[xdp(frags)]
 pub fn encapsulate(context: XdpContext) -> u32 {
-    let sent = maps::settings().and_then(|settings| {
-        let mut packet = XdpPacket(&context);
-        packet.grow_head(settings.outer.len() * 2)?;
-        packet.write(0, settings.addresses)?;
-        packet.write(ADDRESSES, 8_u16)?;
-        packet.write(ETHERNET, settings.outer)
-    });
-    if sent.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+    send(&mut XdpPacket(&context), true).unwrap_or(xdp_action::XDP_PASS)
+}
+
+#[inline(always)]
+fn send(packet: &mut XdpPacket<'_>, wrapped: bool) -> Option<u32> {
+    let settings = maps::settings()?;
+    let ether_type: u16 = packet.read(ADDRESSES)?;
+    if ether_type != IPV4.to_be() {
+        return None;
+    }
+    if wrapped {
+        let inner: u16 = packet.read(ETHERNET + TOTAL_LENGTH)?;
+        let length = u16::from_be(inner).wrapping_add(size_of_val(&settings.outer) as u16).to_be();
+        packet.grow_head(size_of_val(&settings.outer))?;
+        packet.write(ADDRESSES, ether_type)?;
+        packet.write(ETHERNET, settings.outer)?;
+        packet.write(ETHERNET + TOTAL_LENGTH, length)?;
+        // What stands there is the sum without the length.
+        let sum = u32::from(settings.outer[CHECKSUM / 2]) + u32::from(length);
+        packet.write(ETHERNET + CHECKSUM, !((sum & 0xffff) + (sum >> 16)) as u16)?;
+    }
+    packet.write(0, settings.addresses)?;
+    Some(xdp_action::XDP_TX)
 }
 
 /// Counts the frame and drops it: a sink.

@@ -22,7 +22,7 @@ pub struct Settings {
     pub growth: u32,
     /// Destination and source MAC address of what is forwarded.
     pub addresses: [u16; 6],
-    /// IPv4 header of what is encapsulated.
+    /// IPv4 header of what is encapsulated: its length is zero, and its checksum the folded sum of the rest.
     pub outer: [u16; 10],
     pub padding: u32,
 }

@@ -2,12 +2,18 @@
 //!
 //! It depends on the agent, which `xtask` must not: that has to build before the eBPF toolchain is there.
 
+mod customers;
+mod live;
 mod object;
 mod packet;
 mod samples;
 #[path = "../../tests/support/mod.rs"]
 mod support;
+#[path = "../../tests/support/ways.rs"]
+mod ways;
+mod wires;
 mod world;
+mod wrk;
 
 use anyhow::{Result, bail};
 
@@ -18,6 +24,8 @@ fn main() -> Result<()> {
     for part in arguments.iter().filter(|argument| *argument != "--quick") {
         match part.as_str() {
             "packet" => packet::run(quick, &mut samples::print)?,
+            "live" => live::run(quick, &mut samples::print)?,
+            "customers" => customers::run(quick, &mut samples::print)?,
             other => bail!("there is no part {other}"),
         }
     }

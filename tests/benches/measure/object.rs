@@ -1,11 +1,13 @@
 //! The object of the measuring programs → programs in the kernel that run a program under test on fresh frames.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{Array, MapData, ProgramArray};
-use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
+use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, Pod};
 
 use crate::samples::cpu_time;
@@ -66,6 +68,33 @@ impl Frames {
     }
 }
 
+impl Frames {
+    /// Goes on by so many frames.
+    fn advance(&mut self, sent: u32) {
+        self.next += u64::from(sent);
+        if self.flows != 0 {
+            self.next %= self.flows;
+        }
+    }
+}
+
+/// The settings by which `forward` and `encapsulate` send everything from one host to another.
+pub fn sending(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2]) -> Settings {
+    let [from, to] = addresses.map(|address| address.octets());
+    let mut outer = [0; 20];
+    // IPv4 without options, a hop limit, a packet of IPv4 inside.
+    (outer[0], outer[8], outer[9]) = (0x45, 64, 4);
+    outer[12..16].copy_from_slice(&from);
+    outer[16..].copy_from_slice(&to);
+    let words = outer.chunks(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    outer[10..12].copy_from_slice(&(sum as u16).to_ne_bytes());
+    let [from, to] = macs;
+    let addresses = [to, from].concat().try_into().expect("12 bytes");
+    Settings { addresses, outer, ..Settings::default() }
+}
+
 /// The loaded object. It runs on one CPU at a time.
 pub struct Object {
     bpf: Ebpf,
@@ -104,8 +133,40 @@ impl Object {
         Ok(self.subject.set(0, program, 0)?)
     }
 
+    /// Attaches one of its programs to an interface of this thread's namespace, in driver mode.
+    pub fn attach(&mut self, name: &str, interface: &str) -> Result<XdpLink> {
+        let program = self.program(name)?;
+        let link = program.attach(interface, XdpMode::Driver).with_context(|| format!("attaching {name}"))?;
+        Ok(program.take_link(link)?)
+    }
+
     pub fn set(&mut self, settings: Settings) -> Result<()> {
         Ok(self.settings.set(0, settings, 0)?)
+    }
+
+    /// Lets the program under test send so many frames, as [`Settings`] and `frames` say, out of an interface of this thread's
+    /// namespace that one of this object's programs is attached to; says how much CPU time that took.
+    pub fn send(&mut self, frames: &mut Frames, interface: u32, repeat: u32) -> Result<Duration> {
+        self.set(frames.settings())?;
+        // The context as the program would see it: no metadata, where the frame ends, the interface, its queue.
+        let length = frames.frame.len() as u32;
+        let context = [0, length, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
+        let program = self.program("again")?;
+        let mut options = TestRunOptions::new();
+        (options.data_in, options.ctx_in, options.repeat) = (Some(&frames.frame), Some(&context), repeat);
+        options.attrs = TestRunAttrs::new().xdp_live_frames(64);
+        let before = cpu_time()?;
+        program.test_run(options)?;
+        let took = cpu_time()? - before;
+        frames.advance(repeat);
+        Ok(took)
+    }
+
+    /// Frames that `count` has counted.
+    pub fn counted(&mut self) -> Result<u64> {
+        let map = self.bpf.map("counted").context("no map `counted`")?;
+        let counted: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(map)?;
+        Ok(counted.get(&0, 0)?.iter().sum())
     }
 
     /// Runs the program under test on so many frames, and says how much CPU time that took.
@@ -118,10 +179,7 @@ impl Object {
         let before = cpu_time()?;
         program.test_run(options)?;
         let took = cpu_time()? - before;
-        frames.next += u64::from(repeat);
-        if frames.flows != 0 {
-            frames.next %= frames.flows;
-        }
+        frames.advance(repeat);
         Ok(took)
     }
 }

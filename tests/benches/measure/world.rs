@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::ProgramFd;
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramFd, Xdp, XdpMode};
 use lb_common::abi::{Forwarding, NextHop, PROGRAM, Verdicts};
 use lb_common::net::{Address, Protocol};
 use lb_common::verdict::Verdict;
@@ -14,7 +15,7 @@ use crate::support::frames::wire::{FAMILIES, Family};
 use crate::support::packets::{ACK, Body, Packet, Piece, SYN};
 use crate::support::{self, Pins};
 
-const EDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+pub const EDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 /// The interface that `BPF_PROG_TEST_RUN` lets frames come in on.
 const LOOPBACK: u32 = 1;
@@ -145,6 +146,14 @@ impl World {
             kernel.object().and_then(|object| object.program(PROGRAM)).context("the program is gone")?;
         let program = loaded.fd()?.try_clone()?;
         Ok(Self { kernel, program, _pins: pins })
+    }
+
+    /// Attaches the program to an interface of this thread's namespace, in driver mode.
+    pub fn attach(&mut self, interface: &str) -> Result<XdpLink> {
+        let object = self.kernel.object().context("not loaded")?;
+        let program: &mut Xdp = object.program_mut(PROGRAM).context("the program is gone")?.try_into()?;
+        let link = program.attach(interface, XdpMode::Driver)?;
+        Ok(program.take_link(link)?)
     }
 
     /// Forgets all flows and translations.
