@@ -60,10 +60,22 @@ fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
         settings.next = if next == settings.flows { 0 } else { next };
         let [address, port] = if more { SOURCE6 } else { SOURCE4 };
         let random = shuffled(flow);
-        packet.write(address, (0x0b00_0000 | random as u32 & 0xff_ffff).to_be())?;
+        let source = (0x0b00_0000 | random as u32 & 0xff_ffff).to_be();
+        packet.write(address, source)?;
         packet.write(port, (1_024 + (random >> 24) as u16).to_be())?;
+        if !more {
+            let sum = settings.sum + (source & 0xffff) + (source >> 16);
+            packet.write(ETHERNET + CHECKSUM, !folded(sum))?;
+        }
     }
     Some(())
+}
+
+/// The Internet checksum of what adds up to this (RFC 1071), not yet inverted.
+#[inline(always)]
+fn folded(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum + (sum >> 16)) as u16
 }
 
 /// Bits of a flow's source: 24 of its address, 15 of its port.
@@ -126,7 +138,7 @@ fn send(packet: &mut XdpPacket<'_>, wrapped: bool) -> Option<u32> {
         packet.write(ETHERNET + TOTAL_LENGTH, length)?;
         // What stands there is the sum without the length.
         let sum = u32::from(settings.outer[CHECKSUM / 2]) + u32::from(length);
-        packet.write(ETHERNET + CHECKSUM, !((sum & 0xffff) + (sum >> 16)) as u16)?;
+        packet.write(ETHERNET + CHECKSUM, !folded(sum))?;
     }
     packet.write(0, settings.addresses)?;
     Some(xdp_action::XDP_TX)

@@ -24,7 +24,8 @@ pub struct Settings {
     pub addresses: [u16; 6],
     /// IPv4 header of what is encapsulated: its length is zero, and its checksum the folded sum of the rest.
     pub outer: [u16; 10],
-    pub padding: u32,
+    /// What the words of an IPv4 header add up to without its source and checksum.
+    pub sum: u32,
 }
 
 #[btf_map(name = "settings")]

@@ -29,7 +29,7 @@ pub struct Settings {
     pub growth: u32,
     pub addresses: [u8; 12],
     pub outer: [u8; 20],
-    pub padding: u32,
+    pub sum: u32,
 }
 
 // SAFETY: plain integers without padding between them.
@@ -54,6 +54,8 @@ impl Frames {
         let mut start = [0; 80];
         let known = self.frame.len().min(start.len());
         start[..known].copy_from_slice(&self.frame[..known]);
+        // Neither checksum nor source; of another family it is not used.
+        let sum = [words(&start[14..24]), words(&start[30..34])].iter().sum();
         let part = |from: usize| start[from..from + 32].try_into().expect("32 of 80 bytes");
         Settings {
             flows: self.flows,
@@ -63,6 +65,7 @@ impl Frames {
             start: part(0),
             start_rest: part(32),
             more: start[64..].try_into().expect("16 of 80 bytes"),
+            sum,
             ..Settings::default()
         }
     }
@@ -78,6 +81,11 @@ impl Frames {
     }
 }
 
+/// What the 16-bit words of some bytes add up to.
+fn words(bytes: &[u8]) -> u32 {
+    bytes.chunks(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
+}
+
 /// The settings by which `forward` and `encapsulate` send everything from one host to another.
 pub fn sending(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2]) -> Settings {
     let [from, to] = addresses.map(|address| address.octets());
@@ -86,8 +94,7 @@ pub fn sending(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2]) -> Settings {
     (outer[0], outer[8], outer[9]) = (0x45, 64, 4);
     outer[12..16].copy_from_slice(&from);
     outer[16..].copy_from_slice(&to);
-    let words = outer.chunks(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]])));
-    let sum: u32 = words.sum();
+    let sum = words(&outer);
     let sum = (sum & 0xffff) + (sum >> 16);
     outer[10..12].copy_from_slice(&(sum as u16).to_ne_bytes());
     let [from, to] = macs;
@@ -153,7 +160,9 @@ impl Object {
         let context = [0, length, 0, interface, 0, 0].map(u32::to_ne_bytes).concat();
         let program = self.program("again")?;
         let mut options = TestRunOptions::new();
-        (options.data_in, options.ctx_in, options.repeat) = (Some(&frames.frame), Some(&context), repeat);
+        options.data_in = Some(&frames.frame);
+        options.ctx_in = Some(&context);
+        options.repeat = repeat;
         options.attrs = TestRunAttrs::new().xdp_live_frames(64);
         let before = cpu_time()?;
         program.test_run(options)?;
