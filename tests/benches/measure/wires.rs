@@ -1,6 +1,5 @@
 //! Pairs of veth ends in a namespace → a generator and a sink at one end, a balancer at the other.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 use std::time::Duration;
@@ -89,13 +88,13 @@ impl Wire {
 
     /// Gives the balancer's end a thread of its own on a CPU, now that a program is attached; says which thread that is.
     pub fn own_thread(&self, cpu: usize) -> Result<i32> {
-        let before = threads(&self.balancer)?;
         // What is seen under /sys is the namespace that it was mounted in.
         let write = format!("mount -t sysfs none /sys && echo 1 > /sys/class/net/{}/threaded", self.balancer);
         run_checked(Command::new("unshare").args(["--mount", "sh", "-ec", &write]))?;
         let mut found = None;
         wait_until("there is a thread for packets", Duration::from_secs(2), || {
-            found = threads(&self.balancer).ok().and_then(|now| now.difference(&before).next().copied());
+            // Of a namespace just left behind there may be another for a moment.
+            found = newest_thread(&self.balancer);
             found.is_some()
         })?;
         let thread = found.context("no thread")?;
@@ -104,17 +103,14 @@ impl Wire {
     }
 }
 
-/// The kernel's threads that take packets from an interface of this name, in whatever namespace.
-fn threads(interface: &str) -> Result<BTreeSet<i32>> {
+/// The youngest of the kernel's threads that take packets from an interface of this name.
+fn newest_thread(interface: &str) -> Option<i32> {
     let name = format!("napi/{interface}-");
-    let mut found = BTreeSet::new();
-    for process in fs::read_dir("/proc")?.flatten() {
-        let Some(id) = process.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        if fs::read_to_string(process.path().join("comm")).is_ok_and(|comm| comm.starts_with(&name)) {
-            found.insert(id);
-        }
-    }
-    Ok(found)
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let ids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
+    let named =
+        |id: &i32| fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|comm| comm.starts_with(&name));
+    ids.filter(named).max()
 }
 
 /// The CPU time that a thread of the kernel has used.
