@@ -40,7 +40,7 @@ fn workloads(quick: bool) -> Vec<Workload> {
     ];
     let workload = |(name, path, close): (&'static str, &'static str, bool)| Workload {
         name,
-        load: Load { path, close, connections: 32, seconds: 1 },
+        load: Load { path, close, connections: 32, pause_ms: 0, seconds: 1 },
         groups: MEASURED.map(|(what, unit)| Group::new("customers", format!("{name}: {what}"), unit)),
     };
     all.into_iter().take(if quick { 2 } else { all.len() }).map(workload).collect()

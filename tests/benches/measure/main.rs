@@ -2,6 +2,8 @@
 //!
 //! It depends on the agent, which `xtask` must not: that has to build before the eBPF toolchain is there.
 
+mod attack;
+mod control;
 mod customers;
 mod live;
 mod object;
@@ -24,6 +26,8 @@ fn main() -> Result<()> {
     for part in arguments.iter().filter(|argument| *argument != "--quick") {
         match part.as_str() {
             "packet" => packet::run(quick, &mut samples::print)?,
+            "attack" => attack::run(quick, &mut samples::print)?,
+            "control" => control::run(quick, &mut samples::print)?,
             "live" => live::run(quick, &mut samples::print)?,
             "customers" => customers::run(quick, &mut samples::print)?,
             other => bail!("there is no part {other}"),

@@ -20,6 +20,8 @@ pub struct Load {
     pub path: &'static str,
     pub close: bool,
     pub connections: u32,
+    /// Between an answer and the next request of a connection, in milliseconds.
+    pub pause_ms: u32,
     pub seconds: u32,
 }
 
@@ -34,9 +36,11 @@ pub struct Found {
 }
 
 /// Where the script is.
-fn script(lab: &Lab) -> Result<PathBuf> {
+fn script(lab: &Lab, pause_ms: u32) -> Result<PathBuf> {
     let file = lab.directory().join("wrk.lua");
-    fs::write(&file, SCRIPT).with_context(|| format!("writing {}", file.display()))?;
+    let pause = format!("delay = function() return {pause_ms} end\n");
+    fs::write(&file, format!("{}{SCRIPT}", if pause_ms > 0 { &pause } else { "" }))
+        .with_context(|| format!("writing {}", file.display()))?;
     Ok(file)
 }
 
@@ -44,7 +48,7 @@ fn script(lab: &Lab) -> Result<PathBuf> {
 pub fn run(lab: &Lab, host: &Host, server: &str, load: Load) -> Result<Found> {
     let mut wrk = host.command("wrk");
     wrk.args(["-t1", &format!("-c{}", load.connections), &format!("-d{}s", load.seconds)]);
-    wrk.arg("-s").arg(script(lab)?);
+    wrk.arg("-s").arg(script(lab, load.pause_ms)?);
     if load.close {
         wrk.args(["-H", "Connection: close"]);
     }

@@ -36,7 +36,7 @@ pub(crate) fn curves(groups: &[Group], part: &str) -> Vec<Curve> {
 /// The last number in a name, and the name with `N` in its place.
 fn sized(name: &str) -> Option<(String, f64)> {
     let is_size = |word: &&str| word.parse::<f64>().is_ok();
-    let number = name.split(' ').filter(is_size).next_back()?;
+    let number = name.split(' ').rfind(is_size)?;
     let (before, after) = name.rsplit_once(number)?;
     let (factor, after) = match after.strip_prefix(" K ").map(|rest| (1_024.0, rest)) {
         Some(found) => found,
