@@ -25,7 +25,7 @@ pub fn run(quick: bool, sink: Sink<'_>) -> Result<()> {
     for backends in [10, 100, 1_000] {
         sink(rings(backends, rounds)?);
     }
-    let sizes: &[(usize, usize)] = if quick { &[(1, 10)] } else { &[(1, 10), (500, 10_000)] };
+    let sizes: &[(usize, usize)] = if quick { &[(1, 100)] } else { &[(1, 100), (500, 10_000)] };
     for &(services, backends) in sizes {
         sink(change(services, backends, rounds)?);
     }
@@ -117,8 +117,12 @@ fn change(services: usize, backends: usize, rounds: usize) -> Result<Group> {
 fn starts(flows: u32, name: &str, rounds: usize) -> Result<[Group; 4]> {
     let lab = Lab::builder().start()?;
     let config = lab.config().to_string();
-    ensure!(config.contains("[agent]\n"), "the lab's configuration has no [agent]");
-    let config = config.replace("[agent]\n", &format!("[agent]\nflow_table_size = {flows}\n"));
+    let sized = |line: &str| match line.strip_prefix("flow_table_size = ") {
+        Some(_) => format!("flow_table_size = {flows}\n"),
+        None => format!("{line}\n"),
+    };
+    let config: String = config.lines().map(sized).collect();
+    ensure!(config.contains(&format!("= {flows}\n")), "the lab's configuration does not size the flow table");
     let group = |what: &str, unit| Group::new("control", format!("{what}, {name} flows"), unit);
     let mut groups = [
         group("start-up", "ms"),

@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     let quick = arguments.iter().any(|argument| argument == "--quick");
     for part in arguments.iter().filter(|argument| *argument != "--quick") {
         match part.as_str() {
-            "packet" => packet::run(quick, &mut samples::print)?,
+            "packet" => packet::run(if quick { &packet::QUICK } else { &packet::FULL }, &mut samples::print)?,
             "attack" => attack::run(quick, &mut samples::print)?,
             "control" => control::run(quick, &mut samples::print)?,
             "live" => live::run(quick, &mut samples::print)?,

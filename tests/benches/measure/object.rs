@@ -12,8 +12,9 @@ use aya::{Ebpf, Pod};
 
 use crate::samples::cpu_time;
 
-/// Names the file with the object; `cargo xtask bench` builds it.
+/// Names the file with the object, if it is not where it is built to.
 const OBJECT: &str = "SLUICE_BENCH_OBJECT";
+const BUILT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/bpfel-unknown-none/release/bench");
 
 /// What is asked of the programs; `lb-ebpf/src/bench/maps.rs` has the same.
 #[derive(Clone, Copy, Debug, Default)]
@@ -111,7 +112,7 @@ pub struct Object {
 
 impl Object {
     pub fn load() -> Result<Self> {
-        let file = PathBuf::from(std::env::var_os(OBJECT).with_context(|| format!("{OBJECT} is not set"))?);
+        let file = std::env::var_os(OBJECT).map_or_else(|| PathBuf::from(BUILT), PathBuf::from);
         let mut bpf = Ebpf::load_file(&file).with_context(|| format!("loading {}", file.display()))?;
         let names: Vec<String> = bpf.programs().map(|(name, _)| name.to_owned()).collect();
         for name in names {

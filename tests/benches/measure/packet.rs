@@ -32,34 +32,35 @@ struct Case {
 }
 
 /// Sizes of the run.
-struct Extent {
+pub struct Extent {
     rounds: usize,
     flows: &'static [(u32, &'static str)],
     /// Divides the frames of a sample.
     hurry: u32,
 }
 
-const FULL: Extent =
+pub const FULL: Extent =
     Extent { rounds: 11, flows: &[(65_536, "64 K"), (1 << 20, "1 M"), (1 << 23, "8 M")], hurry: 1 };
-const QUICK: Extent = Extent { rounds: 7, flows: &[(65_536, "64 K")], hurry: 8 };
+pub const QUICK: Extent = Extent { rounds: 7, hurry: 8, ..SMOKE };
+/// What shows that all of it works, and measures nothing.
+pub const SMOKE: Extent = Extent { rounds: 1, flows: &[(65_536, "64 K")], hurry: 100 };
 
 /// Translated flows are not measured beyond: each takes 300 bytes of the kernel's memory.
 const MOST_TRANSLATED: u32 = 1 << 20;
 
 /// Measures everything.
-pub fn run(quick: bool, sink: Sink<'_>) -> Result<()> {
-    let extent = if quick { QUICK } else { FULL };
+pub fn run(extent: &Extent, sink: Sink<'_>) -> Result<()> {
     pin_to_last_cpu()?;
     let mut object = Object::load()?;
     for (index, &(flows, name)) in extent.flows.iter().enumerate() {
-        let mut bench = Bench { object: &mut object, world: World::new(flows)?, extent: &extent, sink };
+        let mut bench = Bench { object: &mut object, world: World::new(flows)?, extent, sink };
         if index == 0 {
             bench.single()?;
         }
         for way in Way::all().filter(|way| flows <= MOST_TRANSLATED || !way.is_nat()) {
             bench.hits(way, flows, name)?;
             // With a table beyond the caches, unless in a hurry.
-            if flows == MOST_TRANSLATED || quick {
+            if flows == MOST_TRANSLATED || extent.flows.len() == 1 {
                 bench.flood(way)?;
                 bench.world.forget()?;
                 bench.new_flows(way)?;
