@@ -194,6 +194,7 @@ impl Bench<'_> {
                 wire.send(&mut frames, self.frames)?;
                 let took = thread_time(thread)? - before.1;
                 group.add(subject.name(), mpps(wire.counted()? - before.0, took));
+                self.wires[0].no_thread()?;
                 drop(links);
                 translate(false)?;
             }

@@ -88,9 +88,7 @@ impl Wire {
 
     /// Gives the balancer's end a thread of its own on a CPU, now that a program is attached; says which thread that is.
     pub fn own_thread(&self, cpu: usize) -> Result<i32> {
-        // What is seen under /sys is the namespace that it was mounted in.
-        let write = format!("mount -t sysfs none /sys && echo 1 > /sys/class/net/{}/threaded", self.balancer);
-        run_checked(Command::new("unshare").args(["--mount", "sh", "-ec", &write]))?;
+        self.set_threaded(1)?;
         let mut found = None;
         wait_until("there is a thread for packets", Duration::from_secs(2), || {
             // Of a namespace just left behind there may be another for a moment.
@@ -100,6 +98,20 @@ impl Wire {
         let thread = found.context("no thread")?;
         pin(thread, cpu)?;
         Ok(thread)
+    }
+}
+
+impl Wire {
+    /// Lets whoever sends to the balancer's end do its work again; while a program is attached.
+    pub fn no_thread(&self) -> Result<()> {
+        self.set_threaded(0)
+    }
+
+    fn set_threaded(&self, threaded: u8) -> Result<()> {
+        // What is seen under /sys is the namespace that it was mounted in.
+        let file = format!("/sys/class/net/{}/threaded", self.balancer);
+        let write = format!("mount -t sysfs none /sys && echo {threaded} > {file}");
+        run_checked(Command::new("unshare").args(["--mount", "sh", "-ec", &write])).map(drop)
     }
 }
 
