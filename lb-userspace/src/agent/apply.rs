@@ -76,7 +76,9 @@ impl Agent {
         let mut report = self.predict(&config, false)?;
         let prepared = self.prepare(&config).await?;
         self.resolve(targets(&config), NEW_HOPS).await;
+        let checks = self.prepare_checks(&config).map_err(ApiError::failed)?;
         let before = std::mem::replace(&mut self.config, config);
+        let checks_before = std::mem::replace(&mut self.checks, checks);
         let known = start::adopted_health(&self.kernel.tables().image());
         self.sync_probes(&known);
         if before.agent.ring_seed != self.config.agent.ring_seed {
@@ -85,11 +87,14 @@ impl Agent {
         let wanted = self.knowledge.wanted(&self.config);
         if let Err(error) = self.bring_about(&wanted) {
             self.config = before;
+            self.checks = checks_before;
+            self.restore_paths();
             self.sync_probes(&known);
             self.kernel.set_ring_seed(self.config.agent.ring_seed);
             self.reconcile();
             return Err(ApiError::failed(error));
         }
+        self.publish_paths();
         if let Some(metrics) = prepared.metrics {
             self.metrics = metrics;
         }

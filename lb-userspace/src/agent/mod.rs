@@ -4,6 +4,7 @@ mod apply;
 mod error;
 mod hops;
 mod packet_log;
+mod paths;
 mod probing;
 mod requests;
 mod start;
@@ -108,6 +109,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             }
             _ = retry.tick() => {
                 agent.retry_hops().await;
+                Next::Continue
+            }
+            () = agent.ramp_due() => {
+                agent.reconcile();
                 Next::Continue
             }
             _ = sweep.tick() => {

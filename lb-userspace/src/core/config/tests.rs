@@ -129,12 +129,18 @@ fn the_documented_example_is_read_in_full() {
                     path: "/healthz".to_owned(),
                     host: Some("your-app.example".to_owned()),
                     expect: vec![200..=399],
+                    body: None,
+                    tls: None,
                 },
                 port: Some(80),
                 interval: Duration::from_secs(2),
                 timeout: Duration::from_secs(1),
                 rise: 2,
                 fall: 3,
+                via: Via::Backend,
+                slow_start: Duration::ZERO,
+                hold_down: Duration::from_secs(10),
+                hold_down_max: Duration::from_secs(300),
             },
             backends: vec![Backend {
                 name: "web1".to_owned(),
@@ -177,12 +183,19 @@ fn absent_keys_have_their_defaults() {
         timeout: Duration::from_secs(1),
         rise: 2,
         fall: 3,
+        via: Via::Backend,
+        slow_start: Duration::ZERO,
+        hold_down: Duration::from_secs(10),
+        hold_down_max: Duration::from_secs(300),
     };
     assert_eq!(service.health, default_health);
     assert_eq!(service.probe_port(&service.backends[0]), Some(80));
     assert_eq!((service.backends[0].weight, service.backends[0].state), (100, BackendState::Enabled));
     let http = only_service(&with_health("type = \"http\"")).health.probe;
-    assert_eq!(http, Probe::Http { path: "/".to_owned(), host: None, expect: vec![200..=399] });
+    assert_eq!(
+        http,
+        Probe::Http { path: "/".to_owned(), host: None, expect: vec![200..=399], body: None, tls: None }
+    );
     assert_eq!(only_service(&with_health("interval = \"5s\"")).health.probe, Probe::Tcp);
     assert_eq!(parse(AGENT).unwrap().services, vec![]);
 }

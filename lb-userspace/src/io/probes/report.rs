@@ -1,12 +1,12 @@
-//! Repeated probes: turns a target and its [`Health`] settings into a stream of [`ProbeReport`]s.
+//! Repeated probes: turns a target and a [`Check`] into a stream of [`ProbeReport`]s.
 
-use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Health, ProbeError, probe};
+use super::{Check, ProbeError, Target};
 
 /// The outcome of one probe.
 #[derive(Debug)]
@@ -21,12 +21,12 @@ pub struct ProbeReport<K> {
 
 /// Probes `target` until the receiver of `reports` is gone; abort its task to stop it sooner.
 ///
-/// The first probe starts after `first_delay`, every other one `next_delay(health.interval)` after the start of
+/// The first probe starts after `first_delay`, every other one `next_delay(interval)` after the start of
 /// the one before it, or at once if that one took longer. Probes never overlap, and none are made up for.
 pub async fn probe_loop<K: Clone + Send + 'static>(
     target_key: K,
-    target: SocketAddr,
-    health: Health,
+    target: Target,
+    check: Arc<Check>,
     first_delay: Duration,
     next_delay: impl Fn(Duration) -> Duration + Send,
     reports: Sender<ProbeReport<K>>,
@@ -39,13 +39,13 @@ pub async fn probe_loop<K: Clone + Send + 'static>(
         }
         let began = Instant::now();
         let result = tokio::select! {
-            result = probe(target, &health.probe, health.timeout) => result,
+            result = check.probe(&target) => result,
             () = reports.closed() => return,
         };
         let report = ProbeReport { target_key: target_key.clone(), result, duration: began.elapsed() };
         if reports.send(report).await.is_err() {
             return;
         }
-        start = began + next_delay(health.interval);
+        start = began + next_delay(check.health.interval);
     }
 }
