@@ -160,6 +160,10 @@ fn configuration(lab: &Lab) -> String {
         text += &format!("protocol = \"tcp\"\nforwarding = \"{forwarding}\"\n");
         text += "[service.health]\ntype = \"http\"\npath = \"/healthz\"\n";
         text += "interval = \"2s\"\ntimeout = \"2s\"\nrise = 1\n";
+        if *forwarding == "l2-dsr" {
+            // The programs that forward checks load and attach here, too.
+            text += "via = \"vip\"\n";
+        }
         for web in lab.webs() {
             let [v4, v6] = web.both_addresses();
             let address: IpAddr = if mode.backends == V4 { v4 } else { v6 };

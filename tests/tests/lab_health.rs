@@ -84,7 +84,7 @@ fn https_looks_at_the_certificate_and_http_at_the_body() {
             "TLS: its certificate is not for other.example",
         ),
         ("no-name", format!("{https}{trusted}"), "TLS: its certificate is not for 10.0.1.11"),
-        ("no-tls", format!("type = \"https\"\nport = 80\nverify = false"), "TLS: the answer is no TLS"),
+        ("no-tls", "type = \"https\"\nport = 80\nverify = false".to_owned(), "TLS: the answer is no TLS"),
         ("body", format!("{http}body = \"ok\""), ""),
         (
             "other-body",
@@ -160,6 +160,7 @@ fn a_check_through_the_vip_finds_a_loopback_without_it() {
         for (service, vip) in ["v4", "v6"].into_iter().zip(vips.map(|vip| vip.ip())) {
             wait_for(&agent, service, "web1", "healthy", "");
             wait_for(&agent, service, "web2", "healthy", "");
+            assert_eq!(programs_beside(&lab), 2);
             set_vip(&lab, 0, "del", vip);
             let missing = format!("no answer for VIP {vip} within 300ms, though ");
             wait_for(&agent, service, "web1", "unhealthy", &missing);
@@ -288,9 +289,12 @@ fn a_flapping_server_is_held_down_and_says_so() {
     let config = configuration(&[service]).replace("hold_down = \"0s\"", "hold_down = \"2s\"");
     let switch = SocketAddr::from((lab.web(0).address(), SWITCH_PORT));
     let up = || TcpEcho::start(lab.web(0), switch).expect("a server");
+    let other = SocketAddr::from((lab.web(1).address(), SWITCH_PORT));
+    let _other = TcpEcho::start(lab.web(1), other).expect("a server");
     let mut running = Some(up());
     let agent = lab.start_agent(&config).expect("an agent");
     wait_for(&agent, "web", "web1", "healthy", "");
+    wait_for(&agent, "web", "web2", "healthy", "");
     for (flaps, times) in
         [(0, ""), (1, "it fell once soon after"), (2, "it fell 2 times in a row soon after")]
     {
@@ -361,6 +365,63 @@ fn a_drained_server_that_fails_is_given_up() {
         .get("/")
         .expect("an answer");
     assert_eq!(answer.served_by(), "web2");
+}
+
+/// How many backends of one service.
+const MANY: u16 = 1_000;
+/// How long their checks are looked at: four rounds.
+const OBSERVED: Duration = Duration::from_secs(8);
+
+/// CPU time that a process has used, in clock ticks.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+    [11, 12].iter().map(|&field| fields[field].parse::<u64>().expect("a number")).sum()
+}
+
+/// Checks that have been made, by the metrics.
+fn checks_made(lab: &Lab) -> u64 {
+    let metrics = lab.edge().curl(&["http://127.0.0.1:9400/metrics"]).expect("metrics");
+    let text = metrics.text();
+    let counts = text.lines().filter(|line| line.starts_with("sluice_probe_duration_seconds_count"));
+    counts
+        .map(|line| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count"))
+        .sum()
+}
+
+#[test]
+fn a_thousand_backends_are_checked_with_a_tenth_of_a_core() {
+    let lab = Lab::builder().web_servers(1).app_servers(1).start().expect("a lab");
+    // Behind one address: no table of neighbours is asked to hold a thousand.
+    lab.web(0).ip("route add local 10.7.0.0/16 dev lo").expect("addresses");
+    lab.edge().ip(&format!("route add 10.7.0.0/16 via {}", lab.web(0).address())).expect("a route");
+    let vips = [lab.vip(80)];
+    let address = |n: u16| IpAddr::from([10, 7, (n / 250) as u8, (n % 250 + 1) as u8]);
+    let backends = || (0..MANY).map(|n| (format!("b{n}"), address(n), "")).collect();
+    for kind in ["tcp", "http"] {
+        let health = format!("type = \"{kind}\"\n");
+        let service =
+            Service { name: "web", vips: &vips, forwarding: "ipip", health: &health, backends: backends() };
+        let standard = "interval = \"2s\"\ntimeout = \"1s\"\n";
+        let config = configuration(&[service]).replace(QUICK, standard);
+        let config = config.replace("[agent]", "[agent]\nmetrics = \"127.0.0.1:9400\"");
+        let agent = lab.start_agent(&config).expect("an agent");
+        wait_until("all are healthy", PATIENCE, || {
+            agent.service("web").is_ok_and(|web| web["status"] == "healthy")
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+        let (made, used) = (checks_made(&lab), cpu_ticks(agent.pid()));
+        // Whoever asked meanwhile would be what is measured.
+        std::thread::sleep(OBSERVED);
+        let used = cpu_ticks(agent.pid()) - used;
+        let made = checks_made(&lab) - made;
+        assert!(made > 3 * u64::from(MANY), "{kind}: only {made} checks");
+        // A tick is 10 ms; a thousand checks in two seconds are 500 a second.
+        let share = used as f64 * 0.01 / (made as f64 / 500.0);
+        println!("{kind}: {made} checks, {used} ticks: {:.1} % of a core", share * 100.0);
+        assert!(share < 0.1, "{kind}: {:.1} % of a core", share * 100.0);
+        agent.terminate().expect("end");
+    }
 }
 
 /// How many programs are on the host's side of the edge host's interface.

@@ -16,6 +16,7 @@ use crate::core::plan::{Plan, plan};
 use crate::core::ring::changed_slots;
 use crate::io::api::{ApiError, ApplyReport, ApplyRequest, ErrorKind, RingChange};
 use crate::io::datapath::Datapath;
+use crate::io::probes::TlsClients;
 use crate::io::store;
 
 /// How long new backends may take to tell their MAC addresses.
@@ -29,6 +30,8 @@ struct Prepared {
 impl Agent {
     /// SIGHUP: reads the file again.
     pub(super) async fn reload(&mut self) {
+        // Certificate authorities are read again, too.
+        self.tls = TlsClients::default();
         let applied = match start::read_config(&self.options) {
             Ok(config) => self.put_in_force(config).await,
             Err(AgentError::Config(errors)) => Err(ApiError { kind: ErrorKind::Invalid, errors }),

@@ -16,7 +16,7 @@ use crate::core::health::{Health, Held, Monitor, Transition, first_probe_delay, 
 use crate::core::names;
 use crate::core::slow_start::Ramp;
 use crate::core::wanted::BackendKey;
-use crate::io::probes::{Check, ProbeReport, Target, TlsClients, probe_loop};
+use crate::io::probes::{Check, ProbeReport, Target, probe_loop};
 
 /// A probe's outcome. The target tells a backend's server from one that had its name before.
 pub(super) type Report = ProbeReport<(BackendKey, SocketAddr)>;
@@ -29,6 +29,7 @@ pub(super) struct Probed {
     pub(super) monitor: Monitor,
     target: Target,
     health: config::Health,
+    check: Arc<Check>,
     task: AbortHandle,
     /// Why the last probe failed, if it did.
     pub(super) failure: Option<String>,
@@ -51,9 +52,9 @@ impl Agent {
 
     /// Gets ready what the checks of a configuration need of this host.
     pub(super) fn prepare_checks(&mut self, config: &Config) -> Result<Checks, AgentError> {
-        let mut clients = TlsClients::default();
+        let clients = &mut self.tls;
         let check = |service: &config::Service| {
-            Ok((service.name.clone(), Arc::new(Check::new(&service.health, &mut clients)?)))
+            Ok((service.name.clone(), Arc::new(Check::new(&service.health, clients)?)))
         };
         let checks = config.services.iter().map(check).collect::<Result<_, AgentError>>()?;
         self.prepare_paths(config)?;
@@ -73,9 +74,8 @@ impl Agent {
             let Some(check) = self.checks.get(&key.service) else { continue };
             let mut monitor = Monitor::new(health.into());
             if let Some(probed) = self.probed.get_mut(key) {
-                // The certificate authorities may have changed, though their file's name has not.
-                let is_tls = matches!(health.probe, config::Probe::Http { tls: Some(_), .. });
-                if probed.target == *target && probed.health == *health && !is_tls {
+                let is_same = probed.target == *target && probed.health == *health;
+                if is_same && probed.check.trusts_as(check) {
                     continue;
                 }
                 // Another address is another server; the same one, asked otherwise, keeps what is known of it.
@@ -100,6 +100,7 @@ impl Agent {
                 monitor,
                 target: target.clone(),
                 health: health.clone(),
+                check: check.clone(),
                 task: task.abort_handle(),
                 failure: None,
             };

@@ -22,6 +22,7 @@ use crate::io::api::{self, Requests};
 use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
 use crate::io::exporters::Histograms;
 use crate::io::neighbours::{InterfaceError, Resolver, XdpState};
+use crate::io::probes::TlsClients;
 use crate::io::store;
 
 /// How long backends may take to tell their MAC addresses before the start goes on without.
@@ -71,6 +72,7 @@ pub(super) async fn start(
         hop_errors: BTreeMap::new(),
         hop_news: Vec::new(),
         checks: BTreeMap::new(),
+        tls: TlsClients::default(),
         probed: BTreeMap::new(),
         ramps: BTreeMap::new(),
         path: None,

@@ -22,6 +22,7 @@ use crate::io::api::Requests;
 use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock, ProbePath};
 use crate::io::exporters::Histograms;
 use crate::io::neighbours::{HopError, Interface, Resolver, XdpState};
+use crate::io::probes::TlsClients;
 
 /// A server task that ends with its handle.
 pub(super) struct Server {
@@ -51,7 +52,10 @@ pub(super) struct Agent {
     pub(super) hop_errors: BTreeMap<Target, HopError>,
     /// What the last look at next hops found wrong that was not so before.
     pub(super) hop_news: Vec<String>,
+    /// The checks in force.
     pub(super) checks: Checks,
+    /// The certificate authorities that encrypted checks trust, as they were read.
+    pub(super) tls: TlsClients,
     pub(super) probed: BTreeMap<BackendKey, Probed>,
     /// Backends on their way back to their weight.
     pub(super) ramps: BTreeMap<BackendKey, Ramp>,

@@ -182,6 +182,14 @@ impl Check {
         Ok(Self { health: health.clone(), tls })
     }
 
+    /// Whether both are made with the same certificate authorities, as they were read.
+    pub fn trusts_as(&self, other: &Self) -> bool {
+        match (&self.tls, &other.tls) {
+            (Some(own), Some(its)) => Arc::ptr_eq(own, its),
+            (own, its) => own.is_some() == its.is_some(),
+        }
+    }
+
     /// Probes `target` once; the whole of it takes at most the timeout, and as long again to find out why the forwarding
     /// path is silent. [`Probe::None`] always succeeds.
     pub async fn probe(&self, target: &Target) -> Result<(), ProbeError> {

@@ -1,12 +1,16 @@
 //! Repeated probes: turns a target and a [`Check`] into a stream of [`ProbeReport`]s.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Check, ProbeError, Target};
+
+/// Probes start at multiples of this, which nobody notices but the processor: of many backends some start together, and as
+/// many fewer times the agent is woken.
+const TOGETHER: Duration = Duration::from_millis(10);
 
 /// The outcome of one probe.
 #[derive(Debug)]
@@ -31,7 +35,7 @@ pub async fn probe_loop<K: Clone + Send + 'static>(
     next_delay: impl Fn(Duration) -> Duration + Send,
     reports: Sender<ProbeReport<K>>,
 ) {
-    let mut start = Instant::now() + first_delay;
+    let mut start = rounded(Instant::now() + first_delay);
     loop {
         tokio::select! {
             () = sleep_until(start) => {}
@@ -46,6 +50,15 @@ pub async fn probe_loop<K: Clone + Send + 'static>(
         if reports.send(report).await.is_err() {
             return;
         }
-        start = began + next_delay(check.health.interval);
+        start = rounded(began + next_delay(check.health.interval));
     }
+}
+
+/// The next moment at which probes start together.
+fn rounded(start: Instant) -> Instant {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    let since = start.saturating_duration_since(*EPOCH.get_or_init(Instant::now));
+    let over = since.as_nanos() % TOGETHER.as_nanos();
+    let wait = u64::try_from((TOGETHER.as_nanos() - over) % TOGETHER.as_nanos()).unwrap_or(0);
+    start + Duration::from_nanos(wait)
 }
