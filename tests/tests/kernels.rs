@@ -85,8 +85,8 @@ const DECAPSULATORS: [Decapsulator; 5] = [
     Decapsulator { module: "fou", start: &["-6 fou add port 6080 gue"], stop: "-6 fou del port 6080" },
 ];
 
-/// What the lab is made of, wherever it is.
-const MODULES: [&str; 2] = ["veth", "bridge"];
+/// What the lab is made of, wherever it is, and what holds the programs that forward checks before Linux 6.6.
+const MODULES: [&str; 4] = ["veth", "bridge", "sch_ingress", "cls_bpf"];
 const PROGRAMS: [&str; 5] = ["nginx", "openssl", "curl", "ip", "ethtool"];
 
 /// Room for outer headers on the backends' links.

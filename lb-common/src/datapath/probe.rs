@@ -143,3 +143,6 @@ fn answer_key(vip: Address, own: Address, ports: u32) -> TupleKey {
         protocol: Protocol::TCP,
     })
 }
+
+#[cfg(test)]
+mod tests;

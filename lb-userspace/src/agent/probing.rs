@@ -119,7 +119,11 @@ impl Agent {
         let result = match report.result {
             // That says nothing about the backend.
             Err(error) if error.is_local() => {
-                log::error!("{}: {}: not probed: {error}", key.service, key.backend);
+                let said = Some(error.to_string());
+                if probed.failure != said {
+                    log::error!("service {}: backend {}: not checked: {error}", key.service, key.backend);
+                    probed.failure = said;
+                }
                 return false;
             }
             result => result.map_err(|error| error.to_string()),

@@ -161,7 +161,12 @@ impl ProbePath {
             TcAttachOptions::Netlink(NlOptions::default())
         };
         let link = program.attach_with_options(interface, side, options);
-        link.and_then(|link| program.take_link(link)).map_err(|error| chain(&error))
+        link.and_then(|link| program.take_link(link)).map_err(|error| match has_tcx() {
+            true => chain(&error),
+            false => {
+                format!("{} (before Linux 6.6 the modules sch_ingress and cls_bpf are needed)", chain(&error))
+            }
+        })
     }
 }
 
