@@ -70,8 +70,7 @@ impl Packet for SkbPacket<'_> {
             _ => return None,
         };
         // SAFETY: the helper takes integers.
-        let grown =
-            unsafe { bpf_skb_adjust_room(self.skb(), bytes as i32, BPF_ADJ_ROOM_MAC, kind.into()) };
+        let grown = unsafe { bpf_skb_adjust_room(self.skb(), bytes as i32, BPF_ADJ_ROOM_MAC, kind.into()) };
         (grown == 0).then_some(())
     }
 

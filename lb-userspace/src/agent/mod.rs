@@ -111,10 +111,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
                 agent.retry_hops().await;
                 Next::Continue
             }
-            () = agent.ramp_due() => {
-                agent.reconcile();
-                Next::Continue
-            }
+            () = agent.ramp_due() => agent.on_ramp(),
             _ = sweep.tick() => {
                 agent.sweep();
                 Next::Continue

@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::AgentError;
 use super::state::Agent;
+use super::{AgentError, Next};
 use crate::core::config::{self, Config};
 use crate::core::health::{Health, Held, Monitor, Transition, first_probe_delay, next_probe_delay};
 use crate::core::names;
@@ -169,6 +169,12 @@ impl Agent {
         if changed {
             self.reconcile();
         }
+    }
+
+    /// A recovering backend is due more of its weight.
+    pub(super) fn on_ramp(&mut self) -> Next {
+        self.reconcile();
+        Next::Continue
     }
 
     /// Why a backend is not well, by its checks.

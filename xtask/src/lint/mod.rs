@@ -38,7 +38,9 @@ pub(crate) fn formatting() -> Result<()> {
     stream(cargo().args(["fmt", "--all", "--check"]))?;
     let mut rustfmt = Command::new("rustfmt");
     rustfmt.args(["--check", "--edition", "2024"]);
-    stream(rustfmt.args(["lib.rs", "main.rs", "decap/main.rs"].map(|file| format!("lb-ebpf/src/{file}"))))?;
+    stream(rustfmt.args(
+        ["lib.rs", "main.rs", "decap/main.rs", "probe/main.rs"].map(|file| format!("lb-ebpf/src/{file}")),
+    ))?;
     stream(cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     println!("✔ formatting");
     Ok(())
