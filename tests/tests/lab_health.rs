@@ -4,8 +4,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use lb_tests::{Agent, HttpConnection, Lab, TcpEcho, run_checked, wait_until};
-use serde_json::Value;
+use aya::programs::{SchedClassifier, TcAttachType};
+use lb_tests::{Agent, HttpConnection, Lab, TcpEcho, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where a server's health can be switched on and off while its web server goes on.
@@ -426,8 +426,6 @@ fn a_thousand_backends_are_checked_with_a_tenth_of_a_core() {
 
 /// How many programs are on the host's side of the edge host's interface.
 fn programs_beside(lab: &Lab) -> usize {
-    let mut bpftool = lab.edge().command("bpftool");
-    let shown = run_checked(bpftool.args(["-j", "net", "show", "dev", "eth0"])).expect("bpftool");
-    let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
-    shown[0]["tc"].as_array().map_or(0, Vec::len)
+    let count = |side| SchedClassifier::query_tcx("eth0", side).expect("tcx").1.len();
+    lab.edge().run(|| count(TcAttachType::Egress) + count(TcAttachType::Ingress)).expect("run")
 }
