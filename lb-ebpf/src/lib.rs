@@ -6,6 +6,7 @@
 #![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features, reason = "whether the compiler knows a value can be asked in no other way")]
 
+pub mod own_packet;
 pub mod packet;
 
 /// Loops, so that the verifier rejects a program from which a panic can be reached.

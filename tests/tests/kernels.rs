@@ -85,8 +85,8 @@ const DECAPSULATORS: [Decapsulator; 5] = [
     Decapsulator { module: "fou", start: &["-6 fou add port 6080 gue"], stop: "-6 fou del port 6080" },
 ];
 
-/// What the lab is made of, wherever it is.
-const MODULES: [&str; 2] = ["veth", "bridge"];
+/// What the lab is made of, wherever it is, and what holds the programs that forward checks before Linux 6.6.
+const MODULES: [&str; 4] = ["veth", "bridge", "sch_ingress", "cls_bpf"];
 const PROGRAMS: [&str; 5] = ["nginx", "openssl", "curl", "ip", "ethtool"];
 
 /// Room for outer headers on the backends' links.
@@ -160,6 +160,10 @@ fn configuration(lab: &Lab) -> String {
         text += &format!("protocol = \"tcp\"\nforwarding = \"{forwarding}\"\n");
         text += "[service.health]\ntype = \"http\"\npath = \"/healthz\"\n";
         text += "interval = \"2s\"\ntimeout = \"2s\"\nrise = 1\n";
+        if *forwarding == "l2-dsr" {
+            // The programs that forward checks load and attach here, too.
+            text += "via = \"vip\"\n";
+        }
         for web in lab.webs() {
             let [v4, v6] = web.both_addresses();
             let address: IpAddr = if mode.backends == V4 { v4 } else { v6 };

@@ -9,6 +9,7 @@ mod control;
 mod counters;
 mod decap;
 mod exact;
+mod probe;
 mod service;
 mod vips;
 mod word;
@@ -18,6 +19,7 @@ pub use control::{Control, Interface, MAC_MASK, NatPorts, Settings, VipTable, in
 pub use counters::{Traffic, Verdicts};
 pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
 pub use exact::{FragmentRoute, ReturnPath, TRANSLATION_WORDS, Translation, TranslationState, TupleKey};
+pub use probe::{PROBE_MARK, PROBE_MARK_MASK, ProbeTarget, probe_map};
 pub use service::{Ring, Service, ServiceWord};
 pub use vips::{SNAT_MARK, VipBucket, VipFlags, VipSlot, vip_key};
 pub use word::Word;
@@ -102,6 +104,10 @@ pub const STAGE_SLOTS: u32 = 16;
 pub const CLOCK_PROGRAM: &str = "clock";
 /// Name of the decapsulating program in its object, which is not the main program's.
 pub const DECAP_PROGRAM: &str = "decap";
+/// Names of the programs that send health checks through the forwarding path and take their answers, in their object.
+pub const PROBE_PROGRAMS: [&str; 2] = ["probe_out", "probe_in"];
+/// Connections of health checks through the forwarding path that are known at once; the least recently used go first.
+pub const PROBE_CONNECTIONS: u32 = 16_384;
 /// Outer sources that `sluice decap` may be told of.
 pub const MAX_DECAP_SOURCES: u32 = 64;
 /// Buckets of one half of the table of addresses that `sluice decap` looks things up in: a power of two.
@@ -205,6 +211,7 @@ assert_layout! {
     TupleKey: 40 { source: 0, destination: 16, ports: 32, protocol: 36 }
     Translation: 72 { state: 0, source: 8, destination: 24, ports: 40, backend: 44, first: 48, rest: 56, vlan: 64 }
     FragmentRoute: 64 { source: 0, destination: 16, tick: 32, service: 36, backend: 38, first: 40, rest: 48, vlan: 56 }
+    ProbeTarget: 64 { vip: 0, address: 16, backend: 32, sent: 40, answered: 48 }
     DecapControl: 16 { first_bucket: 0, sources: 8 }
     SourcePrefix: 32 { address: 0, mask: 16 }
 }

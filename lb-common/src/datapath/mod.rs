@@ -14,6 +14,7 @@ mod icmp;
 mod nat;
 mod parse;
 mod pick;
+mod probe;
 mod rare;
 mod rewrite;
 mod settled;
@@ -24,6 +25,7 @@ pub use exit::{Exit, Stage};
 pub use nat::{Attempt, Scratch, Work, attempt};
 pub(crate) use parse::is_extension;
 pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
+pub use probe::{OwnPacket, ProbeAction, ProbeTables, Side, probe_in, probe_out};
 pub use tables::{Header, Inserted, Packet, Refusal, Step, Tables};
 
 use crate::abi::{

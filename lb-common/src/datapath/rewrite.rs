@@ -52,15 +52,27 @@ pub(super) fn dispatch<P: Packet, T: Tables>(
     pick: &Pick<'_>,
     hop: &NextHop,
 ) -> Result<u32, Exit> {
-    match pick.word.forwarding() {
-        Forwarding::L2Dsr => {}
-        Forwarding::Ipip => encapsulate(packet, control, parsed, pick, hop, false)?,
-        Forwarding::Gue => encapsulate(packet, control, parsed, pick, hop, true)?,
-        // Its service is just becoming one.
-        Forwarding::Nat => return Err(Stage::Nat.into()),
-    }
+    wrap(packet, control, parsed, pick, hop)?;
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
     address_frame(packet, hop.first, hop.rest, hop.interface)
+}
+
+/// Puts in front of a packet what its backend's forwarding mode needs there.
+#[inline(always)]
+pub(super) fn wrap<P: Packet>(
+    packet: &mut P,
+    control: &Control,
+    parsed: &Parsed,
+    pick: &Pick<'_>,
+    hop: &NextHop,
+) -> Result<(), Exit> {
+    match pick.word.forwarding() {
+        Forwarding::L2Dsr => Ok(()),
+        Forwarding::Ipip => encapsulate(packet, control, parsed, pick, hop, false),
+        Forwarding::Gue => encapsulate(packet, control, parsed, pick, hop, true),
+        // Its service is just becoming one.
+        Forwarding::Nat => Err(Stage::Nat.into()),
+    }
 }
 
 /// Writes both MAC addresses, given as [`NextHop`] has them. Yields the index of the interface to transmit on; 0 for the one the packet came from.

@@ -16,6 +16,7 @@ use crate::core::plan::{Plan, plan};
 use crate::core::ring::changed_slots;
 use crate::io::api::{ApiError, ApplyReport, ApplyRequest, ErrorKind, RingChange};
 use crate::io::datapath::Datapath;
+use crate::io::probes::TlsClients;
 use crate::io::store;
 
 /// How long new backends may take to tell their MAC addresses.
@@ -29,6 +30,8 @@ struct Prepared {
 impl Agent {
     /// SIGHUP: reads the file again.
     pub(super) async fn reload(&mut self) {
+        // Certificate authorities are read again, too.
+        self.tls = TlsClients::default();
         let applied = match start::read_config(&self.options) {
             Ok(config) => self.put_in_force(config).await,
             Err(AgentError::Config(errors)) => Err(ApiError { kind: ErrorKind::Invalid, errors }),
@@ -76,7 +79,9 @@ impl Agent {
         let mut report = self.predict(&config, false)?;
         let prepared = self.prepare(&config).await?;
         self.resolve(targets(&config), NEW_HOPS).await;
+        let checks = self.prepare_checks(&config).map_err(ApiError::failed)?;
         let before = std::mem::replace(&mut self.config, config);
+        let checks_before = std::mem::replace(&mut self.checks, checks);
         let known = start::adopted_health(&self.kernel.tables().image());
         self.sync_probes(&known);
         if before.agent.ring_seed != self.config.agent.ring_seed {
@@ -85,11 +90,14 @@ impl Agent {
         let wanted = self.knowledge.wanted(&self.config);
         if let Err(error) = self.bring_about(&wanted) {
             self.config = before;
+            self.checks = checks_before;
+            self.restore_paths();
             self.sync_probes(&known);
             self.kernel.set_ring_seed(self.config.agent.ring_seed);
             self.reconcile();
             return Err(ApiError::failed(error));
         }
+        self.publish_paths();
         if let Some(metrics) = prepared.metrics {
             self.metrics = metrics;
         }

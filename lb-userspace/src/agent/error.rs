@@ -6,6 +6,7 @@ use crate::core::plan::PlanError;
 use crate::io::api::ListenError;
 use crate::io::datapath::{AttachError, DatapathError, LoadError, PinError};
 use crate::io::neighbours::InterfaceError;
+use crate::io::probes::PrepareError;
 use crate::io::store::StoreError;
 
 /// Why the agent does not start.
@@ -38,6 +39,9 @@ pub enum AgentError {
     /// The tables cannot be changed.
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    /// What a health check needs is not there.
+    #[error(transparent)]
+    Check(#[from] PrepareError),
     /// The operating system said no.
     #[error("{what}: {cause}")]
     Io {

@@ -4,6 +4,7 @@ mod apply;
 mod error;
 mod hops;
 mod packet_log;
+mod paths;
 mod probing;
 mod requests;
 mod start;
@@ -110,6 +111,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
                 agent.retry_hops().await;
                 Next::Continue
             }
+            () = agent.ramp_due() => agent.on_ramp(),
             _ = sweep.tick() => {
                 agent.sweep();
                 Next::Continue

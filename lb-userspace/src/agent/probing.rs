@@ -2,16 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 
 use super::state::Agent;
+use super::{AgentError, Next};
 use crate::core::config::{self, Config};
-use crate::core::health::{Health, Monitor, first_probe_delay, next_probe_delay};
+use crate::core::health::{Health, Held, Monitor, Transition, first_probe_delay, next_probe_delay};
 use crate::core::names;
+use crate::core::slow_start::Ramp;
 use crate::core::wanted::BackendKey;
-use crate::io::probes::{ProbeReport, probe_loop};
+use crate::io::probes::{Check, ProbeReport, Target, probe_loop};
 
 /// A probe's outcome. The target tells a backend's server from one that had its name before.
 pub(super) type Report = ProbeReport<(BackendKey, SocketAddr)>;
@@ -22,8 +27,9 @@ pub(super) type KnownHealth = BTreeMap<(BackendKey, IpAddr), Health>;
 /// A backend that is probed.
 pub(super) struct Probed {
     pub(super) monitor: Monitor,
-    target: SocketAddr,
+    target: Target,
     health: config::Health,
+    check: Arc<Check>,
     task: AbortHandle,
     /// Why the last probe failed, if it did.
     pub(super) failure: Option<String>,
@@ -35,43 +41,66 @@ impl Drop for Probed {
     }
 }
 
+/// The checks of a configuration, by service: what they need of this host is there.
+pub(super) type Checks = BTreeMap<String, Arc<Check>>;
+
 impl Agent {
+    /// Time since the agent was started: what health is counted by.
+    pub(super) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Gets ready what the checks of a configuration need of this host.
+    pub(super) fn prepare_checks(&mut self, config: &Config) -> Result<Checks, AgentError> {
+        let clients = &mut self.tls;
+        let check = |service: &config::Service| {
+            Ok((service.name.clone(), Arc::new(Check::new(&service.health, clients)?)))
+        };
+        let checks = config.services.iter().map(check).collect::<Result<_, AgentError>>()?;
+        self.prepare_paths(config)?;
+        Ok(checks)
+    }
+
     /// Starts, restarts and ends probes so that they are those of the configuration. What is known of a backend stays
     /// as long as the server is the same; `adopted` is what the tables say of servers that were not probed till now.
     pub(super) fn sync_probes(&mut self, adopted: &KnownHealth) {
-        let wanted = targets(&self.config);
+        let wanted = self.targets();
         let keys: BTreeSet<&BackendKey> = wanted.iter().map(|(key, ..)| key).collect();
         self.probed.retain(|key, _| keys.contains(key));
         self.knowledge.health.retain(|key, _| keys.contains(key));
-        let count = wanted.len();
+        self.ramps.retain(|key, _| keys.contains(key));
+        let (count, now) = (wanted.len(), self.now());
         for (index, (key, target, health)) in wanted.iter().enumerate() {
-            let mut monitor = Monitor::new(health.rise, health.fall);
+            let Some(check) = self.checks.get(&key.service) else { continue };
+            let mut monitor = Monitor::new(health.into());
             if let Some(probed) = self.probed.get_mut(key) {
-                if probed.target == *target && probed.health == *health {
+                let is_same = probed.target == *target && probed.health == *health;
+                if is_same && probed.check.trusts_as(check) {
                     continue;
                 }
                 // Another address is another server; the same one, asked otherwise, keeps what is known of it.
-                if probed.target.ip() == target.ip() {
+                if probed.target.address.ip() == target.address.ip() {
                     monitor = probed.monitor.clone();
-                    monitor.reconfigure(health.rise, health.fall);
+                    monitor.reconfigure(health.into(), now);
                 }
-            } else if let Some(&health) = adopted.get(&(key.clone(), target.ip())) {
+            } else if let Some(&health) = adopted.get(&(key.clone(), target.address.ip())) {
                 monitor.adopt(health);
             }
             self.knowledge.health.insert(key.clone(), monitor.health());
             let first = first_probe_delay(index, count, health.interval, fastrand::u64(..));
             let task = tokio::spawn(probe_loop(
-                (key.clone(), *target),
-                *target,
-                health.clone(),
+                (key.clone(), target.address),
+                target.clone(),
+                check.clone(),
                 first,
                 |interval| next_probe_delay(interval, fastrand::u64(..)),
                 self.reports.clone(),
             ));
             let probed = Probed {
                 monitor,
-                target: *target,
+                target: target.clone(),
                 health: health.clone(),
+                check: check.clone(),
                 task: task.abort_handle(),
                 failure: None,
             };
@@ -82,28 +111,53 @@ impl Agent {
     /// Judges a probe; says whether the backend's health changed.
     pub(super) fn judge(&mut self, report: Report) -> bool {
         let (key, target) = report.target_key;
-        let Some(probed) = self.probed.get_mut(&key).filter(|probed| probed.target == target) else {
+        let now = self.now();
+        let Some(probed) = self.probed.get_mut(&key).filter(|probed| probed.target.address == target) else {
             return false;
         };
         self.histograms.probed(&key.service, report.duration);
         let result = match report.result {
             // That says nothing about the backend.
             Err(error) if error.is_local() => {
-                log::error!("{}: {}: not probed: {error}", key.service, key.backend);
+                let said = Some(error.to_string());
+                if probed.failure != said {
+                    log::error!("service {}: backend {}: not checked: {error}", key.service, key.backend);
+                    probed.failure = said;
+                }
                 return false;
             }
             result => result.map_err(|error| error.to_string()),
         };
         probed.failure = result.as_ref().err().cloned();
-        let Some(transition) = probed.monitor.on_result(result) else { return false };
-        let (from, to) = (names::health(transition.from), names::health(transition.to));
-        let BackendKey { service, backend } = &key;
-        match transition.reason {
-            Some(reason) => log::warn!("service {service}: backend {backend}: {from} → {to}: {reason}"),
-            None => log::info!("service {service}: backend {backend}: {from} → {to}"),
+        let Some(transition) = probed.monitor.on_result(result, now) else { return false };
+        let slow_start = probed.health.slow_start;
+        log_transition(&key, &transition);
+        self.ramps.remove(&key);
+        if transition.from == Health::Unhealthy && !slow_start.is_zero() {
+            self.ramps.insert(key.clone(), Ramp::new(now, slow_start));
         }
         self.knowledge.health.insert(key, transition.to);
         true
+    }
+
+    /// Notes what share of their weight recovering backends have by now; says whether that changed.
+    pub(super) fn advance_ramps(&mut self) -> bool {
+        let now = self.now();
+        let shares = self.ramps.iter().filter_map(|(key, ramp)| Some((key.clone(), ramp.share(now)?)));
+        let shares: BTreeMap<_, _> = shares.collect();
+        self.ramps.retain(|key, _| shares.contains_key(key));
+        let changed = shares != self.knowledge.shares;
+        self.knowledge.shares = shares;
+        changed
+    }
+
+    /// Returns when a recovering backend is due more of its weight; never if there is none.
+    pub(super) async fn ramp_due(&self) {
+        let now = self.now();
+        match self.ramps.values().filter_map(|ramp| ramp.next_step(now)).min() {
+            Some(due) => tokio::time::sleep_until(Instant::from_std(self.started) + due).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// A probe reported, and perhaps others meanwhile: the consequences of all are brought about at once.
@@ -117,19 +171,45 @@ impl Agent {
         }
     }
 
+    /// A recovering backend is due more of its weight.
+    pub(super) fn on_ramp(&mut self) -> Next {
+        self.reconcile();
+        Next::Continue
+    }
+
+    /// Why a backend is not well, by its checks.
+    pub(super) fn check_reason(&self, key: &BackendKey) -> Option<String> {
+        let probed = self.probed.get(key)?;
+        match (probed.failure.clone(), probed.monitor.held(self.now())) {
+            (failure, None) => failure,
+            (None, Some(held)) => Some(held_text(held)),
+            (Some(failure), Some(held)) => Some(format!("{failure}; {}", held_text(held))),
+        }
+    }
+
     /// Whether every probed backend's health is known.
     pub(super) fn all_known(&self) -> bool {
         self.probed.values().all(|probed| probed.monitor.health() != Health::Unknown)
     }
 }
 
-fn targets(config: &Config) -> Vec<(BackendKey, SocketAddr, config::Health)> {
-    let of_service = |service: &'_ config::Service| {
-        let probed = service.backends.iter().filter_map(|backend| {
-            let target = SocketAddr::new(backend.address, service.probe_port(backend)?);
-            Some((BackendKey::new(&service.name, &backend.name), target, service.health.clone()))
-        });
-        probed.collect::<Vec<_>>()
-    };
-    config.services.iter().flat_map(of_service).collect()
+fn log_transition(key: &BackendKey, transition: &Transition) {
+    let (from, to) = (names::health(transition.from), names::health(transition.to));
+    let BackendKey { service, backend } = key;
+    match &transition.reason {
+        Some(reason) if transition.held.is_zero() => {
+            log::warn!("service {service}: backend {backend}: {from} → {to}: {reason}");
+        }
+        Some(reason) => log::warn!(
+            "service {service}: backend {backend}: {from} → {to}: {reason}; it flaps: held down for {:?}",
+            transition.held
+        ),
+        None => log::info!("service {service}: backend {backend}: {from} → {to}"),
+    }
+}
+
+fn held_text(held: Held) -> String {
+    let times = if held.flaps == 1 { "once".to_owned() } else { format!("{} times in a row", held.flaps) };
+    let seconds = held.left.as_secs_f64().ceil();
+    format!("held down for {seconds} s more, for it fell {times} soon after it had recovered")
 }

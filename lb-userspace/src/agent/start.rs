@@ -22,6 +22,7 @@ use crate::io::api::{self, Requests};
 use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
 use crate::io::exporters::Histograms;
 use crate::io::neighbours::{InterfaceError, Resolver, XdpState};
+use crate::io::probes::TlsClients;
 use crate::io::store;
 
 /// How long backends may take to tell their MAC addresses before the start goes on without.
@@ -70,7 +71,12 @@ pub(super) async fn start(
         knowledge: Knowledge { hops, ..Knowledge::default() },
         hop_errors: BTreeMap::new(),
         hop_news: Vec::new(),
+        checks: BTreeMap::new(),
+        tls: TlsClients::default(),
         probed: BTreeMap::new(),
+        ramps: BTreeMap::new(),
+        path: None,
+        path_targets: BTreeMap::new(),
         reports: report_sender,
         requests,
         metrics: None,
@@ -84,15 +90,17 @@ pub(super) async fn start(
         Some(address) => Some((api::listen_public(address).await?, address)),
         None => None,
     };
+    agent.checks = agent.prepare_checks(&agent.config.clone())?;
     agent.sync_probes(&adopted_health(&image));
     agent.resolve(targets(&agent.config), FIRST_HOPS).await;
-    agent.wait_for_health(reports).await;
-    let wanted = agent.knowledge.wanted(&agent.config);
     agent.kernel.set_ring_seed(agent.config.agent.ring_seed);
-    agent.bring_about(&wanted).map_err(|error| match error {
-        ReconcileError::Plan(error) => AgentError::Plan(error),
-        ReconcileError::Datapath(error) => AgentError::Datapath(error),
-    })?;
+    if agent.path.is_some() {
+        // Packets of checks through the forwarding path find their way by the tables.
+        agent.bring_about_first()?;
+        agent.publish_paths();
+    }
+    agent.wait_for_health(reports).await;
+    agent.bring_about_first()?;
     if agent.options.attach {
         agent.attach_all().await?;
     }
@@ -164,6 +172,15 @@ fn adopted_hops(image: &Image, config: &Config) -> BTreeMap<Target, NextHop> {
 }
 
 impl Agent {
+    /// Brings the tables in line with what is known so far.
+    fn bring_about_first(&mut self) -> Result<(), AgentError> {
+        let wanted = self.knowledge.wanted(&self.config);
+        self.bring_about(&wanted).map_err(|error| match error {
+            ReconcileError::Plan(error) => AgentError::Plan(error),
+            ReconcileError::Datapath(error) => AgentError::Datapath(error),
+        })
+    }
+
     /// Judges probes until each backend's health is known: packets are better not sent to a server that is down.
     async fn wait_for_health(&mut self, reports: &mut mpsc::Receiver<Report>) {
         let round = async {

@@ -9,17 +9,20 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Options;
-use super::probing::{Probed, Report};
+use super::paths::PathKey;
+use super::probing::{Checks, Probed, Report};
 use crate::core::config::{Config, Protocol};
 use crate::core::image::Wanted;
 use crate::core::plan::{Action, RingCache, plan};
 use crate::core::reach::{Target, targets};
+use crate::core::slow_start::Ramp;
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot};
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
-use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock};
+use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock, ProbePath};
 use crate::io::exporters::Histograms;
 use crate::io::neighbours::{HopError, Interface, Resolver, XdpState};
+use crate::io::probes::TlsClients;
 
 /// A server task that ends with its handle.
 pub(super) struct Server {
@@ -49,7 +52,17 @@ pub(super) struct Agent {
     pub(super) hop_errors: BTreeMap<Target, HopError>,
     /// What the last look at next hops found wrong that was not so before.
     pub(super) hop_news: Vec<String>,
+    /// The checks in force.
+    pub(super) checks: Checks,
+    /// The certificate authorities that encrypted checks trust, as they were read.
+    pub(super) tls: TlsClients,
     pub(super) probed: BTreeMap<BackendKey, Probed>,
+    /// Backends on their way back to their weight.
+    pub(super) ramps: BTreeMap<BackendKey, Ramp>,
+    /// The checks' way through the forwarding path, if any takes it.
+    pub(super) path: Option<ProbePath>,
+    /// The targets there.
+    pub(super) path_targets: BTreeMap<PathKey, u32>,
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) requests: Requests,
     pub(super) metrics: Option<Server>,
@@ -74,6 +87,7 @@ pub(super) enum ReconcileError {
 impl Agent {
     /// Brings the datapath in line with what is known; failures are logged, and tried again later.
     pub(super) fn reconcile(&mut self) {
+        self.advance_ramps();
         let wanted = self.knowledge.wanted(&self.config);
         if let Err(error) = self.bring_about(&wanted) {
             log::error!("the datapath keeps its former state: {error}");
@@ -96,6 +110,7 @@ impl Agent {
         self.unsettled = false;
         if !plan.actions.is_empty() {
             self.histograms.applied(began.elapsed());
+            self.publish_paths();
         }
         Ok(())
     }
@@ -140,7 +155,7 @@ impl Agent {
         for service in &self.config.services {
             for (backend, target) in service.backends.iter().zip(targets(service)) {
                 let key = BackendKey::new(&service.name, &backend.name);
-                let failed = self.probed.get(&key).and_then(|probed| probed.failure.clone());
+                let failed = self.check_reason(&key);
                 let unresolved = || self.hop_errors.get(&target).map(HopError::to_string);
                 if let Some(reason) = failed.or_else(unresolved) {
                     reasons.insert(key, reason);

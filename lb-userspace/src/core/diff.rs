@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{Config, Probe, Source};
+use super::config::{Config, Probe, Source, Tls};
 use super::names;
 
 /// One value that differs.
@@ -66,13 +66,23 @@ fn flatten(config: &Config) -> BTreeMap<String, String> {
             put(at("health.timeout"), format!("{:?}", health.timeout));
             put(at("health.rise"), health.rise.to_string());
             put(at("health.fall"), health.fall.to_string());
+            put(at("health.via"), names::via(health.via).into());
+            put(at("health.slow_start"), format!("{:?}", health.slow_start));
+            put(at("health.hold_down"), format!("{:?}", health.hold_down));
+            put(at("health.hold_down_max"), format!("{:?}", health.hold_down_max));
         }
-        if let Probe::Http { path, host, expect } = &health.probe {
+        if let Probe::Http { path, host, expect, body, tls } = &health.probe {
             let expect: Vec<String> =
                 expect.iter().map(|range| format!("{}-{}", range.start(), range.end())).collect();
             put(at("health.path"), path.clone());
             put(at("health.host"), host.clone().unwrap_or_default());
             put(at("health.expect"), expect.join(","));
+            put(at("health.body"), body.clone().unwrap_or_default());
+            if let Some(tls) = tls {
+                put(at("health.verify"), (*tls != Tls::Unverified).to_string());
+                let ca = if let Tls::Authorities(file) = tls { file.as_str() } else { "the system's" };
+                put(at("health.ca"), ca.to_owned());
+            }
         }
         for backend in &service.backends {
             let at = |key: &str| format!("service[{}].backend[{}].{key}", service.name, backend.name);

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::config::{AllDown, BackendState};
+use super::config::{self, AllDown, BackendState};
 
 #[cfg(test)]
 mod tests;
@@ -25,6 +25,27 @@ pub enum Health {
     Unhealthy,
 }
 
+/// When a backend is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thresholds {
+    /// Successes in a row that make an unhealthy backend healthy; 0 means 1.
+    pub rise: u32,
+    /// Failures in a row that make a healthy backend unhealthy; 0 means 1.
+    pub fall: u32,
+    /// How long a backend is at least unhealthy that falls soon after it recovered; twice as long each further time. 0 =
+    /// no longer than `rise` says.
+    pub hold_down: Duration,
+    /// The longest that this becomes. A backend that stays healthy as long is no longer held against.
+    pub hold_down_max: Duration,
+}
+
+impl From<&config::Health> for Thresholds {
+    fn from(health: &config::Health) -> Self {
+        let &config::Health { rise, fall, hold_down, hold_down_max, .. } = health;
+        Self { rise, fall, hold_down, hold_down_max }
+    }
+}
+
 /// A change of health, and the probe result that caused it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transition {
@@ -34,32 +55,53 @@ pub struct Transition {
     pub to: Health,
     /// Why the deciding probe failed; `None` when it succeeded.
     pub reason: Option<String>,
+    /// How long it is now held down, because it flaps; 0 if it is not.
+    pub held: Duration,
 }
 
-/// The health of one backend as its probes tell it.
+/// A backend that may not recover yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// For so long.
+    pub left: Duration,
+    /// Times in a row that it fell soon after it had recovered.
+    pub flaps: u32,
+}
+
+/// The health of one backend as its probes tell it. Times are counted from any fixed moment.
 ///
 /// The first result decides at once, so that a start is quick. After that it takes `fall` failures in a row to
 /// turn unhealthy, and `rise` successes in a row to turn healthy.
+///
+/// A backend that falls before it was healthy again for as long as `hold_down_max` flaps: each such fall holds it down for twice as
+/// long as the one before. What its probes say meanwhile is counted, but it stays unhealthy until the time is over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Monitor {
-    rise: u32,
-    fall: u32,
+    thresholds: Thresholds,
     health: Health,
     /// Results in a row that speak against `health`.
     contrary: u32,
+    /// When it last turned healthy after it had been unhealthy.
+    recovered: Option<Duration>,
+    /// Falls in a row that came soon after a recovery.
+    flaps: u32,
+    /// It stays unhealthy until then.
+    held_until: Duration,
     last_failure: Option<String>,
     successes: u64,
     failures: u64,
 }
 
 impl Monitor {
-    /// A backend of unknown health. Thresholds are in results; 0 means 1.
-    pub fn new(rise: u32, fall: u32) -> Self {
+    /// A backend of unknown health.
+    pub fn new(thresholds: Thresholds) -> Self {
         Self {
-            rise: rise.max(1),
-            fall: fall.max(1),
+            thresholds,
             health: Health::Unknown,
             contrary: 0,
+            recovered: None,
+            flaps: 0,
+            held_until: Duration::ZERO,
             last_failure: None,
             successes: 0,
             failures: 0,
@@ -73,17 +115,17 @@ impl Monitor {
     }
 
     /// Changes the thresholds. Health, and results in a row so far, are kept; the next result is judged by the
-    /// new thresholds.
-    pub fn reconfigure(&mut self, rise: u32, fall: u32) {
-        self.rise = rise.max(1);
-        self.fall = fall.max(1);
+    /// new thresholds. A backend that is held down stays so no longer than the new ones allow.
+    pub fn reconfigure(&mut self, thresholds: Thresholds, now: Duration) {
+        self.thresholds = thresholds;
+        self.held_until = self.held_until.min(now.saturating_add(self.hold()));
     }
 
     /// Judges one probe: `Err` says why it failed.
-    pub fn on_result(&mut self, result: Result<(), String>) -> Option<Transition> {
+    pub fn on_result(&mut self, result: Result<(), String>, now: Duration) -> Option<Transition> {
         let (says, needed) = match &result {
-            Ok(()) => (Health::Healthy, self.rise),
-            Err(_) => (Health::Unhealthy, self.fall),
+            Ok(()) => (Health::Healthy, self.thresholds.rise),
+            Err(_) => (Health::Unhealthy, self.thresholds.fall),
         };
         let reason = result.err();
         match &reason {
@@ -98,12 +140,39 @@ impl Monitor {
             return None;
         }
         self.contrary = self.contrary.saturating_add(1);
-        if self.health != Health::Unknown && self.contrary < needed {
+        let is_held = says == Health::Healthy && self.held(now).is_some();
+        if self.health != Health::Unknown && (self.contrary < needed || is_held) {
             return None;
         }
         self.contrary = 0;
         let from = std::mem::replace(&mut self.health, says);
-        Some(Transition { from, to: says, reason })
+        match (from, says) {
+            (Health::Unhealthy, Health::Healthy) => self.recovered = Some(now),
+            (Health::Healthy, Health::Unhealthy) => self.on_fall(now),
+            _ => {}
+        }
+        let held = self.held(now).map(|held| held.left).unwrap_or_default();
+        Some(Transition { from, to: says, reason, held })
+    }
+
+    fn on_fall(&mut self, now: Duration) {
+        let soon = |recovered| now.saturating_sub(recovered) < self.thresholds.hold_down_max;
+        self.flaps = if self.recovered.is_some_and(soon) { self.flaps.saturating_add(1) } else { 0 };
+        self.held_until = now.saturating_add(self.hold());
+    }
+
+    /// How long so many flaps hold a backend down.
+    fn hold(&self) -> Duration {
+        let Some(doublings) = self.flaps.checked_sub(1) else { return Duration::ZERO };
+        let factor = 1_u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        self.thresholds.hold_down.saturating_mul(factor).min(self.thresholds.hold_down_max)
+    }
+
+    /// Whether it may not recover yet, however its probes go.
+    pub fn held(&self, now: Duration) -> Option<Held> {
+        let left = self.held_until.saturating_sub(now);
+        let is_held = self.health == Health::Unhealthy && !left.is_zero();
+        is_held.then_some(Held { left, flaps: self.flaps })
     }
 
     /// What is known now.

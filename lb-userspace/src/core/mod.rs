@@ -10,6 +10,7 @@ pub mod names;
 pub mod plan;
 pub mod reach;
 pub mod ring;
+pub mod slow_start;
 pub mod stats;
 pub mod vips;
 pub mod wanted;

@@ -1,6 +1,6 @@
 //! Values → the words that users write and read for them: the same in configuration, status, metrics and messages.
 
-use super::config::{Affinity, AllDown, BackendState, Forwarding, Oversized, Probe, Protocol, XdpMode};
+use super::config::{Affinity, AllDown, BackendState, Forwarding, Oversized, Probe, Protocol, Via, XdpMode};
 use super::health::{Health, ServiceStatus};
 
 /// `agent.xdp_mode`.
@@ -59,7 +59,16 @@ pub fn probe(probe: &Probe) -> &'static str {
     match probe {
         Probe::None => "none",
         Probe::Tcp => "tcp",
-        Probe::Http { .. } => "http",
+        Probe::Http { tls: None, .. } => "http",
+        Probe::Http { tls: Some(_), .. } => "https",
+    }
+}
+
+/// `service.health.via`.
+pub fn via(via: Via) -> &'static str {
+    match via {
+        Via::Backend => "backend",
+        Via::Vip => "vip",
     }
 }
 

@@ -9,6 +9,7 @@ use super::config::{self, Affinity, BackendState, Config, Oversized, Probe, Sour
 use super::health::{Candidate, Health, Serving, serving};
 use super::image::{Globals, VipKey, Wanted, WantedBackend, WantedService};
 use super::reach::{Target, reach};
+use super::slow_start::{self, Share};
 
 /// What names a backend: its service's name and its own.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,6 +34,8 @@ pub struct Knowledge {
     pub health: BTreeMap<BackendKey, Health>,
     /// Next hops by what they lead to; absent means not known now.
     pub hops: BTreeMap<Target, NextHop>,
+    /// Backends that have only a share of their weight yet.
+    pub shares: BTreeMap<BackendKey, Share>,
 }
 
 impl Knowledge {
@@ -97,16 +100,27 @@ impl Knowledge {
     fn wanted_service(&self, service: &config::Service, config: &Config) -> WantedService {
         let checked = service.health.probe != Probe::None;
         let eligible = self.serving(service).eligible;
+        let share = |backend: &config::Backend| {
+            self.shares.get(&BackendKey::new(&service.name, &backend.name)).copied()
+        };
+        let ramping =
+            !self.shares.is_empty() && service.backends.iter().any(|backend| share(backend).is_some());
+        let greatest = service.backends.iter().map(|backend| backend.weight).max().unwrap_or(0);
+        let scale = if ramping { slow_start::scale(greatest) } else { 1 };
         let backends = service.backends.iter().zip(eligible).map(|(backend, eligible)| {
             let health = self.health_of(&service.name, &backend.name);
             WantedBackend {
                 name: backend.name.clone(),
                 address: backend.address.into(),
-                enabled: backend.state != BackendState::Disabled,
+                enabled: keeps_flows(backend.state, checked, health),
                 // One that takes new flows because nothing better is left counts as healthy: flows may stay with it.
                 healthy: eligible || !checked || health != Health::Unhealthy,
                 probed_healthy: !checked || health == Health::Healthy,
-                ring_weight: if eligible { backend.weight } else { 0 },
+                ring_weight: if eligible {
+                    slow_start::weight(backend.weight, scale, share(backend))
+                } else {
+                    0
+                },
                 port: backend.port.unwrap_or(0),
                 hop: self.hop((backend.address, reach(service.forwarding)), config),
             }
@@ -152,6 +166,16 @@ impl Knowledge {
                     .collect()
             }),
         }
+    }
+}
+
+/// Whether a backend's established flows may go on there. An unhealthy one may still be serving them; but one that is drained
+/// is on its way out, and what it no longer serves is better chosen afresh than kept.
+fn keeps_flows(state: BackendState, checked: bool, health: Health) -> bool {
+    match state {
+        BackendState::Enabled => true,
+        BackendState::Drain => !checked || health != Health::Unhealthy,
+        BackendState::Disabled => false,
     }
 }
 

@@ -23,10 +23,11 @@ pub(super) fn read(mut agent: Section<'_>, sources: &mut Sources) -> Option<Agen
     let xdp_mode = agent.or(
         "xdp_mode",
         XdpMode::Auto,
-        values::choice(
-            &[("auto", XdpMode::Auto), ("driver", XdpMode::Driver), ("generic", XdpMode::Generic)],
-            &[],
-        ),
+        values::choice(&[
+            ("auto", XdpMode::Auto),
+            ("driver", XdpMode::Driver),
+            ("generic", XdpMode::Generic),
+        ]),
     );
     let metrics = agent.optional("metrics", values::listen_address);
     let flow_table_size =
@@ -37,7 +38,7 @@ pub(super) fn read(mut agent: Section<'_>, sources: &mut Sources) -> Option<Agen
     let oversized = agent.or(
         "oversized",
         Oversized::Drop,
-        values::choice(&[("drop", Oversized::Drop), ("reply", Oversized::Reply)], &[]),
+        values::choice(&[("drop", Oversized::Drop), ("reply", Oversized::Reply)]),
     );
     agent.finish();
     Some(Agent {

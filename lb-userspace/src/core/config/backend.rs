@@ -63,7 +63,7 @@ fn read(
         ("drain", BackendState::Drain),
         ("disabled", BackendState::Disabled),
     ];
-    let state = backend.or("state", BackendState::Enabled, values::choice(&states, &[]));
+    let state = backend.or("state", BackendState::Enabled, values::choice(&states));
     backend.finish();
     Some(Backend { name: name?, address: address?, port: port?, weight: weight?, state: state? })
 }

@@ -131,6 +131,18 @@ impl Service {
         let port = self.health.port.or(backend.port).or(of_vips);
         port.filter(|_| self.health.probe != Probe::None)
     }
+
+    /// The addresses that the probes of a backend go to besides its own: none, unless they go through the forwarding path.
+    /// A connection to a translated backend is the same with and without it.
+    pub fn probed_vips(&self, backend: &Backend) -> Vec<IpAddr> {
+        let through = self.health.via == Via::Vip && self.forwarding != Forwarding::Nat;
+        let same_family = |address: &IpAddr| address.is_ipv4() == backend.address.is_ipv4();
+        let vips = self.vips.iter().map(|vip| vip.address).filter(|address| through && same_family(address));
+        let mut vips: Vec<IpAddr> = vips.collect();
+        vips.sort_unstable();
+        vips.dedup();
+        vips
+    }
 }
 
 /// A virtual address of a service. Port 0 means every port.
@@ -203,6 +215,24 @@ pub struct Health {
     pub rise: u32,
     /// Failures in a row that make a healthy backend unhealthy; at least 1.
     pub fall: u32,
+    /// Which way probes go.
+    pub via: Via,
+    /// Time over which a backend that recovered gets its weight back; 0 = at once.
+    pub slow_start: Duration,
+    /// How long a backend is at least unhealthy that falls soon after it recovered; twice as long each further time.
+    /// 0 = no longer than `rise` says.
+    pub hold_down: Duration,
+    /// The longest that this becomes. A backend that stays healthy as long is no longer held against.
+    pub hold_down_max: Duration,
+}
+
+/// `service.health.via`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Via {
+    /// To the backend's own address.
+    Backend,
+    /// To the service's VIPs of the backend's family, each of them, forwarded as customers' packets are.
+    Vip,
 }
 
 /// The kind of a health check.
@@ -220,7 +250,22 @@ pub enum Probe {
         host: Option<String>,
         /// Accepted status codes.
         expect: Vec<RangeInclusive<u16>>,
+        /// What the beginning of the answer's body must contain.
+        body: Option<String>,
+        /// HTTPS; `None` = HTTP.
+        tls: Option<Tls>,
     },
+}
+
+/// What makes an HTTP check an HTTPS one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Tls {
+    /// Whatever certificate is shown.
+    Unverified,
+    /// The certificate must be for the host and come from an authority of the system's store.
+    System,
+    /// The same, from an authority of this PEM file.
+    Authorities(String),
 }
 
 /// One `[[service.backend]]`.

@@ -55,16 +55,16 @@ fn read(index: usize, mut service: Section<'_>, sources: &Sources, taken: &mut T
         None => format!("service[{index}], line {}", service.place().line),
     };
     let protocols = [("tcp", Protocol::Tcp), ("udp", Protocol::Udp)];
-    let protocol = service.or("protocol", Protocol::Tcp, values::choice(&protocols, &[]));
+    let protocol = service.or("protocol", Protocol::Tcp, values::choice(&protocols));
     let vips = service.list("vips", "write vips = [\"address:port\"]", values::vip);
     check_unique(&service, name.as_deref(), protocol, &vips, &here, taken);
 
-    let forwarding = service.or("forwarding", Forwarding::L2Dsr, values::choice(&FORWARDING, &[]));
-    let affinity = service.or("affinity", Affinity::Connection, values::choice(&AFFINITY, &[]));
+    let forwarding = service.or("forwarding", Forwarding::L2Dsr, values::choice(&FORWARDING));
+    let affinity = service.or("affinity", Affinity::Connection, values::choice(&AFFINITY));
     let all_down = service.or(
         "all_down",
         AllDown::FailOpen,
-        values::choice(&[("fail-open", AllDown::FailOpen), ("drop", AllDown::Drop)], &[]),
+        values::choice(&[("fail-open", AllDown::FailOpen), ("drop", AllDown::Drop)]),
     );
     let min_healthy = service.or("min_healthy", 0, values::integer(0..=u32::from(u16::MAX)));
 
@@ -88,7 +88,10 @@ fn read(index: usize, mut service: Section<'_>, sources: &Sources, taken: &mut T
     let backends = backend::read_all(sections, &frontend);
     let port = default_port(&frontend, backends.as_deref());
     let health = match service.table("health") {
-        Some(section) => health::read(section, port),
+        Some(section) => {
+            let vips: Vec<Vip> = vips.elements.iter().map(|element| element.value).collect();
+            health::read(section, port, forwarding, &vips, backends.as_deref())
+        }
         None if service.has("health") => None,
         None => protocol.map(|protocol| health::default(protocol, port)),
     };

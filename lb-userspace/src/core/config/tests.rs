@@ -129,12 +129,18 @@ fn the_documented_example_is_read_in_full() {
                     path: "/healthz".to_owned(),
                     host: Some("your-app.example".to_owned()),
                     expect: vec![200..=399],
+                    body: None,
+                    tls: None,
                 },
                 port: Some(80),
                 interval: Duration::from_secs(2),
                 timeout: Duration::from_secs(1),
                 rise: 2,
                 fall: 3,
+                via: Via::Backend,
+                slow_start: Duration::ZERO,
+                hold_down: Duration::from_secs(10),
+                hold_down_max: Duration::from_secs(300),
             },
             backends: vec![Backend {
                 name: "web1".to_owned(),
@@ -177,12 +183,19 @@ fn absent_keys_have_their_defaults() {
         timeout: Duration::from_secs(1),
         rise: 2,
         fall: 3,
+        via: Via::Backend,
+        slow_start: Duration::ZERO,
+        hold_down: Duration::from_secs(10),
+        hold_down_max: Duration::from_secs(300),
     };
     assert_eq!(service.health, default_health);
     assert_eq!(service.probe_port(&service.backends[0]), Some(80));
     assert_eq!((service.backends[0].weight, service.backends[0].state), (100, BackendState::Enabled));
     let http = only_service(&with_health("type = \"http\"")).health.probe;
-    assert_eq!(http, Probe::Http { path: "/".to_owned(), host: None, expect: vec![200..=399] });
+    assert_eq!(
+        http,
+        Probe::Http { path: "/".to_owned(), host: None, expect: vec![200..=399], body: None, tls: None }
+    );
     assert_eq!(only_service(&with_health("interval = \"5s\"")).health.probe, Probe::Tcp);
     assert_eq!(parse(AGENT).unwrap().services, vec![]);
 }
@@ -215,6 +228,19 @@ fn every_word_has_its_value() {
     for (word, oversized) in [("drop", Oversized::Drop), ("reply", Oversized::Reply)] {
         let config = parse(&with_agent(&format!("oversized = \"{word}\""))).unwrap();
         assert_eq!(config.agent.oversized, oversized);
+    }
+    for (word, via) in [("backend", Via::Backend), ("vip", Via::Vip)] {
+        assert_eq!(only_service(&with_health(&format!("via = \"{word}\""))).health.via, via);
+    }
+    for (keys, expected) in [
+        ("", Tls::System),
+        ("verify = false", Tls::Unverified),
+        ("ca = \"/etc/ca.pem\"", Tls::Authorities("/etc/ca.pem".to_owned())),
+    ] {
+        let probe =
+            only_service(&with_health(&format!("type = \"https\"\nbody = \"ok\"\n{keys}"))).health.probe;
+        let Probe::Http { tls, body, .. } = probe else { panic!("not HTTP") };
+        assert_eq!((tls, body.as_deref()), (Some(expected), Some("ok")));
     }
     assert_eq!(only_service(&with_service("protocol = \"udp\"")).protocol, Protocol::Udp);
     assert_eq!(only_service(&with_service("all_down = \"drop\"")).all_down, AllDown::Drop);
@@ -265,6 +291,37 @@ fn the_default_check_follows_vips_and_backends() {
 #[test]
 fn a_default_timeout_is_no_longer_than_the_interval() {
     assert_eq!(only_service(&with_health("interval = \"200ms\"")).health.timeout, Duration::from_millis(200));
+}
+
+#[test]
+fn flapping_backends_are_held_down_for_some_intervals_unless_the_file_says_how_long() {
+    let seconds = Duration::from_secs;
+    for (keys, first, most) in [
+        ("interval = \"1s\"", seconds(5), seconds(150)),
+        ("hold_down = \"4s\"", seconds(4), seconds(120)),
+        ("hold_down = \"0s\"", seconds(0), seconds(0)),
+        ("hold_down_max = \"10s\"", seconds(10), seconds(10)),
+        ("interval = \"60m\"", seconds(3_600), seconds(3_600)),
+    ] {
+        let health = only_service(&with_health(keys)).health;
+        assert_eq!((health.hold_down, health.hold_down_max), (first, most), "{keys}");
+    }
+}
+
+/// Only `via = "vip"` leads to VIPs: those of the backend's family, each once.
+#[test]
+fn checks_go_through_the_vips_of_the_backends_family() {
+    let vips = "\"192.0.2.2:80\", \"192.0.2.1:80\", \"192.0.2.1:443\", \"[2001:db8::1]:80\"";
+    let text = |keys: &str| {
+        with_backend("").replace("\"192.0.2.1:80\"", vips) + "[service.health]\nport = 80\n" + keys
+    };
+    let vips = |text: &str| {
+        let service = only_service(text);
+        service.probed_vips(&service.backends[0]).iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(vips(&text("")), Vec::<String>::new());
+    assert_eq!(vips(&text("via = \"vip\"")), ["192.0.2.1", "192.0.2.2"]);
+    assert_eq!(vips(&text("via = \"vip\"").replace("10.0.0.1", "2001:db8::9")), ["2001:db8::1"]);
 }
 
 #[test]

@@ -15,6 +15,7 @@ const NAME_BYTES_MAX: usize = 63;
 /// Longest interface name: the kernel's `IFNAMSIZ` less the terminating zero.
 const INTERFACE_BYTES_MAX: usize = 15;
 const PATH_BYTES_MAX: usize = 1_024;
+const BODY_BYTES_MAX: usize = 1_024;
 /// Longest DNS name with room for a port.
 const HOST_BYTES_MAX: usize = 261;
 /// Status codes of HTTP.
@@ -87,20 +88,14 @@ where
     }
 }
 
-/// One of several words; those of `later` are known, but refused for now.
-pub(super) fn choice<T: Copy>(
-    words: &[(&str, T)],
-    later: &[&str],
-) -> impl FnOnce(&DeValue<'_>) -> Result<T, String> {
+/// One of several words.
+pub(super) fn choice<T: Copy>(words: &[(&str, T)]) -> impl FnOnce(&DeValue<'_>) -> Result<T, String> {
     move |value| {
         let found = text(value)?;
         if let Some((_, choice)) = words.iter().find(|(word, _)| *word == found) {
             return Ok(*choice);
         }
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        if later.contains(&found) {
-            return Err(format!("{found:?} is not supported by this version; use {}", known.join(" or ")));
-        }
         Err(format!("{found:?} is not known; {}", suggest(found, &known)))
     }
 }
@@ -231,6 +226,29 @@ pub(super) fn http_host(value: &DeValue<'_>) -> Result<String, String> {
         return Ok(found.to_owned());
     }
     Err(format!("expected a host name, such as \"your-app.example\", found {found:?}"))
+}
+
+/// What a body must contain.
+pub(super) fn http_body(value: &DeValue<'_>) -> Result<String, String> {
+    let found = text(value)?;
+    if (1..=BODY_BYTES_MAX).contains(&found.len()) {
+        return Ok(found.to_owned());
+    }
+    Err(format!("expected 1 to {BODY_BYTES_MAX} bytes that the body is to contain, found {}", found.len()))
+}
+
+/// The path of a file: from the root, for the agent's folder is not that of who writes the configuration.
+pub(super) fn file(value: &DeValue<'_>) -> Result<String, String> {
+    let found = text(value)?;
+    if found.starts_with('/') && !found.contains('\0') {
+        return Ok(found.to_owned());
+    }
+    Err(format!("expected the path of a file from the root, such as \"/etc/sluice/ca.pem\", found {found:?}"))
+}
+
+/// A boolean.
+pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, String> {
+    value.as_bool().ok_or_else(|| format!("expected true or false without quotes, found {}", describe(value)))
 }
 
 fn status(text: &str) -> Option<u16> {

@@ -12,9 +12,16 @@ fn result(result: Result<(), &str>) -> Result<(), String> {
     result.map_err(str::to_owned)
 }
 
+/// Judged by these, without regard to flapping.
+fn plainly(rise: u32, fall: u32) -> Thresholds {
+    Thresholds { rise, fall, hold_down: Duration::ZERO, hold_down_max: Duration::ZERO }
+}
+
+const NOW: Duration = Duration::from_secs(1_000);
+
 /// A monitor with `health`, and `contrary` results in a row against it.
 fn monitor(rise: u32, fall: u32, health: Health, contrary: u32) -> Monitor {
-    let mut monitor = Monitor::new(rise, fall);
+    let mut monitor = Monitor::new(plainly(rise, fall));
     monitor.adopt(health);
     monitor.contrary = contrary;
     monitor
@@ -70,10 +77,15 @@ fn every_state_answers_every_event() {
                 Unknown => (threshold, other),
             };
             let mut monitor = monitor(rise, fall, from, contrary);
-            let transition = monitor.on_result(result(probe));
+            let transition = monitor.on_result(result(probe), NOW);
             let case = format!("rise {rise}, fall {fall}: {from:?} with {contrary} against it, {probe:?}");
             assert_eq!((monitor.health(), monitor.contrary), (to, contrary_after), "{case}");
-            let expected = (from != to).then(|| Transition { from, to, reason: result(probe).err() });
+            let expected = (from != to).then(|| Transition {
+                from,
+                to,
+                reason: result(probe).err(),
+                held: Duration::ZERO,
+            });
             assert_eq!(transition, expected, "{case}");
         }
     }
@@ -81,44 +93,44 @@ fn every_state_answers_every_event() {
 
 #[test]
 fn an_adopted_state_holds_until_the_thresholds_are_reached() {
-    let mut monitor = Monitor::new(2, 2);
+    let mut monitor = Monitor::new(plainly(2, 2));
     monitor.adopt(Healthy);
-    assert_eq!(monitor.on_result(result(DOWN)), None);
-    assert!(monitor.on_result(result(DOWN)).is_some());
+    assert_eq!(monitor.on_result(result(DOWN), NOW), None);
+    assert!(monitor.on_result(result(DOWN), NOW).is_some());
     monitor.adopt(Unknown);
-    assert!(monitor.on_result(result(UP)).is_some());
+    assert!(monitor.on_result(result(UP), NOW).is_some());
 }
 
 #[test]
 fn adopting_starts_counting_anew() {
     let mut monitor = monitor(2, 2, Healthy, 1);
     monitor.adopt(Healthy);
-    assert_eq!(monitor.on_result(result(DOWN)), None);
+    assert_eq!(monitor.on_result(result(DOWN), NOW), None);
 }
 
 #[test]
 fn new_thresholds_keep_health_and_count() {
     let mut monitor = monitor(2, 5, Healthy, 2);
-    monitor.reconfigure(2, 3);
+    monitor.reconfigure(plainly(2, 3), NOW);
     assert_eq!(monitor.health(), Healthy);
-    assert_eq!(monitor.on_result(result(DOWN)).map(|transition| transition.to), Some(Unhealthy));
+    assert_eq!(monitor.on_result(result(DOWN), NOW).map(|transition| transition.to), Some(Unhealthy));
 }
 
 /// Lowering a threshold below the count is no result, so it is no reason to turn either.
 #[test]
 fn new_thresholds_alone_change_nothing() {
     let mut monitor = monitor(2, 5, Healthy, 4);
-    monitor.reconfigure(2, 1);
-    assert_eq!(monitor.on_result(result(UP)), None);
+    monitor.reconfigure(plainly(2, 1), NOW);
+    assert_eq!(monitor.on_result(result(UP), NOW), None);
     assert_eq!(monitor.health(), Healthy);
 }
 
 #[test]
 fn results_are_counted_and_the_last_failure_is_kept() {
-    let mut monitor = Monitor::new(1, 1);
+    let mut monitor = Monitor::new(plainly(1, 1));
     assert_eq!(monitor.last_failure(), None);
     for probe in [UP, Err("timed out"), DOWN, UP] {
-        monitor.on_result(result(probe));
+        monitor.on_result(result(probe), NOW);
     }
     assert_eq!((monitor.successes(), monitor.failures()), (2, 2));
     assert_eq!(monitor.last_failure(), Some("connection refused"));
@@ -199,13 +211,13 @@ proptest! {
         fall in 1..5_u32,
         probes in proptest::collection::vec(any::<bool>(), 1..60),
     ) {
-        let mut monitor = Monitor::new(rise, fall);
+        let mut monitor = Monitor::new(plainly(rise, fall));
         let mut before = Unknown;
         for end in 1..=probes.len() {
             let seen = &probes[..end];
             let up = seen[end - 1];
             let run = seen.iter().rev().take_while(|&&probe| probe == up).count() as u32;
-            let transition = monitor.on_result(if up { Ok(()) } else { Err("down".to_owned()) });
+            let transition = monitor.on_result(if up { Ok(()) } else { Err("down".to_owned()) }, NOW);
             let (says, needed) = if up { (Healthy, rise) } else { (Unhealthy, fall) };
             let expected = if run >= needed || end == 1 { says } else { before };
             prop_assert_eq!(monitor.health(), expected);
@@ -253,5 +265,91 @@ proptest! {
             prop_assert!(known_good || !eligible || found.status == ServiceStatus::FailingOpen);
         }
         prop_assert_eq!(found.eligible.contains(&true), found.status != ServiceStatus::Down);
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// One success turns up, one failure down; held down for 10 s, then 20, 40 and so on to 60.
+fn damped() -> Monitor {
+    let seconds = |seconds| Duration::from_secs(seconds);
+    Monitor::new(Thresholds { rise: 1, fall: 1, hold_down: seconds(10), hold_down_max: seconds(60) })
+}
+
+/// Fails until it falls, then succeeds every second until it recovers; says how long it was down.
+fn fall_and_recover(monitor: &mut Monitor, now: &mut Duration) -> Duration {
+    *now += SECOND;
+    let fell = *now;
+    let transition = monitor.on_result(result(DOWN), *now).expect("it falls");
+    let mut downs = 0;
+    while monitor.on_result(result(UP), *now).is_none() {
+        downs += 1;
+        assert!(downs < 1_000, "it never recovers");
+        *now += SECOND;
+    }
+    // What it announced is how long it was down.
+    assert_eq!(transition.held, *now - fell);
+    *now - fell
+}
+
+#[test]
+fn a_backend_that_flaps_is_held_down_longer_each_time_to_a_cap() {
+    let (mut monitor, mut now) = (damped(), NOW);
+    monitor.on_result(result(UP), now);
+    let downs: Vec<u64> = (0..6).map(|_| fall_and_recover(&mut monitor, &mut now).as_secs()).collect();
+    assert_eq!(downs, [0, 10, 20, 40, 60, 60]);
+    // A while of health is enough to be trusted again, and less is not.
+    now += Duration::from_secs(58);
+    assert_eq!(fall_and_recover(&mut monitor, &mut now).as_secs(), 60);
+    now += Duration::from_secs(59);
+    assert_eq!(fall_and_recover(&mut monitor, &mut now).as_secs(), 0);
+    assert_eq!(fall_and_recover(&mut monitor, &mut now).as_secs(), 10);
+}
+
+#[test]
+fn who_is_held_down_says_so_and_no_longer_than_that() {
+    let (mut monitor, mut now) = (damped(), NOW);
+    monitor.on_result(result(UP), now);
+    assert_eq!(monitor.held(now), None);
+    fall_and_recover(&mut monitor, &mut now);
+    monitor.on_result(result(DOWN), now);
+    assert_eq!(monitor.held(now), Some(Held { left: Duration::from_secs(10), flaps: 1 }));
+    // A failure meanwhile neither shortens nor prolongs it; nor do successes end it.
+    for probe in [UP, DOWN, UP, UP] {
+        now += SECOND;
+        assert_eq!(monitor.on_result(result(probe), now), None);
+    }
+    assert_eq!(monitor.held(now), Some(Held { left: Duration::from_secs(6), flaps: 1 }));
+    now += Duration::from_secs(6);
+    assert_eq!(monitor.held(now), None);
+    assert_eq!(monitor.on_result(result(UP), now).map(|transition| transition.to), Some(Healthy));
+}
+
+#[test]
+fn new_settings_let_go_of_who_is_held_down_too_long() {
+    let (mut monitor, mut now) = (damped(), NOW);
+    monitor.on_result(result(UP), now);
+    fall_and_recover(&mut monitor, &mut now);
+    monitor.on_result(result(DOWN), now);
+    monitor.reconfigure(plainly(1, 1), now);
+    assert_eq!(monitor.held(now), None);
+    assert!(monitor.on_result(result(UP), now).is_some());
+}
+
+proptest! {
+    /// Whatever the probes say: it is never held for longer than the cap, and a success after that time turns it up.
+    #[test]
+    fn nobody_is_held_down_for_ever(ups in prop::collection::vec((any::<bool>(), 0_u64..30), 1..200)) {
+        let (mut monitor, mut now) = (damped(), NOW);
+        for (up, seconds) in ups {
+            now += Duration::from_secs(seconds);
+            let probe = if up { UP } else { DOWN };
+            monitor.on_result(result(probe), now);
+            let left = monitor.held(now).map_or(Duration::ZERO, |held| held.left);
+            prop_assert!(left <= Duration::from_secs(60));
+            let mut later = monitor.clone();
+            later.on_result(result(UP), now + left);
+            prop_assert_eq!(later.health(), Healthy);
+        }
     }
 }

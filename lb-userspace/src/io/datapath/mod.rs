@@ -8,6 +8,7 @@ mod fresh;
 mod kernel;
 mod memory;
 mod pins;
+mod probe_path;
 mod region;
 mod tables;
 
@@ -17,6 +18,7 @@ pub use exact::{ExactMaps, Words};
 pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
 pub use pins::{PinDir, PinError, PinLock};
+pub use probe_path::{ProbeCounts, ProbePath, ProbePathError};
 pub use region::Access;
 pub use tables::TableSet;
 

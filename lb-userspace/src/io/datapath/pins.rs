@@ -13,6 +13,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
 use tokio::time::{Instant, sleep};
 
+use super::probe_path;
 use super::region::{Access, Region};
 use crate::core::image::Capacity;
 
@@ -258,6 +259,7 @@ impl PinDir {
         let interfaces = self.linked_interfaces()?;
         for interface in &interfaces {
             self.remove_link(interface)?;
+            probe_path::remove_left_behind(interface);
         }
         self.remove_maps()?;
         for folder in [self.root.join("maps"), self.root.clone()] {

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use lb_common::abi::{
-    Backend, Control, DecapControl, FlowBucket, Name, Ring, Service, SourcePrefix, VipBucket,
+    Backend, Control, DecapControl, FlowBucket, Name, ProbeTarget, Ring, Service, SourcePrefix, VipBucket,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -29,6 +29,8 @@ unsafe impl Record for FlowBucket {}
 // SAFETY: as above.
 unsafe impl Record for Name {}
 // SAFETY: as above.
+unsafe impl Record for ProbeTarget {}
+// SAFETY: as above.
 unsafe impl Record for Ring {}
 // SAFETY: as above.
 unsafe impl Record for Service {}
@@ -46,6 +48,8 @@ pub struct Region<T: Record> {
 
 // SAFETY: the region owns its memory; nothing in it is bound to a thread.
 unsafe impl<T: Record> Send for Region<T> {}
+// SAFETY: a shared region gives out shared records only, in which nothing but words changes.
+unsafe impl<T: Record + Sync> Sync for Region<T> {}
 
 /// May the region be written?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,21 +1,28 @@
-//! Health probes over the network: turns a target and a [`Probe`] into success or the reason why not, and a
-//! target and a [`Health`] into a stream of such outcomes.
+//! Health probes over the network: turns a target and a [`Check`] into success or the reason why not, and both into a
+//! stream of such outcomes.
 //!
 //! Nothing here decides whether a backend is healthy; that is `core::health`.
 
 mod http;
+mod path;
 mod report;
+mod tls;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use socket2::SockRef;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::core::config::{Health, Probe};
 
+pub use path::ForwardingPath;
 pub use report::{ProbeReport, probe_loop};
+pub use tls::{PrepareError, TlsClients};
 
 /// Why a probe failed, in words for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +47,67 @@ pub enum ProbeError {
         /// The accepted ones, as the configuration writes them.
         expected: String,
     },
+    /// The answer came without what the configuration looks for.
+    #[error("the body does not contain {wanted:?} (its first {searched} bytes were searched)")]
+    UnexpectedBody {
+        /// What it should contain.
+        wanted: String,
+        /// Bytes searched.
+        searched: usize,
+    },
+    /// The connection cannot be encrypted as the configuration asks.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// Neither the VIP nor the backend's own address answers.
+    #[error("no connection within {limit:?}, neither to VIP {vip} nor to {host} itself")]
+    SilentBoth {
+        /// The VIP.
+        vip: IpAddr,
+        /// The backend's own address.
+        host: IpAddr,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The backend answers, but not for the VIP.
+    #[error(
+        "no answer for VIP {vip} within {limit:?}, though {host} itself answers: the VIP is missing on its loopback interface"
+    )]
+    VipSilent {
+        /// The VIP.
+        vip: IpAddr,
+        /// The backend's own address.
+        host: IpAddr,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// Nobody takes the tunnel off.
+    #[error(
+        "{host} refuses {mode} tunnels: nothing takes them off there; run `sluice decap`, or set up its kernel's tunnel"
+    )]
+    TunnelRefused {
+        /// The backend's own address.
+        host: IpAddr,
+        /// The forwarding mode.
+        mode: &'static str,
+    },
+    /// The backend answers and does not refuse the tunnel, but nobody answers for the VIP.
+    #[error(
+        "no answer for VIP {vip} within {limit:?}, though {host} itself answers and does not refuse {mode} tunnels: the VIP is \
+         missing on its loopback interface, or what takes tunnels off there does not accept this host's"
+    )]
+    TunneledVipSilent {
+        /// The VIP.
+        vip: IpAddr,
+        /// The backend's own address.
+        host: IpAddr,
+        /// How long was waited.
+        limit: Duration,
+        /// The forwarding mode.
+        mode: &'static str,
+    },
+    /// The program that forwards checks did not see this one. It says nothing of the backend.
+    #[error("the check did not go through the forwarding path: {0}")]
+    NotForwarded(&'static str),
     /// The connection was closed before a whole answer head had come.
     #[error("connection closed without an answer")]
     Closed,
@@ -60,7 +128,7 @@ pub enum ProbeError {
 impl ProbeError {
     /// Whether the cause is this host's, so that nothing follows for the backend.
     pub fn is_local(&self) -> bool {
-        matches!(self, Self::NoResources(_))
+        matches!(self, Self::NoResources(_) | Self::NotForwarded(_))
     }
 }
 
@@ -76,20 +144,112 @@ impl From<io::Error> for ProbeError {
     }
 }
 
-/// Probes `target` once; the whole of it takes at most `timeout`. [`Probe::None`] always succeeds.
-pub async fn probe(target: SocketAddr, probe: &Probe, timeout: Duration) -> Result<(), ProbeError> {
-    let deadline = Instant::now() + timeout;
-    match probe {
-        Probe::None => Ok(()),
-        Probe::Tcp => connect(target, deadline, timeout).await.map(drop),
-        Probe::Http { path, host, expect } => {
-            let request = http::request(target, path, host.as_deref())?;
-            let stream = connect(target, deadline, timeout).await?;
-            let status = timeout_at(deadline, http::ask(stream, request))
-                .await
-                .map_err(|_| ProbeError::AnswerTimeout(timeout))??;
-            http::check(status, expect)
+/// Where a probe goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// The backend's own address, and the port.
+    pub address: SocketAddr,
+    /// The way of customers' packets to it; `None` if its own address is asked.
+    pub path: Option<Arc<ForwardingPath>>,
+}
+
+impl From<SocketAddr> for Target {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, path: None }
+    }
+}
+
+/// A check that is ready to be made: of all backends of a service.
+#[derive(Debug)]
+pub struct Check {
+    health: Health,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+/// Time between two looks whether the datapath knows a backend yet.
+const READY_POLL: Duration = Duration::from_millis(20);
+
+impl Check {
+    /// Prepares a check.
+    ///
+    /// # Errors
+    /// What it needs of this host is missing: certificate authorities.
+    pub fn new(health: &Health, clients: &mut TlsClients) -> Result<Self, PrepareError> {
+        let tls = match &health.probe {
+            Probe::Http { tls: Some(tls), .. } => Some(clients.client(tls)?),
+            _ => None,
+        };
+        Ok(Self { health: health.clone(), tls })
+    }
+
+    /// Whether both are made with the same certificate authorities, as they were read.
+    pub fn trusts_as(&self, other: &Self) -> bool {
+        match (&self.tls, &other.tls) {
+            (Some(own), Some(its)) => Arc::ptr_eq(own, its),
+            (own, its) => own.is_some() == its.is_some(),
         }
+    }
+
+    /// Probes `target` once; the whole of it takes at most the timeout, and as long again to find out why the forwarding
+    /// path is silent. [`Probe::None`] always succeeds.
+    pub async fn probe(&self, target: &Target) -> Result<(), ProbeError> {
+        let limit = self.health.timeout;
+        let deadline = Instant::now() + limit;
+        let Some(path) = &target.path else {
+            return self.ask(target.address, target.address, None, deadline).await;
+        };
+        for &(vip, index) in &path.vips {
+            while !path.counts.is_ready(index) {
+                if Instant::now() >= deadline {
+                    return Err(ProbeError::NotForwarded("the datapath does not know the backend yet"));
+                }
+                sleep(READY_POLL).await;
+            }
+            let before = path.counts.sent(index);
+            let named = SocketAddr::new(vip, target.address.port());
+            let result = self.ask(target.address, named, Some(ForwardingPath::mark(index)), deadline).await;
+            let left = path.counts.sent(index) != before;
+            match result {
+                Ok(()) if left => {}
+                Ok(()) => return Err(ProbeError::NotForwarded("no program is where the packets leave")),
+                Err(ProbeError::ConnectTimeout(_) | ProbeError::Unreachable(_)) if left => {
+                    return Err(path.explain(vip, target.address, limit).await);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        path.is_fine();
+        Ok(())
+    }
+
+    /// Asks at an address; `named` is what whoever answers is asked for.
+    async fn ask(
+        &self,
+        address: SocketAddr,
+        named: SocketAddr,
+        mark: Option<u32>,
+        deadline: Instant,
+    ) -> Result<(), ProbeError> {
+        let limit = self.health.timeout;
+        let (path, host, expect, body) = match &self.health.probe {
+            Probe::None => return Ok(()),
+            Probe::Tcp => return connect(address, mark, deadline, limit).await.map(drop),
+            Probe::Http { path, host, expect, body, .. } => (path, host.as_deref(), expect, body.as_deref()),
+        };
+        let request = http::request(named, path, host, if self.tls.is_some() { 443 } else { 80 })?;
+        let stream = connect(address, mark, deadline, limit).await?;
+        let exchange = async {
+            let expected = http::Expected { statuses: expect, body };
+            match &self.tls {
+                None => http::ask(stream, request, expected).await,
+                Some(client) => {
+                    let name = tls::server_name(host, named)?;
+                    let stream = tls::encrypt(client.clone(), name, stream).await?;
+                    http::ask(stream, request, expected).await
+                }
+            }
+        };
+        timeout_at(deadline, exchange).await.map_err(|_| ProbeError::AnswerTimeout(limit))?
     }
 }
 
@@ -97,13 +257,21 @@ pub async fn probe(target: SocketAddr, probe: &Probe, timeout: Duration) -> Resu
 /// the ordinary way each would stay in TIME_WAIT here for a minute, and one to a backend that has died would
 /// go on sending its FIN for many minutes. All that a probe wants to know it knows by then, and the peer has
 /// had the whole request, so nothing is lost by the reset.
-async fn connect(target: SocketAddr, deadline: Instant, timeout: Duration) -> Result<TcpStream, ProbeError> {
-    let stream = timeout_at(deadline, TcpStream::connect(target))
+async fn connect(
+    target: SocketAddr,
+    mark: Option<u32>,
+    deadline: Instant,
+    timeout: Duration,
+) -> Result<TcpStream, ProbeError> {
+    let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    if let Some(mark) = mark {
+        SockRef::from(&socket).set_mark(mark)?;
+    }
+    socket.set_zero_linger()?;
+    timeout_at(deadline, socket.connect(target))
         .await
         .map_err(|_| ProbeError::ConnectTimeout(timeout))?
-        .map_err(|error| connect_error(error, timeout))?;
-    stream.set_zero_linger()?;
-    Ok(stream)
+        .map_err(|error| connect_error(error, timeout))
 }
 
 fn connect_error(error: io::Error, timeout: Duration) -> ProbeError {

@@ -1,12 +1,16 @@
-//! Repeated probes: turns a target and its [`Health`] settings into a stream of [`ProbeReport`]s.
+//! Repeated probes: turns a target and a [`Check`] into a stream of [`ProbeReport`]s.
 
-use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Health, ProbeError, probe};
+use super::{Check, ProbeError, Target};
+
+/// Probes start at multiples of this, which nobody notices but the processor: of many backends some start together, and as
+/// many fewer times the agent is woken.
+const TOGETHER: Duration = Duration::from_millis(10);
 
 /// The outcome of one probe.
 #[derive(Debug)]
@@ -21,17 +25,17 @@ pub struct ProbeReport<K> {
 
 /// Probes `target` until the receiver of `reports` is gone; abort its task to stop it sooner.
 ///
-/// The first probe starts after `first_delay`, every other one `next_delay(health.interval)` after the start of
+/// The first probe starts after `first_delay`, every other one `next_delay(interval)` after the start of
 /// the one before it, or at once if that one took longer. Probes never overlap, and none are made up for.
 pub async fn probe_loop<K: Clone + Send + 'static>(
     target_key: K,
-    target: SocketAddr,
-    health: Health,
+    target: Target,
+    check: Arc<Check>,
     first_delay: Duration,
     next_delay: impl Fn(Duration) -> Duration + Send,
     reports: Sender<ProbeReport<K>>,
 ) {
-    let mut start = Instant::now() + first_delay;
+    let mut start = rounded(Instant::now() + first_delay);
     loop {
         tokio::select! {
             () = sleep_until(start) => {}
@@ -39,13 +43,22 @@ pub async fn probe_loop<K: Clone + Send + 'static>(
         }
         let began = Instant::now();
         let result = tokio::select! {
-            result = probe(target, &health.probe, health.timeout) => result,
+            result = check.probe(&target) => result,
             () = reports.closed() => return,
         };
         let report = ProbeReport { target_key: target_key.clone(), result, duration: began.elapsed() };
         if reports.send(report).await.is_err() {
             return;
         }
-        start = began + next_delay(health.interval);
+        start = rounded(began + next_delay(check.health.interval));
     }
+}
+
+/// The next moment at which probes start together.
+fn rounded(start: Instant) -> Instant {
+    static EPOCH: OnceLock<Instant> = OnceLock::new();
+    let since = start.saturating_duration_since(*EPOCH.get_or_init(Instant::now));
+    let over = since.as_nanos() % TOGETHER.as_nanos();
+    let wait = u64::try_from((TOGETHER.as_nanos() - over) % TOGETHER.as_nanos()).unwrap_or(0);
+    start + Duration::from_nanos(wait)
 }

@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::*;
+use crate::core::config::{Tls, Via};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -15,7 +16,16 @@ const LONG: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(200);
 
 fn http(expect: &[RangeInclusive<u16>]) -> Probe {
-    Probe::Http { path: "/healthz?full=1".into(), host: None, expect: expect.to_vec() }
+    Probe::Http { path: "/healthz?full=1".into(), host: None, expect: expect.to_vec(), body: None, tls: None }
+}
+
+fn http_with_body(wanted: &str) -> Probe {
+    let Probe::Http { path, host, expect, tls, .. } = http_ok() else { unreachable!() };
+    Probe::Http { path, host, expect, body: Some(wanted.to_owned()), tls }
+}
+
+async fn probe(target: SocketAddr, probe: &Probe, timeout: Duration) -> Result<(), ProbeError> {
+    check(probe.clone(), timeout, timeout).probe(&target.into()).await
 }
 
 fn http_ok() -> Probe {
@@ -152,7 +162,7 @@ async fn http_sends_what_a_web_server_wants_to_see() {
 #[test]
 fn host_is_the_configured_name_or_the_address() {
     let host = |target: &str, host: Option<&str>| {
-        let request = http::request(target.parse().unwrap(), "/", host).unwrap();
+        let request = http::request(target.parse().unwrap(), "/", host, 80).unwrap();
         request.headers().get("host").unwrap().to_str().unwrap().to_owned()
     };
     assert_eq!(host("192.0.2.1:80", Some("your-app.example")), "your-app.example");
@@ -164,7 +174,7 @@ fn host_is_the_configured_name_or_the_address() {
 
 #[test]
 fn unsendable_request_is_told_apart_from_a_bad_backend() {
-    let error = http::request("192.0.2.1:80".parse().unwrap(), "/", Some("a\nb")).unwrap_err();
+    let error = http::request("192.0.2.1:80".parse().unwrap(), "/", Some("a\nb"), 80).unwrap_err();
     assert!(matches!(error, ProbeError::InvalidRequest(_)), "{error:?}");
 }
 
@@ -255,8 +265,61 @@ async fn no_probe_always_succeeds() {
     probe("192.0.2.1:0".parse().unwrap(), &Probe::None, Duration::ZERO).await.unwrap();
 }
 
-fn health(probe: Probe, interval: Duration, timeout: Duration) -> Health {
-    Health { probe, port: None, interval, timeout, rise: 2, fall: 3 }
+fn check(probe: Probe, interval: Duration, timeout: Duration) -> Check {
+    let health = Health {
+        probe,
+        port: None,
+        interval,
+        timeout,
+        rise: 2,
+        fall: 3,
+        via: Via::Backend,
+        slow_start: Duration::ZERO,
+        hold_down: Duration::ZERO,
+        hold_down_max: Duration::ZERO,
+    };
+    Check::new(&health, &mut TlsClients::default()).unwrap()
+}
+
+#[tokio::test]
+async fn a_body_must_contain_what_is_looked_for() {
+    let pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\nall is w".to_vec(), b"ell.".to_vec()];
+    let (address, _server) = serve(pieces.to_vec(), Duration::from_millis(20)).await;
+    probe(address, &http_with_body("is well"), LONG).await.unwrap();
+    let (address, _server) = serve(pieces.to_vec(), Duration::ZERO).await;
+    let error = probe(address, &http_with_body("is bad"), LONG).await.unwrap_err();
+    assert_eq!(error.to_string(), "the body does not contain \"is bad\" (its first 12 bytes were searched)");
+}
+
+#[tokio::test]
+async fn of_an_endless_body_only_the_beginning_is_searched() {
+    let mut pieces = vec![b"HTTP/1.1 200 OK\r\n\r\n".to_vec()];
+    pieces.extend(std::iter::repeat_n(vec![b'x'; 16 * 1024], 4));
+    pieces.push(b"is well".to_vec());
+    let (address, _server) = serve(pieces, Duration::ZERO).await;
+    let error = probe(address, &http_with_body("is well"), LONG).await.unwrap_err();
+    assert!(matches!(error, ProbeError::UnexpectedBody { searched: 65_536, .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn who_speaks_no_tls_is_told_so() {
+    let Probe::Http { path, host, expect, body, .. } = http_ok() else { unreachable!() };
+    let https = Probe::Http { path, host, expect, body, tls: Some(Tls::Unverified) };
+    let address = serve_text("HTTP/1.1 400 Bad Request\r\n\r\n").await;
+    let error = probe(address, &https, SHORT * 5).await.unwrap_err();
+    assert!(matches!(error, ProbeError::AnswerTimeout(_) | ProbeError::Tls(_)), "{error:?}");
+}
+
+#[test]
+fn a_certificate_is_for_the_host_without_port_or_for_the_address() {
+    let name = |host: Option<&str>| {
+        tls::server_name(host, "192.0.2.1:443".parse().unwrap()).unwrap().to_str().into_owned()
+    };
+    assert_eq!(name(Some("shop.example")), "shop.example");
+    assert_eq!(name(Some("shop.example:8443")), "shop.example");
+    assert_eq!(name(Some("[2001:db8::1]:443")), "2001:db8::1");
+    assert_eq!(name(Some("2001:db8::1")), "2001:db8::1");
+    assert_eq!(name(None), "192.0.2.1");
 }
 
 #[tokio::test]
@@ -264,10 +327,16 @@ async fn loop_reports_each_probe_start_to_start_and_ends_with_its_receiver() {
     // The kernel accepts the connections; nobody answers them.
     let (_listener, address) = listener().await;
     let (sender, mut receiver) = mpsc::channel(8);
-    let settings = health(http_ok(), Duration::from_millis(250), 2 * SHORT);
+    let settings = Arc::new(check(http_ok(), Duration::from_millis(250), 2 * SHORT));
     let began = Instant::now();
-    let task =
-        tokio::spawn(probe_loop(("web", 1), address, settings, SHORT, |interval| interval * 2, sender));
+    let task = tokio::spawn(probe_loop(
+        ("web", 1),
+        address.into(),
+        settings,
+        SHORT,
+        |interval| interval * 2,
+        sender,
+    ));
     let mut arrivals = Vec::new();
     for _ in 0..3 {
         let report = receiver.recv().await.unwrap();
@@ -288,8 +357,8 @@ async fn loop_reports_each_probe_start_to_start_and_ends_with_its_receiver() {
 #[tokio::test]
 async fn loop_ends_while_it_waits_for_its_first_probe() {
     let (sender, receiver) = mpsc::channel(1);
-    let settings = health(Probe::Tcp, LONG, LONG);
-    let target = "127.0.0.1:1".parse().unwrap();
+    let settings = Arc::new(check(Probe::Tcp, LONG, LONG));
+    let target = Target::from(SocketAddr::from((V4, 1)));
     let task = tokio::spawn(probe_loop((), target, settings, LONG * 6, |interval| interval, sender));
     drop(receiver);
     timeout(LONG, task).await.expect("the loop ends with its receiver").unwrap();

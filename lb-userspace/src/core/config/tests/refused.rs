@@ -162,17 +162,20 @@ min_healthy = 1"
 #[test]
 fn wrong_health_checks_are_refused() {
     for (keys, error) in [
-        (
-            "type = \"https\"",
-            "7: service[0].health.type: \"https\" is not supported by this version; use tcp or http",
-        ),
         ("type = \"htpp\"", "7: service[0].health.type: \"htpp\" is not known; did you mean \"http\"?"),
         ("port = 0", "7: service[0].health.port: must be 1 to 65535, not 0"),
         ("port = 65536", "7: service[0].health.port: must be 1 to 65535, not 65536"),
         ("path = \"/\"", "7: service[0].health.path: only http checks have it"),
         ("host = \"a.example\"", "7: service[0].health.host: only http checks have it"),
         ("expect = \"200\"", "7: service[0].health.expect: only http checks have it"),
-        ("via = \"vip\"", "7: service[0].health.via: \"vip\" is not supported by this version"),
+        ("via = \"vpi\"", "7: service[0].health.via: \"vpi\" is not known; did you mean \"vip\"?"),
+        ("body = \"ok\"", "7: service[0].health.body: only http checks have it"),
+        ("ca = \"/ca.pem\"", "7: service[0].health.ca: only https checks have it"),
+        ("hold_down = \"61m\"", "7: service[0].health.hold_down: must be 0s to 60m, not 61m"),
+        (
+            "hold_down_max = \"9s\"",
+            "7: service[0].health.hold_down_max: must be at least hold_down, 10s, not 9s",
+        ),
         ("interval = \"99ms\"", "7: service[0].health.interval: must be 100ms to 60m, not 99ms"),
         ("interval = \"61m\"", "7: service[0].health.interval: must be 100ms to 60m, not 61m"),
         ("interval = \"99999999999999999999s\"", "7: service[0].health.interval: must be 100ms to 60m"),
@@ -190,7 +193,7 @@ fn wrong_health_checks_are_refused() {
             "fall = 1.5",
             "7: service[0].health.fall: expected a whole number without quotes, found the number 1.5",
         ),
-        ("slow_start = \"1s\"", "7: service[0].health.slow_start: not supported by this version"),
+        ("slow_start = \"61m\"", "7: service[0].health.slow_start: must be 0s to 60m, not 61m"),
         ("hots = \"a\"", "7: service[0].health.hots: unknown key; did you mean \"host\"?"),
     ] {
         refused(&with_health(keys), &[error]);
@@ -206,6 +209,20 @@ fn wrong_health_checks_are_refused() {
     ] {
         refused(&with_health(&format!("type = \"http\"\n{keys}")), &[error]);
     }
+    for (keys, error) in [
+        ("ca = \"ca.pem\"", "8: service[0].health.ca: expected the path of a file from the root, such as"),
+        ("verify = \"no\"", "8: service[0].health.verify: expected true or false without quotes, found"),
+        ("verify = false\nca = \"/ca.pem\"", "9: service[0].health.ca: is not asked when verify = false"),
+        ("body = \"\"", "8: service[0].health.body: expected 1 to 1024 bytes that the body is to contain"),
+    ] {
+        refused(&with_health(&format!("type = \"https\"\n{keys}")), &[error]);
+    }
+    refused(
+        &format!("{}[service.health]\nvia = \"vip\"\n", with_backend("").replace("10.0.0.1", "2001:db8::1")),
+        &[
+            "10: service[0].health.via: \"vip\" needs a VIP of each backend's family: b1 has an IPv6 address and all VIPs",
+        ],
+    );
 }
 
 #[test]

@@ -1,0 +1,431 @@
+//! Health as customers see it: encrypted checks, checks through the forwarding path and the reason of each failure, slow
+//! starts, flapping, and what becomes of a drained server that fails.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use lb_tests::{Agent, HttpConnection, Lab, TcpEcho, wait_until};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Where a server's health can be switched on and off while its web server goes on.
+const SWITCH_PORT: u16 = 9_100;
+
+/// Quick checks: every 300 ms, one success or two failures decide; whatever came before.
+const QUICK: &str = "interval = \"300ms\"\ntimeout = \"300ms\"\nrise = 1\nfall = 2\nhold_down = \"0s\"\n";
+
+/// A service: its name, VIPs, forwarding mode and the keys of its health check.
+struct Service<'a> {
+    name: &'a str,
+    vips: &'a [SocketAddr],
+    forwarding: &'a str,
+    health: &'a str,
+    /// Name, address and further keys of each backend.
+    backends: Vec<(String, IpAddr, &'a str)>,
+}
+
+fn configuration(services: &[Service<'_>]) -> String {
+    let mut text =
+        "[agent]\ninterfaces = [\"eth0\"]\nxdp_mode = \"driver\"\nflow_table_size = 65536\n".to_owned();
+    for Service { name, vips, forwarding, health, backends } in services {
+        let vips: Vec<String> = vips.iter().map(ToString::to_string).collect();
+        text += &format!("[[service]]\nname = \"{name}\"\nvips = {vips:?}\nforwarding = \"{forwarding}\"\n");
+        text += &format!("[service.health]\n{QUICK}{health}\n");
+        for (name, address, keys) in backends {
+            text += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n{keys}\n");
+        }
+    }
+    text
+}
+
+fn webs<'a>(lab: &Lab, v6: bool) -> Vec<(String, IpAddr, &'a str)> {
+    let address = |web: &lb_tests::Host| web.both_addresses()[usize::from(v6)];
+    lab.webs().iter().map(|web| (web.name().to_owned(), address(web), "")).collect()
+}
+
+fn health_of(agent: &Agent<'_>, service: &str, backend: &str) -> (String, String) {
+    let found = agent.backend(service, backend).expect("a backend");
+    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
+    (text("health"), text("reason"))
+}
+
+/// Waits until a backend is as healthy as this, for a reason that contains these words.
+fn wait_for(agent: &Agent<'_>, service: &str, backend: &str, health: &str, reason: &str) {
+    let mut last = Default::default();
+    wait_until("health and reason", PATIENCE, || {
+        last = health_of(agent, service, backend);
+        last.0 == health && last.1.contains(reason) && last.1.is_empty() == reason.is_empty()
+    })
+    .unwrap_or_else(|_| {
+        panic!("{service}/{backend}: wanted {health}: {reason:?}, found {last:?}\n{}", agent.log())
+    });
+}
+
+#[test]
+fn https_looks_at_the_certificate_and_http_at_the_body() {
+    let lab = Lab::builder().web_servers(1).app_servers(1).start().expect("a lab");
+    let authority = lab.authority().to_str().expect("a path").to_owned();
+    let shop = "host = \"shop.example\"\n";
+    let trusted = format!("ca = \"{authority}\"\n");
+    let https = "type = \"https\"\nport = 443\npath = \"/healthz\"\n";
+    let http = "type = \"http\"\nport = 80\npath = \"/healthz\"\n";
+    let checks = [
+        ("good", format!("{https}{shop}{trusted}"), ""),
+        ("with-body", format!("{https}{shop}{trusted}body = \"ok\""), ""),
+        ("unverified", format!("{https}verify = false"), ""),
+        (
+            "stranger",
+            format!("{https}{shop}"),
+            "TLS: its certificate comes from no authority that is trusted here",
+        ),
+        (
+            "other-name",
+            format!("{https}{trusted}host = \"other.example\""),
+            "TLS: its certificate is not for other.example",
+        ),
+        ("no-name", format!("{https}{trusted}"), "TLS: its certificate is not for 10.0.1.11"),
+        ("no-tls", "type = \"https\"\nport = 80\nverify = false".to_owned(), "TLS: the answer is no TLS"),
+        ("body", format!("{http}body = \"ok\""), ""),
+        (
+            "other-body",
+            format!("{http}body = \"fine\""),
+            "the body does not contain \"fine\" (its first 3 bytes",
+        ),
+        ("statuses", format!("{http}expect = \"204,300-399\""), "status 200 (expected 204,300-399)"),
+    ];
+    let vips: Vec<[SocketAddr; 1]> = (0..10).map(|n| [lab.vip(8_001 + n)]).collect();
+    let service = |((name, health, _), vips)| {
+        let (name, health, vips): (&&str, &String, &[SocketAddr; 1]) = (name, health, vips);
+        Service { name, vips, forwarding: "l2-dsr", health, backends: webs(&lab, false) }
+    };
+    let services: Vec<_> = checks
+        .iter()
+        .zip(&vips)
+        .map(|((name, health, reason), vips)| service(((name, health, reason), vips)))
+        .collect();
+    let agent = lab.start_agent(&configuration(&services)).expect("an agent");
+    for (name, _, reason) in &checks {
+        let health = if reason.is_empty() { "healthy" } else { "unhealthy" };
+        wait_for(&agent, name, "web1", health, reason);
+    }
+    // An authority that cannot be read is no reason to change anything.
+    let broken = configuration(&services).replace(&authority, "/nowhere/ca.pem");
+    let file = lab.directory().join("broken.toml");
+    std::fs::write(&file, broken).expect("a file");
+    let applied = lab.sluice(&["apply", file.to_str().expect("a path")]).expect("sluice");
+    let said = String::from_utf8_lossy(&applied.stderr).into_owned();
+    assert_eq!(applied.status.code(), Some(1), "{said}");
+    assert!(said.contains("service.health.ca: /nowhere/ca.pem: No such file"), "{said}");
+    assert_eq!(health_of(&agent, "good", "web1").0, "healthy");
+}
+
+fn set_vip(lab: &Lab, web: usize, verb: &str, vip: IpAddr) {
+    let length = if vip.is_ipv4() { "32" } else { "128 nodad" };
+    let length = if verb == "del" { length.trim_end_matches(" nodad") } else { length };
+    lab.web(web).ip(&format!("addr {verb} {vip}/{length} dev lo")).expect("an address");
+}
+
+const THROUGH: &str = "type = \"http\"\nport = 80\npath = \"/healthz\"\nvia = \"vip\"\n";
+
+#[test]
+fn a_check_through_the_vip_finds_a_loopback_without_it() {
+    let lab = Lab::builder().app_servers(1).start().expect("a lab");
+    let vips = lab.both_vips(80);
+    let services = [
+        Service {
+            name: "v4",
+            vips: &vips,
+            forwarding: "l2-dsr",
+            health: THROUGH,
+            backends: webs(&lab, false),
+        },
+        Service {
+            name: "v6",
+            vips: &lab.both_vips(443),
+            forwarding: "l2-dsr",
+            health: THROUGH,
+            backends: webs(&lab, true),
+        },
+    ];
+    let config = configuration(&services);
+    // The VIPs are routed to the edge host, or they are its own; checks find their way in both.
+    for own in [false, true] {
+        if own {
+            let [v4, v6] = vips.map(|vip| vip.ip());
+            lab.edge()
+                .ip(&format!("addr add {v4}/32 dev eth0\naddr add {v6}/128 dev eth0 nodad"))
+                .expect("VIPs");
+        }
+        let agent = lab.start_agent(&config).expect("an agent");
+        for (service, vip) in ["v4", "v6"].into_iter().zip(vips.map(|vip| vip.ip())) {
+            wait_for(&agent, service, "web1", "healthy", "");
+            wait_for(&agent, service, "web2", "healthy", "");
+            assert_eq!(programs_beside(&lab), 2);
+            set_vip(&lab, 0, "del", vip);
+            let missing = format!("no answer for VIP {vip} within 300ms, though ");
+            wait_for(&agent, service, "web1", "unhealthy", &missing);
+            wait_for(
+                &agent,
+                service,
+                "web1",
+                "unhealthy",
+                "itself answers: the VIP is missing on its loopback interface",
+            );
+            assert_eq!(health_of(&agent, service, "web2").0, "healthy", "own {own}");
+            set_vip(&lab, 0, "add", vip);
+            wait_for(&agent, service, "web1", "healthy", "");
+        }
+        lab.web(0).stop_nginx().expect("kill");
+        wait_for(&agent, "v4", "web1", "unhealthy", "connection refused");
+        lab.web(0).start_nginx().expect("start");
+        lab.web(0).link_down("eth0").expect("pull");
+        wait_for(&agent, "v4", "web1", "unhealthy", "neither to VIP 203.0.113.10 nor to 10.0.1.11 itself");
+        lab.web(0).link_up("eth0").expect("plug in");
+        wait_for(&agent, "v4", "web1", "healthy", "");
+        agent.terminate().expect("end");
+    }
+    assert_eq!(programs_beside(&lab), 0, "programs are left on the edge host's side");
+}
+
+#[test]
+fn a_check_through_a_tunnel_finds_what_is_missing_at_its_end() {
+    let lab = Lab::builder().web_servers(1).app_servers(1).backend_mtu(1_600).start().expect("a lab");
+    let vips = lab.both_vips(80);
+    let service = |name, forwarding, v6| Service {
+        name,
+        vips: &vips[usize::from(v6)..][..1],
+        forwarding,
+        health: THROUGH,
+        backends: webs(&lab, v6),
+    };
+    let from = lab.edge().both_addresses().map(|address| address.to_string()).join(",");
+    for forwarding in ["ipip", "gue"] {
+        let services = [service("v4", forwarding, false), service("v6", forwarding, true)];
+        let agent = lab.start_agent(&configuration(&services)).expect("an agent");
+        let refused = format!("refuses {forwarding} tunnels: nothing takes them off there");
+        for name in ["v4", "v6"] {
+            wait_for(&agent, name, "web1", "unhealthy", &refused);
+        }
+        let decaps = lab.start_decap_on_webs(&["--from", &from]).expect("sluice decap");
+        for (name, vip) in ["v4", "v6"].into_iter().zip(vips.map(|vip| vip.ip())) {
+            wait_for(&agent, name, "web1", "healthy", "");
+            set_vip(&lab, 0, "del", vip);
+            let missing =
+                format!("does not refuse {forwarding} tunnels: the VIP is missing on its loopback interface");
+            wait_for(&agent, name, "web1", "unhealthy", &missing);
+            set_vip(&lab, 0, "add", vip);
+            wait_for(&agent, name, "web1", "healthy", "");
+        }
+        drop(decaps);
+        for name in ["v4", "v6"] {
+            wait_for(&agent, name, "web1", "unhealthy", &refused);
+        }
+        agent.terminate().expect("end");
+    }
+}
+
+fn share(agent: &Agent<'_>, backend: &str) -> f64 {
+    agent.backend("web", backend).expect("a backend")["ring_share"].as_f64().expect("a share")
+}
+
+/// A connection with this server, from the first of these ports that leads there.
+fn shopper(lab: &Lab, server: &str, ports: &mut impl Iterator<Item = u16>) -> HttpConnection {
+    loop {
+        let port = ports.next().expect("a port");
+        let mut connection = HttpConnection::open(lab.customer(), lab.vip(80), Some(port)).expect("connect");
+        if connection.get("/").expect("an answer").served_by() == server {
+            return connection;
+        }
+    }
+}
+
+#[test]
+fn a_recovered_server_gets_its_share_back_in_steps_that_move_no_connection() {
+    let lab = Lab::builder().app_servers(1).start().expect("a lab");
+    let vips = [lab.vip(80)];
+    let health = "type = \"http\"\nport = 80\npath = \"/healthz\"\nslow_start = \"6s\"\n";
+    // Of weight 1 each: there is no smaller weight, and steps there are.
+    let light = webs(&lab, false).into_iter().map(|(name, address, _)| (name, address, "weight = 1"));
+    let backends = light.collect();
+    let service = Service { name: "web", vips: &vips, forwarding: "l2-dsr", health, backends };
+    let agent = lab.start_agent(&configuration(&[service])).expect("an agent");
+    wait_for(&agent, "web", "web1", "healthy", "");
+    wait_for(&agent, "web", "web2", "healthy", "");
+    assert!((share(&agent, "web1") - 0.5).abs() < 0.01, "no slow start at the beginning");
+    lab.web(0).stop_nginx().expect("kill");
+    wait_for(&agent, "web", "web1", "unhealthy", "connection refused");
+    let mut ports = 26_000..30_000;
+    let mut shoppers: Vec<_> = (0..40).map(|_| shopper(&lab, "web2", &mut ports)).collect();
+    lab.web(0).start_nginx().expect("start");
+    let mut shares = Vec::new();
+    wait_until("web1 has its share", PATIENCE, || {
+        let now = share(&agent, "web1");
+        if shares.last() != Some(&now) {
+            shares.push(now);
+        }
+        for shopper in &mut shoppers {
+            assert_eq!(shopper.get("/").expect("an answer").served_by(), "web2", "{shares:?}");
+        }
+        (now - 0.5).abs() < 0.01
+    })
+    .unwrap_or_else(|error| panic!("{error}: {shares:?}\n{}", agent.log()));
+    assert!(shares.is_sorted(), "{shares:?}");
+    let steps = shares.iter().filter(|share| (0.01..0.49).contains(*share)).count();
+    assert!(steps >= 4, "{shares:?}");
+}
+
+#[test]
+fn a_flapping_server_is_held_down_and_says_so() {
+    let lab = Lab::builder().app_servers(1).start().expect("a lab");
+    let vips = [lab.vip(80)];
+    let health = format!("type = \"tcp\"\nport = {SWITCH_PORT}\n");
+    let service = Service {
+        name: "web",
+        vips: &vips,
+        forwarding: "l2-dsr",
+        health: &health,
+        backends: webs(&lab, false),
+    };
+    let config = configuration(&[service]).replace("hold_down = \"0s\"", "hold_down = \"2s\"");
+    let switch = SocketAddr::from((lab.web(0).address(), SWITCH_PORT));
+    let up = || TcpEcho::start(lab.web(0), switch).expect("a server");
+    let other = SocketAddr::from((lab.web(1).address(), SWITCH_PORT));
+    let _other = TcpEcho::start(lab.web(1), other).expect("a server");
+    let mut running = Some(up());
+    let agent = lab.start_agent(&config).expect("an agent");
+    wait_for(&agent, "web", "web1", "healthy", "");
+    wait_for(&agent, "web", "web2", "healthy", "");
+    for (flaps, times) in
+        [(0, ""), (1, "it fell once soon after"), (2, "it fell 2 times in a row soon after")]
+    {
+        drop(running.take());
+        wait_for(&agent, "web", "web1", "unhealthy", "connection refused");
+        running = Some(up());
+        if flaps > 0 {
+            // Its checks succeed, and yet.
+            wait_until("it is held down", PATIENCE, || {
+                let (health, reason) = health_of(&agent, "web", "web1");
+                health == "unhealthy" && reason.starts_with("held down for ") && reason.contains(times)
+            })
+            .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+            assert_eq!(share(&agent, "web1"), 0.0);
+        }
+        wait_for(&agent, "web", "web1", "healthy", "");
+    }
+    let log = agent.log();
+    assert!(
+        log.contains("it flaps: held down for 2s") && log.contains("it flaps: held down for 4s"),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_drained_server_that_fails_is_given_up() {
+    let lab = Lab::builder().app_servers(1).start().expect("a lab");
+    let vips = [lab.vip(80)];
+    let health = format!("type = \"tcp\"\nport = {SWITCH_PORT}\n");
+    let service = Service {
+        name: "web",
+        vips: &vips,
+        forwarding: "l2-dsr",
+        health: &health,
+        backends: webs(&lab, false),
+    };
+    let config = configuration(&[service]);
+    let up = |web: usize| {
+        TcpEcho::start(lab.web(web), SocketAddr::from((lab.web(web).address(), SWITCH_PORT)))
+            .expect("a server")
+    };
+    let (mut first, _second) = (Some(up(0)), up(1));
+    let agent = lab.start_agent(&config).expect("an agent");
+    wait_for(&agent, "web", "web1", "healthy", "");
+    wait_for(&agent, "web", "web2", "healthy", "");
+    let mut kept = shopper(&lab, "web1", &mut (26_000..30_000));
+    // Its checks fail, but it serves on: connections stay.
+    drop(first.take());
+    wait_for(&agent, "web", "web1", "unhealthy", "connection refused");
+    assert_eq!(kept.get("/").expect("an answer").served_by(), "web1", "unhealthy");
+    first = Some(up(0));
+    wait_for(&agent, "web", "web1", "healthy", "");
+    let drained = config.replace("address = \"10.0.1.11\"", "address = \"10.0.1.11\"\nstate = \"drain\"");
+    assert_ne!(drained, config);
+    let file = lab.directory().join("drained.toml");
+    std::fs::write(&file, drained).expect("a file");
+    let applied = lab.sluice(&["apply", file.to_str().expect("a path")]).expect("sluice");
+    assert!(applied.status.success(), "{applied:?}");
+    assert_eq!(kept.get("/").expect("an answer").served_by(), "web1", "drained");
+    drop(first.take());
+    wait_for(&agent, "web", "web1", "unhealthy", "connection refused");
+    assert!(
+        kept.get("/").is_err(),
+        "drained and unhealthy: web1 has no packets any more, and web2 knows no such connection"
+    );
+    let answer = HttpConnection::open(lab.customer(), lab.vip(80), None)
+        .expect("connect")
+        .get("/")
+        .expect("an answer");
+    assert_eq!(answer.served_by(), "web2");
+}
+
+/// How many backends of one service.
+const MANY: u16 = 1_000;
+/// How long their checks are looked at: four rounds.
+const OBSERVED: Duration = Duration::from_secs(8);
+
+/// CPU time that a process has used, in clock ticks.
+fn cpu_ticks(pid: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process");
+    let fields: Vec<&str> = stat.rsplit_once(')').expect("a name").1.split_whitespace().collect();
+    [11, 12].iter().map(|&field| fields[field].parse::<u64>().expect("a number")).sum()
+}
+
+/// Checks that have been made, by the metrics.
+fn checks_made(lab: &Lab) -> u64 {
+    let metrics = lab.edge().curl(&["http://127.0.0.1:9400/metrics"]).expect("metrics");
+    let text = metrics.text();
+    let counts = text.lines().filter(|line| line.starts_with("sluice_probe_duration_seconds_count"));
+    counts
+        .map(|line| line.rsplit(' ').next().and_then(|count| count.parse::<u64>().ok()).expect("a count"))
+        .sum()
+}
+
+#[test]
+fn a_thousand_backends_are_checked_with_a_tenth_of_a_core() {
+    let lab = Lab::builder().web_servers(1).app_servers(1).start().expect("a lab");
+    // Behind one address: no table of neighbours is asked to hold a thousand.
+    lab.web(0).ip("route add local 10.7.0.0/16 dev lo").expect("addresses");
+    lab.edge().ip(&format!("route add 10.7.0.0/16 via {}", lab.web(0).address())).expect("a route");
+    let vips = [lab.vip(80)];
+    let address = |n: u16| IpAddr::from([10, 7, (n / 250) as u8, (n % 250 + 1) as u8]);
+    let backends = || (0..MANY).map(|n| (format!("b{n}"), address(n), "")).collect();
+    for kind in ["tcp", "http"] {
+        let health = format!("type = \"{kind}\"\n");
+        let service =
+            Service { name: "web", vips: &vips, forwarding: "ipip", health: &health, backends: backends() };
+        let standard = "interval = \"2s\"\ntimeout = \"1s\"\n";
+        let config = configuration(&[service]).replace(QUICK, standard);
+        let config = config.replace("[agent]", "[agent]\nmetrics = \"127.0.0.1:9400\"");
+        let agent = lab.start_agent(&config).expect("an agent");
+        wait_until("all are healthy", PATIENCE, || {
+            agent.service("web").is_ok_and(|web| web["status"] == "healthy")
+        })
+        .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+        let (made, used) = (checks_made(&lab), cpu_ticks(agent.pid()));
+        // Whoever asked meanwhile would be what is measured.
+        std::thread::sleep(OBSERVED);
+        let used = cpu_ticks(agent.pid()) - used;
+        let made = checks_made(&lab) - made;
+        assert!(made > 3 * u64::from(MANY), "{kind}: only {made} checks");
+        // A tick is 10 ms; a thousand checks in two seconds are 500 a second.
+        let share = used as f64 * 0.01 / (made as f64 / 500.0);
+        println!("{kind}: {made} checks, {used} ticks: {:.1} % of a core", share * 100.0);
+        assert!(share < 0.1, "{kind}: {:.1} % of a core", share * 100.0);
+        agent.terminate().expect("end");
+    }
+}
+
+/// How many programs are on the host's side of the edge host's interface.
+fn programs_beside(lab: &Lab) -> usize {
+    let count = |side| SchedClassifier::query_tcx("eth0", side).expect("tcx").1.len();
+    lab.edge().run(|| count(TcAttachType::Egress) + count(TcAttachType::Ingress)).expect("run")
+}
