@@ -8,6 +8,7 @@ use tokio::task::AbortHandle;
 
 use super::state::Agent;
 use crate::core::config::{self, Config};
+use crate::core::events::Event;
 use crate::core::health::{Health, Monitor, first_probe_delay, next_probe_delay};
 use crate::core::names;
 use crate::core::wanted::BackendKey;
@@ -97,11 +98,7 @@ impl Agent {
         probed.failure = result.as_ref().err().cloned();
         let Some(transition) = probed.monitor.on_result(result) else { return false };
         let (from, to) = (names::health(transition.from), names::health(transition.to));
-        let BackendKey { service, backend } = &key;
-        match transition.reason {
-            Some(reason) => log::warn!("service {service}: backend {backend}: {from} → {to}: {reason}"),
-            None => log::info!("service {service}: backend {backend}: {from} → {to}"),
-        }
+        self.events.record(Event::health(&key.service, &key.backend, from, to, transition.reason));
         self.knowledge.health.insert(key, transition.to);
         true
     }

@@ -3,11 +3,13 @@
 pub mod config;
 pub mod decap;
 pub mod diff;
+pub mod events;
 pub mod explain;
 pub mod health;
 pub mod image;
 pub mod names;
 pub mod plan;
+pub mod pressure;
 pub mod reach;
 pub mod ring;
 pub mod stats;

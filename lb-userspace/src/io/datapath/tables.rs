@@ -322,29 +322,31 @@ impl TableSet {
     /// Removes all flows of these backends.
     pub fn sweep_backends(&self, gone: &BTreeMap<u16, u32>) -> Result<(), DatapathError> {
         self.sweep(|entry| gone.contains_key(&entry.backend()));
-        self.remove_translations(|all| of_backends(all, |id| gone.contains_key(&id)))
+        self.remove_translations(|all| of_backends(all, |id| gone.contains_key(&id))).map(drop)
     }
 
     /// Removes flows of ids that no backend has: an agent may have ended before it could.
     pub fn sweep_orphans(&self, backends: &BTreeMap<u16, LoadedBackend>) -> Result<(), DatapathError> {
         self.sweep(|entry| !backends.contains_key(&entry.backend()));
-        self.remove_translations(|all| of_backends(all, |id| !backends.contains_key(&id)))
+        self.remove_translations(|all| of_backends(all, |id| !backends.contains_key(&id))).map(drop)
     }
 
-    /// Removes the translations of connections that are closed or idle.
-    pub fn sweep_translations(&self, now: Tick) -> Result<(), DatapathError> {
+    /// Removes the translations of connections that are closed or idle; says how many are left.
+    pub fn sweep_translations(&self, now: Tick) -> Result<usize, DatapathError> {
         self.remove_translations(|all| exact::expired(all, now))
     }
 
     fn remove_translations(
         &self,
         goes: impl Fn(&[(TupleKey, Words)]) -> Vec<TupleKey>,
-    ) -> Result<(), DatapathError> {
-        for key in goes(&self.translations()?) {
+    ) -> Result<usize, DatapathError> {
+        let all = self.translations()?;
+        let keys = goes(&all);
+        for key in &keys {
             // One that is gone by itself is as well.
-            self.exact.set_translation(&key, None);
+            self.exact.set_translation(key, None);
         }
-        Ok(())
+        Ok(all.len().saturating_sub(keys.len()))
     }
 
     /// All translations.
