@@ -6,8 +6,11 @@ mod check;
 mod client;
 mod decap;
 mod detach;
+mod doctor;
 mod events;
 mod explain;
+mod flows;
+mod manual;
 mod output;
 mod service;
 mod status;
@@ -50,7 +53,11 @@ enum Command {
     Explain(explain::Arguments),
     Decap(decap::Arguments),
     Detach(detach::Arguments),
+    Doctor(doctor::Arguments),
     Events(events::Arguments),
+    Flows(flows::Arguments),
+    Completions(manual::CompletionsArguments),
+    Man(manual::ManArguments),
 }
 
 /// How a command prints.
@@ -127,6 +134,10 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Explain(command) => explain::run(&command, &client).await,
         Command::Decap(command) => decap::run(&command).await,
         Command::Detach(command) => detach::run(&command, &client).await,
+        Command::Doctor(command) => doctor::run(&command, &client).await,
+        Command::Completions(command) => manual::completions(&command),
+        Command::Man(_) => manual::manual(),
+        Command::Flows(command) => flows::run(&command),
         Command::Events(command) => events::run(&command, &client).await,
     }
 }

@@ -3,8 +3,10 @@
 pub mod config;
 pub mod decap;
 pub mod diff;
+pub mod doctor;
 pub mod events;
 pub mod explain;
+pub mod flows;
 pub mod health;
 pub mod image;
 pub mod names;

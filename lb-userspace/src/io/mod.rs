@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod datapath;
+pub mod doctor;
 pub mod events;
 pub mod exporters;
 pub mod host;
