@@ -7,5 +7,6 @@ pub mod events;
 pub mod exporters;
 pub mod host;
 pub mod neighbours;
+pub mod pcap;
 pub mod probes;
 pub mod store;

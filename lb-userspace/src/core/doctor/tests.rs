@@ -98,9 +98,12 @@ fn a_host_on_which_nothing_is_wrong_has_notes_only() {
     assert_eq!(found(&config("nat"), &well(false)), [note("agent")].into());
 }
 
+/// A check, how much it matters, a part of the fix, and how to plant the fault.
+type Fault = (&'static str, Weight, &'static str, fn(&mut Facts));
+
 #[test]
 fn every_fault_of_the_host_is_found_by_itself() {
-    let faults: [(&str, Weight, &str, fn(&mut Facts)); 24] = [
+    let faults: [Fault; 24] = [
         ("kernel", Weight::Error, "install", |f| f.host.kernel = Some((5, 15))),
         ("btf", Weight::Error, "CONFIG_DEBUG_INFO_BTF", |f| f.host.btf = Some(false)),
         ("bpffs", Weight::Warning, "mount -t bpf bpf /sys/fs/bpf", |f| f.host.bpffs = Some(false)),
@@ -134,7 +137,7 @@ fn every_fault_of_the_host_is_found_by_itself() {
         ("forwarding", Weight::Note, "sysctl -w net/ipv4/conf/eth0/forwarding=1", |f| {
             f.interfaces[0].forwarding = [Some(false); 2];
         }),
-        ("neighbour", Weight::Warning, "ping -c 1 -I eth0 10.0.1.11", |f| silent(f)),
+        ("neighbour", Weight::Warning, "ping -c 1 -I eth0 10.0.1.11", silent),
         ("vip_route", Weight::Note, "ip route add 203.0.113.10/32", |f| f.local_vips.clear()),
         ("vip_route", Weight::Warning, "ip address add 203.0.113.10/32 dev eth0", |f| {
             f.routed_here.insert(f.local_vips.remove(0), false);
@@ -224,7 +227,7 @@ fn faults_of_a_backend_name_it_and_are_cured_there() {
     assert_eq!(arp.fix[0], "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2");
     let stranger = finds("l2-dsr", |facts| facts.arp_answers.push((vip, [2, 0, 0, 0, 0, 99])));
     assert_eq!(stranger.on, "here");
-    assert!(stranger.fix[0].contains("02:00:00:00:00:99") || stranger.fix[0].contains("02:00:00:00:00:63"));
+    assert!(stranger.fix[0].contains("02:00:00:00:00:63"), "{stranger:?}");
 }
 
 #[test]
