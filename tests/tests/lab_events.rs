@@ -55,6 +55,9 @@ fn what_happens_is_told_with_reason_and_timing_and_outlives_the_agent() {
     assert!(apply(drained.to_str().expect("path")).status.success());
     let state = wait_for(&agent, &["--kind", "backend_state", "--backend", "web2"], |_| true);
     assert_eq!((&state["from"], &state["to"]), (&"enabled".into(), &"drain".into()), "{state}");
+    // Of both services: nobody was connected.
+    wait_until("both are drained", PATIENCE, || events(&agent, &["--kind", "drained"]).len() == 2)
+        .expect("drained");
     let applied = wait_for(&agent, &["--kind", "applied"], |event| event["revision"] == 2);
     assert_eq!((&applied["by"], &applied["changes_total"]), (&"apply".into(), &2.into()), "{applied}");
     is_logged(&agent, &applied);

@@ -36,10 +36,17 @@ impl Agent {
         self.record(Event::applied(by, report.revision, &report.changes, report.flows_lost));
     }
 
-    /// What an operator wants of backends changed.
-    pub(super) fn record_state_changes(&self, before: &Config) {
-        for event in state_changes(before, &self.config) {
+    /// What an operator wants of backends changed. One that is to be drained may have no flow already.
+    pub(super) fn record_state_changes(&mut self, before: &Config) {
+        let changes = state_changes(before, &self.config);
+        if changes.is_empty() {
+            return;
+        }
+        for event in changes {
             self.record(event);
+        }
+        if let Ok(now) = self.kernel.now() {
+            self.look_for_drained(now);
         }
     }
 
