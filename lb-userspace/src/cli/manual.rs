@@ -37,10 +37,20 @@ pub(super) fn manual() -> Result<(), Failure> {
     let mut text = Vec::new();
     let man = Man::new(command.clone()).section("8");
     man.render(&mut text).map_err(Failure::failed)?;
+    text = on_this_page(&String::from_utf8_lossy(&text)).into_bytes();
     for subcommand in command.get_subcommands() {
         section(subcommand, &mut text).map_err(Failure::failed)?;
     }
     write(&text)
+}
+
+/// The list of commands refers to pages of their own, which are sections of this one.
+fn on_this_page(page: &str) -> String {
+    let line = |line: &str| match line.strip_prefix("sluice\\-").and_then(|rest| rest.strip_suffix("(8)")) {
+        Some(command) => format!("sluice {command}\n"),
+        None => format!("{line}\n"),
+    };
+    page.lines().map(line).collect()
 }
 
 /// One command as a section of the page, and those below it as more of them.
