@@ -11,6 +11,7 @@ use super::start::{self, capacity, flows, parse_config};
 use super::state::{Agent, Server};
 use crate::core::config::Config;
 use crate::core::diff::diff;
+use crate::core::events::Event;
 use crate::core::image::Image;
 use crate::core::plan::{Plan, plan};
 use crate::core::ring::changed_slots;
@@ -38,20 +39,30 @@ impl Agent {
             Err(error) => Err(ApiError::failed(error)),
         };
         match applied {
-            Ok(report) => {
-                log::info!("reloaded: {} changes, revision {}", report.changes.len(), report.revision)
-            }
+            Ok(report) => self.record_applied("reload", &report),
             Err(error) => {
                 for line in &error.errors {
                     log::error!("{line}");
                 }
-                log::error!("not reloaded: the configuration in force stays");
+                self.record(Event::refused("reload", &error.errors));
             }
         }
     }
 
-    /// Brings a configuration into force, and then writes it to the agent's file.
+    /// Does what an apply asks for, and records what became of it.
     pub(super) async fn on_apply(&mut self, request: ApplyRequest) -> Result<ApplyReport, ApiError> {
+        let dry_run = request.dry_run;
+        let applied = self.apply(request).await;
+        match &applied {
+            _ if dry_run => {}
+            Ok(report) => self.record_applied("apply", report),
+            Err(error) => self.record(Event::refused("apply", &error.errors)),
+        }
+        applied
+    }
+
+    /// Brings a configuration into force, and then writes it to the agent's file.
+    async fn apply(&mut self, request: ApplyRequest) -> Result<ApplyReport, ApiError> {
         let config = parse_config(&request.config, &request.name)
             .map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
         if request.dry_run {
@@ -102,6 +113,7 @@ impl Agent {
             self.metrics = metrics;
         }
         self.forget_unused(&before);
+        self.record_state_changes(&before);
         self.revision += 1;
         report.revision = self.revision;
         report.warnings = self.hop_news.iter().map(|error| format!("no next hop: {error}")).collect();

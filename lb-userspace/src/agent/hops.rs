@@ -9,12 +9,13 @@ use lb_common::abi;
 
 use super::state::Agent;
 use crate::core::config::Config;
+use crate::core::events::Event;
 use crate::core::reach::{self, Target};
 use crate::io::datapath::Datapath;
 use crate::io::neighbours::{HopError, NextHop};
 
-/// Errors that are told one by one.
-const MAX_NEWS: usize = 10;
+/// News that are told one by one.
+pub(super) const MAX_NEWS: usize = 10;
 /// Addresses that are resolved at the same time.
 const CONCURRENT: usize = 64;
 
@@ -50,7 +51,7 @@ impl Agent {
                 continue;
             }
             if found.ifindex != known.ifindex && self.options.attach {
-                log::warn!("{}: the interface was made anew", known.name);
+                self.record(Event::InterfaceReplaced { interface: known.name.clone() });
                 // On an error what is known stays, so that the next look tries again.
                 if let Err(error) = self.attach(&known.name).await {
                     log::error!("{error}");
@@ -81,26 +82,26 @@ impl Agent {
         let found: Vec<(Target, Result<NextHop, HopError>)> =
             stream::iter(targets).map(resolve).buffer_unordered(CONCURRENT).collect().await;
         let mut changed = false;
-        let mut news = Vec::new();
+        let (mut news, mut found_again) = (Vec::new(), Vec::new());
         for (target, result) in found {
             match result {
                 Ok(hop) => {
                     let hop = self.shared_hop(hop);
                     changed |= self.knowledge.hops.insert(target, hop) != Some(hop);
-                    self.hop_errors.remove(&target);
+                    if self.hop_errors.remove(&target).is_some() {
+                        found_again.push(target.0);
+                    }
                 }
                 Err(error) => {
                     if self.hop_errors.get(&target) != Some(&error) {
-                        news.push(error.to_string());
+                        news.push((target.0, error.to_string()));
                     }
                     self.hop_errors.insert(target, error);
                 }
             }
         }
-        self.hop_news = summarise(news);
-        for error in &self.hop_news {
-            log::warn!("no next hop: {error}");
-        }
+        self.record_hops(&news, &found_again);
+        self.hop_news = summarise(news.into_iter().map(|(_, error)| error).collect());
         changed
     }
 

@@ -9,6 +9,7 @@ mod probing;
 mod requests;
 mod start;
 mod state;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +23,9 @@ pub use error::AgentError;
 
 use probing::Report;
 
+use crate::core::events::Event;
 use crate::io::api::{self, ControlSocket, ListenError, Request};
+use crate::io::events;
 
 /// How often idle flows are swept out of the flow table.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -48,6 +51,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Whether the program is attached to the interfaces.
     pub attach: bool,
+    /// Where events are kept.
+    pub state_dir: PathBuf,
     /// Whether each packet's verdict is logged.
     pub log_packets: bool,
 }
@@ -80,12 +85,13 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let mut changes = agent.resolver.changes();
     // What changed while the agent started was told to nobody.
     agent.refresh_network().await;
-    let server = axum::serve(listener, api::control_routes(request_sender)).into_future();
+    let routes = api::control_routes(request_sender).merge(events::routes(agent.events.clone()));
+    let server = axum::serve(listener, routes).into_future();
     tokio::pin!(server);
     let mut sweep = every(SWEEP_INTERVAL);
     let (mut recheck, mut retry) = (every(HOP_INTERVAL), every(HOP_RETRY));
     start::notify_ready();
-    log::info!("ready: {}", agent.describe());
+    agent.record(Event::Ready { version: env!("CARGO_PKG_VERSION").to_owned(), what: agent.describe() });
     loop {
         let next = tokio::select! {
             biased;
@@ -125,7 +131,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             break;
         }
     }
-    log::info!("ending; {}", agent.farewell());
+    agent.record(Event::Ending { data_plane: agent.farewell().to_owned() });
     // A new agent takes over when the socket goes: by then pin directory and metrics port are to be free, once the
     // tasks that were told to end have done so.
     drop(agent);

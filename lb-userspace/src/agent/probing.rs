@@ -12,7 +12,8 @@ use tokio::time::Instant;
 use super::state::Agent;
 use super::{AgentError, Next};
 use crate::core::config::{self, Config};
-use crate::core::health::{Health, Held, Monitor, Transition, first_probe_delay, next_probe_delay};
+use crate::core::events::Event;
+use crate::core::health::{Health, Held, Monitor, first_probe_delay, next_probe_delay};
 use crate::core::names;
 use crate::core::slow_start::Ramp;
 use crate::core::wanted::BackendKey;
@@ -131,11 +132,16 @@ impl Agent {
         probed.failure = result.as_ref().err().cloned();
         let Some(transition) = probed.monitor.on_result(result, now) else { return false };
         let slow_start = probed.health.slow_start;
-        log_transition(&key, &transition);
         self.ramps.remove(&key);
         if transition.from == Health::Unhealthy && !slow_start.is_zero() {
             self.ramps.insert(key.clone(), Ramp::new(now, slow_start));
         }
+        let (from, to) = (names::health(transition.from), names::health(transition.to));
+        let reason = transition.reason.map(|reason| match transition.held {
+            held if held.is_zero() => reason,
+            held => format!("{reason}; it flaps: held down for {held:?}"),
+        });
+        self.events.record(Event::health(&key.service, &key.backend, from, to, reason));
         self.knowledge.health.insert(key, transition.to);
         true
     }
@@ -190,21 +196,6 @@ impl Agent {
     /// Whether every probed backend's health is known.
     pub(super) fn all_known(&self) -> bool {
         self.probed.values().all(|probed| probed.monitor.health() != Health::Unknown)
-    }
-}
-
-fn log_transition(key: &BackendKey, transition: &Transition) {
-    let (from, to) = (names::health(transition.from), names::health(transition.to));
-    let BackendKey { service, backend } = key;
-    match &transition.reason {
-        Some(reason) if transition.held.is_zero() => {
-            log::warn!("service {service}: backend {backend}: {from} → {to}: {reason}");
-        }
-        Some(reason) => log::warn!(
-            "service {service}: backend {backend}: {from} → {to}: {reason}; it flaps: held down for {:?}",
-            transition.held
-        ),
-        None => log::info!("service {service}: backend {backend}: {from} → {to}"),
     }
 }
 

@@ -71,7 +71,7 @@ impl Agent {
         let tables = self.kernel.tables();
         let slices = tables.slices().ok_or_else(|| ApiError::failed("the tables are empty"))?;
         let now = self.kernel.now().map_err(ApiError::failed)?;
-        Ok(explain(slices, &tables.image(), now, frame, ingress))
+        Ok(explain(slices, &tables.names(), now, frame, ingress))
     }
 
     /// Serves metrics on a port, if there is to be one.

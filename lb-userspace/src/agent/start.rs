@@ -11,8 +11,10 @@ use super::hops::targets;
 use super::probing::{KnownHealth, Report};
 use super::requests::serve_public;
 use super::state::{Agent, ReconcileError};
+use super::watch::Observed;
 use super::{AgentError, HANDOVER, Options, packet_log};
 use crate::core::config::{self, Config, XdpMode};
+use crate::core::events::Event;
 use crate::core::health::Health;
 use crate::core::image::{Capacity, Image};
 use crate::core::plan::RingCache;
@@ -20,6 +22,7 @@ use crate::core::reach::{Target, reach};
 use crate::core::wanted::{BackendKey, Knowledge, forwarding};
 use crate::io::api::{self, Requests};
 use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
+use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
 use crate::io::neighbours::{InterfaceError, Resolver, XdpState};
 use crate::io::probes::TlsClients;
@@ -54,8 +57,9 @@ pub(super) async fn start(
     kernel.grace()?;
     let image = kernel.tables().image();
     kernel.tables().sweep_orphans(&image.backends)?;
+    let events = EventLog::open(&options.state_dir);
     if adopted {
-        log::info!("adopted {} services with their flows", image.services.len());
+        events.record(Event::Adopted { services: image.services.len() });
     }
     let hops = adopted_hops(&image, &config);
     let mut agent = Agent {
@@ -80,6 +84,8 @@ pub(super) async fn start(
         reports: report_sender,
         requests,
         metrics: None,
+        events,
+        observed: Observed::default(),
         histograms: Histograms::default(),
         rings: RingCache::default(),
         unsettled: false,
@@ -213,7 +219,7 @@ impl Agent {
         for name in self.pins.linked_interfaces()? {
             if !self.config.agent.interfaces.contains(&name) {
                 self.pins.remove_link(&name)?;
-                log::info!("{name}: detached; it is no longer in agent.interfaces");
+                self.record(Event::Detached { interface: name });
             }
         }
         Ok(())
@@ -224,16 +230,18 @@ impl Agent {
         let mode = self.config.agent.xdp_mode;
         let attached = self.kernel.attach(&self.pins, name, mode)?;
         let found = self.resolver.interface(name).await?;
+        let interface = name.to_owned();
         match &attached {
-            Attached::New => log::info!("{name}: attached"),
+            Attached::New => self.record(Event::Attached { interface }),
             Attached::Replaced => {
-                log::info!("{name}: took over from the former agent");
-                check_mode(name, mode, found.xdp)?;
+                self.record(Event::TookOver { interface });
+                if let Some(kept) = check_mode(name, mode, found.xdp)? {
+                    self.record(kept);
+                }
             }
-            Attached::Fallback(cause) => log::warn!(
-                "{name}: the driver does not take the program ({cause}); running in the slower generic mode. \
-                 Set agent.xdp_mode = \"driver\" to make this an error"
-            ),
+            Attached::Fallback(cause) => {
+                self.record(Event::ModeFallback { interface, cause: cause.clone() });
+            }
         }
         match self.interfaces.iter_mut().find(|interface| interface.name == name) {
             Some(interface) => *interface = found,
@@ -244,8 +252,8 @@ impl Agent {
 }
 
 /// A link keeps the mode it was made with: says so where that is not the configured one.
-fn check_mode(name: &str, wanted: XdpMode, found: XdpState) -> Result<(), AttachError> {
-    let found = match (wanted, found) {
+fn check_mode(name: &str, wanted: XdpMode, found: XdpState) -> Result<Option<Event>, AttachError> {
+    let mode = match (wanted, found) {
         (XdpMode::Driver, XdpState::Generic) => {
             return Err(AttachError::Driver {
                 interface: name.to_owned(),
@@ -254,12 +262,9 @@ fn check_mode(name: &str, wanted: XdpMode, found: XdpState) -> Result<(), Attach
                     .to_owned(),
             });
         }
-        (XdpMode::Auto, XdpState::Generic) => "slower generic",
+        (XdpMode::Auto, XdpState::Generic) => "generic",
         (XdpMode::Generic, XdpState::Driver) => "driver",
-        _ => return Ok(()),
+        _ => return Ok(None),
     };
-    log::warn!(
-        "{name}: stays in {found} mode, in which a former agent attached it; `sluice detach` ends that"
-    );
-    Ok(())
+    Ok(Some(Event::ModeKept { interface: name.to_owned(), mode: mode.to_owned() }))
 }

@@ -11,7 +11,9 @@ use tokio::task::JoinHandle;
 use super::Options;
 use super::paths::PathKey;
 use super::probing::{Checks, Probed, Report};
+use super::watch::Observed;
 use crate::core::config::{Config, Protocol};
+use crate::core::events::Event;
 use crate::core::image::Wanted;
 use crate::core::plan::{Action, RingCache, plan};
 use crate::core::reach::{Target, targets};
@@ -20,6 +22,7 @@ use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Read
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
 use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock, ProbePath};
+use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
 use crate::io::neighbours::{HopError, Interface, Resolver, XdpState};
 use crate::io::probes::TlsClients;
@@ -66,6 +69,10 @@ pub(super) struct Agent {
     pub(super) reports: mpsc::Sender<Report>,
     pub(super) requests: Requests,
     pub(super) metrics: Option<Server>,
+    /// What happened: every event goes through [`Agent::record`].
+    pub(super) events: EventLog,
+    /// What events are made from that need a look back.
+    pub(super) observed: Observed,
     pub(super) histograms: Histograms,
     /// Rings built before.
     pub(super) rings: RingCache,
@@ -90,7 +97,7 @@ impl Agent {
         self.advance_ramps();
         let wanted = self.knowledge.wanted(&self.config);
         if let Err(error) = self.bring_about(&wanted) {
-            log::error!("the datapath keeps its former state: {error}");
+            self.record(Event::NotReconciled { cause: error.to_string() });
         }
     }
 
@@ -112,6 +119,7 @@ impl Agent {
             self.histograms.applied(began.elapsed());
             self.publish_paths();
         }
+        self.record_statuses();
         Ok(())
     }
 
@@ -129,9 +137,11 @@ impl Agent {
         let udp = image.backends.iter().filter(|(_, backend)| udp_services.contains(&backend.service));
         let udp: BTreeSet<u16> = udp.map(|(&id, _)| id).collect();
         self.kernel.tables().sweep_idle(now, &udp);
-        if let Err(error) = self.kernel.tables().sweep_translations(now) {
-            log::error!("idle translations stay: {error}");
+        match self.kernel.tables().sweep_translations(now) {
+            Ok(left) => self.look_for_pressure(left),
+            Err(error) => log::error!("idle translations stay: {error}"),
         }
+        self.look_for_drained(now);
     }
 
     /// Everything there is to show.

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 
 use super::client::Client;
 use super::{Failure, Format, OutputFlag, output};
-use crate::core::diff::Change;
 use crate::io::api::{ApplyReport, ApplyRequest};
 use crate::io::store;
 
@@ -38,7 +37,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
 }
 
 fn render(report: &ApplyReport) -> String {
-    let mut lines: Vec<String> = report.changes.iter().map(change).collect();
+    let mut lines: Vec<String> = report.changes.iter().map(ToString::to_string).collect();
     if report.changes.is_empty() {
         lines.push("no change".to_owned());
     }
@@ -53,14 +52,4 @@ fn render(report: &ApplyReport) -> String {
         false => format!("in force, revision {}", report.revision),
     });
     lines.join("\n")
-}
-
-fn change(change: &Change) -> String {
-    let Change { path, before, after } = change;
-    match (before, after) {
-        (Some(before), Some(after)) => format!("~ {path}: {before} → {after}"),
-        (None, Some(after)) => format!("+ {path}: {after}"),
-        (Some(before), None) => format!("- {path}: {before}"),
-        (None, None) => path.clone(),
-    }
 }

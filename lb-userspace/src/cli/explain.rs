@@ -1,15 +1,21 @@
 //! `sluice explain`: what the datapath does with a packet, and why.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use nix::net::if_::if_nametoindex;
 
 use super::client::Client;
 use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
-use crate::core::explain::{Explanation, Ingress, PacketSpec, Question, SpecProtocol, explain, frame};
+use crate::core::explain::{
+    Explanation, Ingress, PacketSpec, Question, SpecProtocol, explain, frame, to_hex,
+};
 use crate::io::datapath::{Access, Datapath, Kernel, PinDir, TableSet};
+use crate::io::pcap;
+
+/// Frames of a capture that are explained.
+const MAX_PACKETS: usize = 100;
 
 /// Show what the datapath does with a packet, step by step
 ///
@@ -30,8 +36,8 @@ pub(super) struct Arguments {
     /// The packet opens a TCP connection
     #[arg(long, conflicts_with = "frame")]
     syn: bool,
-    /// A whole frame in hexadecimal, from the destination MAC on
-    #[arg(long, value_name = "HEX")]
+    /// A whole frame in hexadecimal, from the destination MAC on; or a capture, whose first hundred frames are explained
+    #[arg(long, value_name = "HEX|FILE.pcap")]
     frame: Option<String>,
     /// Interface it comes in on; the first attached one by default
     #[arg(long, value_name = "IF")]
@@ -52,38 +58,60 @@ enum Proto {
 }
 
 pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
-    let question = question(arguments);
-    let explanation = match client.post("/v1/explain", &question).await {
+    let (packets, is_capture) = packets(arguments)?;
+    let mut explanations = Vec::new();
+    for packet in packets {
+        let question = Question { packet, interface: arguments.iface.clone() };
+        explanations.push(ask(arguments, client, &question).await?);
+    }
+    match (arguments.format.output, explanations.as_slice()) {
+        (Format::Json, [only]) if !is_capture => output::json(only),
+        (Format::Json, all) => output::json(&all),
+        (Format::Table, [only]) if !is_capture => output::print(&render(only)),
+        (Format::Table, all) => {
+            let numbered = (1..).zip(all);
+            let packets = numbered.map(|(number, one)| format!("packet {number}\n{}", render(one)));
+            output::print(&packets.collect::<Vec<_>>().join("\n\n"))
+        }
+    }
+}
+
+async fn ask(arguments: &Arguments, client: &Client, question: &Question) -> Result<Explanation, Failure> {
+    match client.post("/v1/explain", question).await {
         Err(Failure::Unreachable(unreachable)) => {
-            let explained = from_pins(&arguments.pin_dir, &question);
+            let explained = from_pins(&arguments.pin_dir, question);
             let explained = explained.map_err(|error| match error {
                 Failure::Failed(error) => Failure::Unreachable(format!("{unreachable}\nsluice: {error}")),
                 error => error,
             })?;
             eprintln!("sluice: no agent answers; read from {}", arguments.pin_dir.display());
-            explained
+            Ok(explained)
         }
-        answer => answer?,
-    };
-    match arguments.format.output {
-        Format::Json => output::json(&explanation),
-        Format::Table => output::print(&render(&explanation)),
+        answer => answer,
     }
 }
 
-fn question(arguments: &Arguments) -> Question {
+/// What is asked about, and whether it comes from a capture.
+fn packets(arguments: &Arguments) -> Result<(Vec<PacketSpec>, bool), Failure> {
     let protocol = match arguments.proto {
         Proto::Tcp => SpecProtocol::Tcp,
         Proto::Udp => SpecProtocol::Udp,
         Proto::Icmp => SpecProtocol::Icmp,
     };
-    let packet = match (&arguments.frame, arguments.src, arguments.dst) {
-        (None, Some(source), Some(destination)) => {
-            PacketSpec::Tuple { source, destination, protocol, syn: arguments.syn }
-        }
-        (frame, ..) => PacketSpec::Frame(frame.clone().unwrap_or_default()),
-    };
-    Question { packet, interface: arguments.iface.clone() }
+    if let (None, Some(source), Some(destination)) = (&arguments.frame, arguments.src, arguments.dst) {
+        let packet = PacketSpec::Tuple { source, destination, protocol, syn: arguments.syn };
+        return Ok((vec![packet], false));
+    }
+    let frame = arguments.frame.clone().unwrap_or_default();
+    if !Path::new(&frame).is_file() {
+        return Ok((vec![PacketSpec::Frame(frame)], false));
+    }
+    let frames = pcap::frames(Path::new(&frame), MAX_PACKETS).map_err(Failure::failed)?;
+    let cut = frames.iter().filter(|frame| frame.bytes.len() < frame.length).count();
+    if cut > 0 {
+        eprintln!("sluice: {cut} packets were cut by the capture: capture with -s 0");
+    }
+    Ok((frames.iter().map(|frame| PacketSpec::Frame(to_hex(&frame.bytes))).collect(), true))
 }
 
 /// Answers from the pinned tables, which are only read.
@@ -95,7 +123,7 @@ fn from_pins(pin_dir: &PathBuf, question: &Question) -> Result<Explanation, Fail
         frame(&question.packet, ingress).map_err(|error| Failure::Invalid(vec![error.to_string()]))?;
     let slices = tables.slices().ok_or_else(|| Failure::failed("the tables are empty"))?;
     let now = kernel.now().map_err(Failure::failed)?;
-    Ok(explain(slices, &tables.image(), now, frame, ingress))
+    Ok(explain(slices, &tables.names(), now, frame, ingress))
 }
 
 fn ingress(tables: &TableSet, name: Option<&str>) -> Result<Ingress, Failure> {
@@ -112,6 +140,12 @@ fn render(explanation: &Explanation) -> String {
     lines.push(format!("verdict: {} ({})", explanation.verdict, explanation.meaning));
     if !explanation.backend.is_empty() {
         lines.push(format!("backend: {} of service {}", explanation.backend, explanation.service));
+    }
+    if !explanation.headers.is_empty() {
+        lines.push(format!("leaves as: {}", explanation.headers.join(" | ")));
+    }
+    if !explanation.advice.is_empty() {
+        lines.push(format!("to be forwarded it needs {}", explanation.advice));
     }
     lines.join("\n")
 }

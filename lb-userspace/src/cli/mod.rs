@@ -6,12 +6,16 @@ mod check;
 mod client;
 mod decap;
 mod detach;
+mod doctor;
+mod events;
 mod explain;
+mod flows;
+mod manual;
 mod output;
 mod service;
 mod status;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -20,6 +24,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
 /// Where the agent pins, unless told otherwise.
 const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/sluice";
+/// Where the agent keeps its state, unless told otherwise.
+const DEFAULT_STATE_DIR: &str = "/var/lib/sluice";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -47,6 +53,11 @@ enum Command {
     Explain(explain::Arguments),
     Decap(decap::Arguments),
     Detach(detach::Arguments),
+    Doctor(doctor::Arguments),
+    Events(events::Arguments),
+    Flows(flows::Arguments),
+    Completions(manual::CompletionsArguments),
+    Man(manual::ManArguments),
 }
 
 /// How a command prints.
@@ -123,7 +134,29 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Explain(command) => explain::run(&command, &client).await,
         Command::Decap(command) => decap::run(&command).await,
         Command::Detach(command) => detach::run(&command, &client).await,
+        Command::Doctor(command) => doctor::run(&command, &client).await,
+        Command::Completions(command) => manual::completions(&command),
+        Command::Man(_) => manual::manual(),
+        Command::Flows(command) => flows::run(&command),
+        Command::Events(command) => events::run(&command, &client).await,
     }
+}
+
+/// Where the agent with this pin directory keeps its state, unless told otherwise: agents of other pin directories do not
+/// share it.
+fn state_dir(given: Option<PathBuf>, pin_dir: &Path) -> PathBuf {
+    if let Some(given) = given {
+        return given;
+    }
+    // Several folders may be named, separated by colons: the first is ours.
+    let by_systemd = std::env::var("STATE_DIRECTORY").ok();
+    let by_systemd = by_systemd.as_deref().and_then(|folders| folders.split(':').next());
+    let root = Path::new(by_systemd.filter(|folder| !folder.is_empty()).unwrap_or(DEFAULT_STATE_DIR));
+    if pin_dir == Path::new(DEFAULT_PIN_DIR) {
+        return root.to_owned();
+    }
+    let pin_dir = std::path::absolute(pin_dir).unwrap_or_else(|_| pin_dir.to_owned());
+    root.join(pin_dir.to_string_lossy().trim_matches('/').replace('/', "-"))
 }
 
 /// What a command that stays in the foreground says goes to stderr.

@@ -12,10 +12,16 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Prints a text and a line end. A reader that has seen enough (`| head`) is no failure.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
+    print_if_read(text).map(drop)
+}
+
+/// Prints a text and a line end; says whether somebody reads it.
+pub(super) fn print_if_read(text: &str) -> Result<bool, Failure> {
     use std::io::{ErrorKind, Write};
     match writeln!(std::io::stdout().lock(), "{text}") {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::failed(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::failed(error)),
     }
 }
 

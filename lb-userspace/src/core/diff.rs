@@ -1,6 +1,7 @@
 //! Two configurations → what differs, one line a value.
 
 use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +17,18 @@ pub struct Change {
     pub before: Option<String>,
     /// The value after; none if it is gone.
     pub after: Option<String>,
+}
+
+impl Display for Change {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let Self { path, before, after } = self;
+        match (before, after) {
+            (Some(before), Some(after)) => write!(f, "~ {path}: {before} → {after}"),
+            (None, Some(after)) => write!(f, "+ {path}: {after}"),
+            (Some(before), None) => write!(f, "- {path}: {before}"),
+            (None, None) => f.write_str(path),
+        }
+    }
 }
 
 /// What differs between two configurations, in the order of the paths.

@@ -1,6 +1,9 @@
 //! A packet and the live tables → what the datapath does with it, step by step, by running the datapath's own code.
 
-use std::cell::RefCell;
+mod advice;
+mod headers;
+
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,6 +16,7 @@ use lb_common::slice::{Exact, SlicePacket, SliceTables, TableSlices};
 use serde::{Deserialize, Serialize};
 
 use super::image::Image;
+use advice::{Met, advice};
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +77,12 @@ pub struct Explanation {
     pub backend: String,
     /// The frame as it leaves, in hexadecimal, if it was rewritten.
     pub rewritten: Option<String>,
+    /// Its headers as it leaves, outermost first, if it is sent.
+    #[serde(default)]
+    pub headers: Vec<String>,
+    /// What would make it be forwarded; empty if it is, or is better not.
+    #[serde(default)]
+    pub advice: String,
 }
 
 /// Why a question cannot be answered.
@@ -183,7 +193,13 @@ pub fn explain(
     let scratch = FlowBucket::default();
     let exact = Aside { live: tables.exact, translations: RefCell::default() };
     let tables = TableSlices { exact: &exact, ..tables };
+    let met = Cell::new(Met::default());
     let tell = |step| {
+        match step {
+            Step::Parsed(tuple) => met.set(Met { tuple: Some(tuple), ..met.get() }),
+            Step::Classified { service, .. } => met.set(Met { service: Some(service), ..met.get() }),
+            _ => {}
+        }
         let mut steps = steps.borrow_mut();
         let told = describe(step, image);
         // A later stage goes through the first steps again.
@@ -196,7 +212,10 @@ pub fn explain(
     let mut packet = SlicePacket::new(&mut buffer, HEADROOM, ingress.index);
     let outcome = datapath::process(&mut packet, &live);
     let forwarded = outcome.backend != 0;
+    let sent = outcome.verdict.is_sent();
     Explanation {
+        headers: if sent { headers::headers(packet.bytes()) } else { Vec::new() },
+        advice: advice(outcome.verdict, met.get(), &frame, ingress, image).unwrap_or_default(),
         frame: to_hex(&frame),
         steps: steps.take(),
         verdict: outcome.verdict.name().to_owned(),

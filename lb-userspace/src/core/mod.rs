@@ -3,11 +3,15 @@
 pub mod config;
 pub mod decap;
 pub mod diff;
+pub mod doctor;
+pub mod events;
 pub mod explain;
+pub mod flows;
 pub mod health;
 pub mod image;
 pub mod names;
 pub mod plan;
+pub mod pressure;
 pub mod reach;
 pub mod ring;
 pub mod slow_start;

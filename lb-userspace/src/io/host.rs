@@ -23,7 +23,8 @@ pub fn addresses() -> io::Result<Vec<HostAddress>> {
     Ok(addresses)
 }
 
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+/// The IP address in a socket address.
+pub(super) fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }

@@ -2,8 +2,11 @@
 
 pub mod api;
 pub mod datapath;
+pub mod doctor;
+pub mod events;
 pub mod exporters;
 pub mod host;
 pub mod neighbours;
+pub mod pcap;
 pub mod probes;
 pub mod store;

@@ -4,6 +4,7 @@
 mod attach;
 mod decap;
 mod exact;
+mod flows;
 mod fresh;
 mod kernel;
 mod memory;

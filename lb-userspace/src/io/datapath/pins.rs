@@ -119,6 +119,11 @@ impl PinDir {
         self.has(&self.root)
     }
 
+    /// Whether it is, or would be made, on a BPF filesystem.
+    pub fn is_on_bpf_fs(&self) -> bool {
+        self.root.ancestors().find(|ancestor| ancestor.exists()).is_some_and(is_bpf_fs)
+    }
+
     /// Its path from the root, without symbolic links where it exists: the same for all who mean the same directory.
     pub fn canonical(&self) -> PathBuf {
         let found = fs::canonicalize(&self.root).or_else(|_| std::path::absolute(&self.root));

@@ -100,16 +100,27 @@ impl TableSet {
 
     /// Reads back what is loaded.
     pub fn image(&self) -> Image {
+        Image { services: self.loaded_services(), ..self.names() }
+    }
+
+    /// Reads back what is loaded, but for the rings: each takes a copy of 131 KB.
+    pub fn names(&self) -> Image {
         let vip_table =
             self.control().map(|control| VipTable::from_word(control.vip_table.load())).unwrap_or_default();
+        let without_ring =
+            |(id, name): (u32, &Name)| (id, LoadedService { name: name.as_str().to_owned(), ring: None });
         Image {
-            services: self.loaded_services(),
+            services: self.named_services().map(without_ring).collect(),
             backends: self.loaded_backends(),
             vips: vips::read(self.vips.records(), vip_table),
             vip_table,
             globals: self.globals(),
             capacity: self.capacity(),
         }
+    }
+
+    fn named_services(&self) -> impl Iterator<Item = (u32, &Name)> {
+        self.service_ids().filter_map(|id| Some((id, self.service_names.records().get(id as usize)?)))
     }
 
     fn loaded_services(&self) -> BTreeMap<u32, LoadedService> {
@@ -322,29 +333,31 @@ impl TableSet {
     /// Removes all flows of these backends.
     pub fn sweep_backends(&self, gone: &BTreeMap<u16, u32>) -> Result<(), DatapathError> {
         self.sweep(|entry| gone.contains_key(&entry.backend()));
-        self.remove_translations(|all| of_backends(all, |id| gone.contains_key(&id)))
+        self.remove_translations(|all| of_backends(all, |id| gone.contains_key(&id))).map(drop)
     }
 
     /// Removes flows of ids that no backend has: an agent may have ended before it could.
     pub fn sweep_orphans(&self, backends: &BTreeMap<u16, LoadedBackend>) -> Result<(), DatapathError> {
         self.sweep(|entry| !backends.contains_key(&entry.backend()));
-        self.remove_translations(|all| of_backends(all, |id| !backends.contains_key(&id)))
+        self.remove_translations(|all| of_backends(all, |id| !backends.contains_key(&id))).map(drop)
     }
 
-    /// Removes the translations of connections that are closed or idle.
-    pub fn sweep_translations(&self, now: Tick) -> Result<(), DatapathError> {
+    /// Removes the translations of connections that are closed or idle; says how many are left.
+    pub fn sweep_translations(&self, now: Tick) -> Result<usize, DatapathError> {
         self.remove_translations(|all| exact::expired(all, now))
     }
 
     fn remove_translations(
         &self,
         goes: impl Fn(&[(TupleKey, Words)]) -> Vec<TupleKey>,
-    ) -> Result<(), DatapathError> {
-        for key in goes(&self.translations()?) {
+    ) -> Result<usize, DatapathError> {
+        let all = self.translations()?;
+        let keys = goes(&all);
+        for key in &keys {
             // One that is gone by itself is as well.
-            self.exact.set_translation(&key, None);
+            self.exact.set_translation(key, None);
         }
-        Ok(())
+        Ok(all.len().saturating_sub(keys.len()))
     }
 
     /// All translations.

@@ -1,0 +1,138 @@
+use super::*;
+use crate::core::config;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_millisecond(1_800_000_000_123 + seconds * 1_000).unwrap()
+}
+
+fn health(backend: &str, from: &str, to: &str) -> Event {
+    Event::health("web", backend, from, to, (to == "unhealthy").then(|| "connection refused".to_owned()))
+}
+
+fn seqs(events: &[Recorded]) -> Vec<u64> {
+    events.iter().map(|event| event.seq).collect()
+}
+
+#[test]
+fn how_long_the_former_state_lasted_is_told_also_over_a_restart() {
+    let mut journal = Journal::default();
+    assert_eq!(journal.record(health("web1", "unknown", "healthy"), at(0)).lasted_ms, None);
+    journal.record(health("web2", "unknown", "healthy"), at(5));
+    let down = journal.record(health("web1", "healthy", "unhealthy"), at(100));
+    assert_eq!((down.seq, down.lasted_ms, down.severity), (3, Some(100_000), Severity::Warn));
+    let (kept, complete) = journal.select(&Filter::default());
+    assert!(complete);
+    let mut journal = Journal::resume(kept);
+    let up = journal.record(health("web1", "unhealthy", "healthy"), at(107));
+    assert_eq!((up.seq, up.lasted_ms), (4, Some(7_000)));
+    assert_eq!(journal.record(health("web2", "healthy", "unhealthy"), at(-50)).lasted_ms, Some(0));
+}
+
+#[test]
+fn memory_is_bounded_and_says_when_older_events_may_be_missing() {
+    let mut journal = Journal::default();
+    for second in 0..1_500 {
+        journal.record(Event::NotReconciled { cause: second.to_string() }, at(second));
+    }
+    let all = Filter { limit: 5_000, ..Filter::default() };
+    let (kept, complete) = journal.select(&all);
+    assert_eq!((kept.len(), kept[0].seq, complete), (1_000, 501, false));
+    let complete = |filter: Filter| journal.select(&filter).1;
+    assert!(complete(Filter { limit: 10, ..Filter::default() }), "enough was found");
+    assert!(complete(Filter { after: 500, limit: 5_000, ..Filter::default() }));
+    assert!(complete(Filter { since: Some(at(501)), limit: 5_000, ..Filter::default() }));
+    assert!(!complete(Filter { since: Some(at(500)), limit: 5_000, ..Filter::default() }));
+}
+
+#[test]
+fn every_field_of_a_filter_narrows() {
+    let mut journal = Journal::default();
+    journal.record(health("web1", "unknown", "healthy"), at(0));
+    journal.record(health("web2", "healthy", "unhealthy"), at(1));
+    journal.record(Event::Attached { interface: "eth0".into() }, at(2));
+    journal.record(Event::service_status("web", Some(ServiceStatus::Healthy), ServiceStatus::Down), at(3));
+    let select = |filter: Filter| seqs(&journal.select(&filter).0);
+    let text = |text: &str| Some(text.to_owned());
+    let filter = Filter::default;
+    assert_eq!(select(filter()), [1, 2, 3, 4]);
+    assert_eq!(select(Filter { limit: 2, ..filter() }), [3, 4], "the last ones, in their order");
+    assert_eq!(select(Filter { after: 3, ..filter() }), [4]);
+    assert_eq!(select(Filter { since: Some(at(1)), ..filter() }), [2, 3, 4]);
+    assert_eq!(select(Filter { service: text("web"), ..filter() }), [1, 2, 4]);
+    assert_eq!(select(Filter { backend: text("web2"), ..filter() }), [2]);
+    assert_eq!(select(Filter { kind: text("attached,health"), ..filter() }), [1, 2, 3]);
+    assert_eq!(select(Filter { severity: Some(Severity::Warn), ..filter() }), [2, 4]);
+    assert_eq!(select(Filter { severity: Some(Severity::Error), ..filter() }), [4]);
+}
+
+#[test]
+fn what_is_written_is_read_back_and_names_its_kind() {
+    let applied = Event::applied("apply", 2, &[], 0);
+    let refused = Event::refused("reload", &["f:1: wrong".to_owned()]);
+    for event in [health("web1", "healthy", "unhealthy"), applied, refused] {
+        let recorded = Journal::default().record(event.clone(), at(0));
+        let line = serde_json::to_string(&recorded).unwrap();
+        assert_eq!(serde_json::from_str::<Recorded>(&line).unwrap(), recorded, "{line}");
+        let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["event"], event.kind());
+        assert!(Event::KINDS.contains(&event.kind()));
+        assert_eq!(value["time"], "2027-01-15T08:00:00.123Z");
+    }
+    let newer =
+        r#"{"seq":9,"time":"2027-01-15T08:00:00Z","severity":"info","text":"x","event":"of_tomorrow","a":1}"#;
+    assert_eq!(serde_json::from_str::<Recorded>(newer).unwrap().event, Event::Unknown);
+}
+
+#[test]
+fn an_event_carries_no_more_than_people_read() {
+    let errors: Vec<String> = (0..25).map(|n| format!("{n}: {}", "é".repeat(400))).collect();
+    let Event::Refused { errors, errors_total, .. } = Event::refused("apply", &errors) else { panic!() };
+    assert_eq!((errors.len(), errors_total), (10, 25));
+    assert!(errors.iter().all(|error| error.chars().count() == 301));
+    let text = Event::Refused { by: "apply".into(), errors, errors_total }.to_string();
+    assert!(text.ends_with("; … and 15 more"), "{text}");
+}
+
+#[test]
+fn operators_changes_of_state_are_found() {
+    let parse = |first: &str, second: &str| {
+        let backend = |name: &str, address: &str, state: &str| {
+            format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\nstate = \"{state}\"\n")
+        };
+        let text =
+            "[agent]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\nvips = [\"192.0.2.1:80\"]\n"
+                .to_owned()
+                + &backend("a", "10.0.0.1", first)
+                + &backend("b", "10.0.0.2", second);
+        config::parse(&text).unwrap()
+    };
+    let events = state_changes(&parse("enabled", "enabled"), &parse("enabled", "drain"));
+    let expected = Event::BackendState {
+        service: "web".into(),
+        backend: "b".into(),
+        from: "enabled".into(),
+        to: "drain".into(),
+    };
+    assert_eq!(events, [expected]);
+}
+
+#[test]
+fn times_ago_and_times_are_read() {
+    let now = at(0);
+    let ago =
+        |text| parse_since(text, now).map(|time| (now.as_millisecond() - time.as_millisecond()) / 1_000);
+    assert_eq!(ago("90s"), Ok(90));
+    assert_eq!(ago("15m"), Ok(900));
+    assert_eq!(ago("2h"), Ok(7_200));
+    assert_eq!(ago("30d"), Ok(2_592_000));
+    assert_eq!(parse_since("2027-01-15T08:00:00.123Z", now), Ok(now));
+    for wrong in ["", "5", "m", "-5m", "5 m", "yesterday"] {
+        assert!(parse_since(wrong, now).is_err(), "{wrong:?}");
+    }
+}
+
+#[test]
+fn lasting_is_told_in_two_units() {
+    let told = [0, 1_250, 59_999, 61_000, 7_260_000, 90_000_000].map(duration);
+    assert_eq!(told, ["0.0 s", "1.2 s", "59.9 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]);
+}

@@ -1,0 +1,114 @@
+//! A packet that was not forwarded, and the tables it met → what would make it be forwarded.
+
+use std::net::SocketAddr;
+
+use lb_common::net::Tuple;
+use lb_common::verdict::Verdict;
+
+use super::{Ingress, mac, service_name};
+use crate::core::image::{Image, LoadedBackend};
+
+/// What is known of the packet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Met {
+    /// Its five fields, if it could be parsed.
+    pub(super) tuple: Option<Tuple>,
+    /// The service it was for.
+    pub(super) service: Option<u32>,
+}
+
+/// One sentence, or nothing where the verdict is as it should be.
+pub(super) fn advice(
+    verdict: Verdict,
+    met: Met,
+    frame: &[u8],
+    ingress: Ingress,
+    image: &Image,
+) -> Option<String> {
+    let text = match verdict {
+        Verdict::PassNotVip => not_vip(met.tuple?, image),
+        Verdict::PassOtherHost => other_host(frame, ingress),
+        Verdict::DropNoBackend => no_backend(met.service?, image),
+        Verdict::DropNoNextHop => {
+            "its backend must answer ARP or neighbour discovery, or the gateway to it: `sluice doctor` tells what is wrong"
+                .to_owned()
+        }
+        Verdict::ReplyTooBig | Verdict::DropTooBig => {
+            "a larger MTU on the way to the backend, or a smaller packet: see `sluice doctor`, check mtu".to_owned()
+        }
+        Verdict::ReplyTimeExceeded | Verdict::DropTimeExceeded => {
+            "a larger time to live: it was sent with too few hops left, or goes round in a circle".to_owned()
+        }
+        Verdict::DropFragment => {
+            "the first fragment of its datagram, just before it and on this node: only that one has the ports".to_owned()
+        }
+        Verdict::PassFragment => "the first fragment of its datagram being for a service".to_owned(),
+        Verdict::DropIpv6Headers => "fewer extension headers, and no routing header with segments left".to_owned(),
+        Verdict::PassIcmp => "an echo request, which is answered, or an ICMP error about a flow of a service".to_owned(),
+        Verdict::DropIcmpRate => "a pause: more answers by ICMP than are sent in a second were asked for".to_owned(),
+        Verdict::DropNatPorts => "more addresses in agent.source_v4 or source_v6, or fewer connections".to_owned(),
+        Verdict::DropNatTable => "a larger agent.nat_table_size, or fewer connections".to_owned(),
+        Verdict::DropNatSource => "an address in agent.source_v4 or source_v6, of the backend's family".to_owned(),
+        Verdict::DropHeadroom => "a driver that leaves room for headers, or xdp_mode = \"generic\"".to_owned(),
+        Verdict::DropInconsistent => "nothing: this is a fault in Sluice; please report it".to_owned(),
+        Verdict::PassMalformedEthernet
+        | Verdict::PassMalformedIpv4
+        | Verdict::PassMalformedIpv6
+        | Verdict::PassMalformedTransport => "whole and valid headers; a capture may have cut the packet".to_owned(),
+        Verdict::PassNotIp => "an IPv4 or IPv6 packet: services are TCP and UDP".to_owned(),
+        Verdict::Forward | Verdict::ForwardReturn | Verdict::ReplyIcmpEcho | Verdict::PassPathMtu => return None,
+    };
+    Some(text)
+}
+
+fn not_vip(tuple: Tuple, image: &Image) -> String {
+    let to = SocketAddr::new(tuple.destination.to_ip(), tuple.ports.destination().get());
+    let mut known: Vec<String> = image
+        .vips
+        .iter()
+        .filter(|(key, _)| {
+            key.address == tuple.destination && ["tcp", "udp"].contains(&key.protocol.to_string().as_str())
+        })
+        .map(|(key, target)| {
+            let port = if key.port == 0 { "every port".to_owned() } else { format!("port {}", key.port) };
+            format!("{} {port} (service {})", key.protocol, service_name(image, target.service))
+        })
+        .collect();
+    known.sort();
+    let wanted = format!("a service with \"{to}\" in its vips and protocol = \"{}\"", tuple.protocol);
+    match known.as_slice() {
+        [] => format!("{wanted}; no service has this address"),
+        known => format!("{wanted}; services have of this address: {}", known.join(", ")),
+    }
+}
+
+fn other_host(frame: &[u8], ingress: Ingress) -> String {
+    let to = frame.first_chunk::<6>().map_or_else(String::new, |to| format!(", not {}", mac(*to)));
+    format!(
+        "this interface's MAC address {} as its destination{to}: whoever sent it took another host for the VIP's; \
+         `sluice doctor` finds who answers ARP for it",
+        mac(ingress.mac)
+    )
+}
+
+fn no_backend(service: u32, image: &Image) -> String {
+    let of_service = || image.backends.values().filter(|backend| backend.service == service);
+    let why = |backend: &LoadedBackend| {
+        let reason = match backend {
+            LoadedBackend { enabled: false, .. } => "disabled",
+            LoadedBackend { healthy: false, .. } => "unhealthy",
+            LoadedBackend { takes_new: false, .. } => "drained, or of weight 0",
+            _ => "not in the ring",
+        };
+        format!("{} is {reason}", backend.name)
+    };
+    let told: Vec<String> = of_service().take(10).map(why).collect();
+    let name = service_name(image, service);
+    if told.is_empty() {
+        return format!("a backend: service {name} has none");
+    }
+    format!(
+        "a healthy, enabled backend of service {name} with a weight above 0, or all_down = \"fail-open\": {}",
+        told.join(", ")
+    )
+}

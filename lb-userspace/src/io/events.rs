@@ -1,0 +1,214 @@
+//! Events → the log, the last ones in memory, a bounded file that outlives the agent, and answers to who asks for them.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::api::ApiError;
+use crate::core::events::{Event, Filter, Journal, MAX_LIMIT, Recorded, Severity};
+
+/// The file that is written, in the state directory: one JSON object a line.
+const FILE: &str = "events.jsonl";
+/// The one before.
+const FORMER_FILE: &str = "events.1.jsonl";
+/// Size at which a new file is begun: twice this is kept, some ten thousand events.
+const MAX_FILE_BYTES: u64 = 8 << 20;
+/// Longest that a question for events that are yet to come is kept waiting, in seconds.
+const MAX_WAIT_SECONDS: u64 = 30;
+
+/// The events of an agent. Clones are the same log.
+#[derive(Clone, Debug)]
+pub struct EventLog(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    inner: Mutex<Inner>,
+    last: watch::Sender<u64>,
+    folder: PathBuf,
+}
+
+#[derive(Debug)]
+struct Inner {
+    journal: Journal,
+    /// `None` while nothing can be written.
+    file: Option<File>,
+    file_bytes: u64,
+}
+
+/// The answer to a question for events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Events {
+    /// Oldest first.
+    pub events: Vec<Recorded>,
+    /// Number of the last one there is, whether or not it is among them.
+    pub last: u64,
+}
+
+impl EventLog {
+    /// Goes on with the events in this folder, which is made. If that cannot be, they are kept in memory only, and the log
+    /// says so.
+    pub fn open(folder: &Path) -> Self {
+        let kept = read(folder, |journal| Journal::resume(journal));
+        let opened = fs::create_dir_all(folder).and_then(|()| append_to(&folder.join(FILE)));
+        let (file, file_bytes) = match opened {
+            Ok((file, bytes)) => (Some(file), bytes),
+            Err(error) => {
+                log::warn!(
+                    "{}: {error}; events are kept in memory only; name another --state-dir to keep them",
+                    folder.display()
+                );
+                (None, 0)
+            }
+        };
+        let (last, _) = watch::channel(kept.last());
+        let inner = Mutex::new(Inner { journal: kept, file, file_bytes });
+        Self(Arc::new(Shared { inner, last, folder: folder.to_owned() }))
+    }
+
+    /// Something happened: it is logged, kept, and told to who waits for it.
+    pub fn record(&self, event: Event) {
+        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorded = inner.journal.record(event, Timestamp::now());
+        let level = match recorded.severity {
+            Severity::Info => log::Level::Info,
+            Severity::Warn => log::Level::Warn,
+            Severity::Error => log::Level::Error,
+        };
+        log::log!(level, "{}", recorded.line());
+        if let Err(error) = inner.write(&recorded, &self.0.folder) {
+            log::warn!("{}: {error}; events are kept in memory only from here on", self.0.folder.display());
+            inner.file = None;
+        }
+        drop(inner);
+        self.0.last.send_replace(recorded.seq);
+    }
+
+    /// The events that the filter lets through.
+    async fn select(&self, mut filter: Filter) -> Events {
+        let mut last = self.0.last.subscribe();
+        // Numbers beyond the last one are those of a log that was lost.
+        if filter.after > *last.borrow() {
+            filter.after = 0;
+        }
+        if filter.wait == 0 {
+            return self.now(&filter).await;
+        }
+        let first = async {
+            loop {
+                let events = self.now(&filter).await;
+                if !events.events.is_empty() || last.changed().await.is_err() {
+                    return events;
+                }
+            }
+        };
+        let wait = Duration::from_secs(filter.wait.min(MAX_WAIT_SECONDS));
+        match tokio::time::timeout(wait, first).await {
+            Ok(events) => events,
+            Err(_) => Events { events: Vec::new(), last: *self.0.last.borrow() },
+        }
+    }
+
+    async fn now(&self, filter: &Filter) -> Events {
+        let (events, complete, last) = {
+            let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+            let (events, complete) = inner.journal.select(filter);
+            (events, complete, inner.journal.last())
+        };
+        if complete {
+            return Events { events, last };
+        }
+        let (folder, filter) = (self.0.folder.clone(), filter.clone());
+        let older = tokio::task::spawn_blocking(move || from_folder(&folder, &filter)).await;
+        match older {
+            // If the disk could not be written, memory knows more.
+            Ok(older) if older.len() > events.len() => Events { events: older, last },
+            _ => Events { events, last },
+        }
+    }
+}
+
+impl Inner {
+    fn write(&mut self, recorded: &Recorded, folder: &Path) -> io::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let mut line = serde_json::to_string(recorded)?;
+        line.push('\n');
+        file.write_all(line.as_bytes())?;
+        self.file_bytes += line.len() as u64;
+        if self.file_bytes >= MAX_FILE_BYTES {
+            fs::rename(folder.join(FILE), folder.join(FORMER_FILE))?;
+            let (file, bytes) = append_to(&folder.join(FILE))?;
+            (self.file, self.file_bytes) = (Some(file), bytes);
+        }
+        Ok(())
+    }
+}
+
+/// Opens a file to write at its end, and says how long it is. A line that a crash left unfinished is ended.
+fn append_to(path: &Path) -> io::Result<(File, u64)> {
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut bytes = file.metadata()?.len();
+    if bytes > 0 {
+        let mut end = [0];
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut end)?;
+        if end != *b"\n" {
+            file.write_all(b"\n")?;
+            bytes += 1;
+        }
+    }
+    Ok((file, bytes))
+}
+
+/// The kept events that the filter lets through, without an agent; oldest first.
+pub fn from_folder(folder: &Path, filter: &Filter) -> Vec<Recorded> {
+    let limit = filter.limit.min(MAX_LIMIT);
+    read(folder, |events| {
+        let mut found = VecDeque::new();
+        for event in events.filter(|event| filter.wants(event)) {
+            if found.len() >= limit {
+                found.pop_front();
+            }
+            found.push_back(event);
+        }
+        found.into()
+    })
+}
+
+/// Has `work` go through the kept events in order. Lines that cannot be read are left out: a crash may have cut one.
+fn read<T>(folder: &Path, work: impl FnOnce(&mut dyn Iterator<Item = Recorded>) -> T) -> T {
+    let files = [FORMER_FILE, FILE].into_iter().filter_map(|name| File::open(folder.join(name)).ok());
+    let lines = files.flat_map(|file| BufReader::new(file).split(b'\n').map_while(Result::ok));
+    work(&mut lines.filter_map(|line| serde_json::from_slice(&line).ok()))
+}
+
+/// Whether there are kept events in this folder.
+pub fn are_kept(folder: &Path) -> bool {
+    folder.join(FILE).is_file()
+}
+
+/// The routes of the API that answer questions for events.
+pub fn routes(log: EventLog) -> Router {
+    Router::new().route("/v1/events", get(events)).with_state(log)
+}
+
+async fn events(
+    State(log): State<EventLog>,
+    filter: Result<Query<Filter>, QueryRejection>,
+) -> Result<Json<Events>, ApiError> {
+    let Query(filter) = filter.map_err(|error| ApiError::invalid(error.body_text()))?;
+    Ok(Json(log.select(filter).await))
+}
+
+#[cfg(test)]
+mod tests;

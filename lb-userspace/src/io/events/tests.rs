@@ -1,0 +1,97 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use super::*;
+
+/// A folder of its own, removed with everything in it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        Self(std::env::temp_dir().join(format!("sluice-events-{}-{number}", std::process::id())))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn failure(cause: impl ToString) -> Event {
+    Event::NotReconciled { cause: cause.to_string() }
+}
+
+fn seqs(events: &[Recorded]) -> Vec<u64> {
+    events.iter().map(|event| event.seq).collect()
+}
+
+fn everything() -> Filter {
+    Filter { limit: usize::MAX, ..Filter::default() }
+}
+
+#[tokio::test]
+async fn events_go_on_where_the_agent_before_ended_even_in_the_middle_of_a_line() {
+    let folder = Folder::new();
+    let log = EventLog::open(&folder.0);
+    log.record(failure("a"));
+    log.record(failure("b"));
+    drop(log);
+    let mut file = OpenOptions::new().append(true).open(folder.0.join(FILE)).unwrap();
+    file.write_all(b"{\"seq\":3,\"time\":\"2027-").unwrap();
+    drop(file);
+    let log = EventLog::open(&folder.0);
+    log.record(failure("c"));
+    let Events { events, last } = log.select(everything()).await;
+    assert_eq!((seqs(&events), last), (vec![1, 2, 3], 3));
+    assert_eq!(from_folder(&folder.0, &everything()), events, "without an agent");
+    assert_eq!(seqs(&from_folder(&folder.0, &Filter { limit: 2, ..Filter::default() })), [2, 3]);
+}
+
+#[tokio::test]
+async fn the_disk_is_bounded_and_tells_what_memory_has_forgotten() {
+    let folder = Folder::new();
+    let log = EventLog::open(&folder.0);
+    let long = "x".repeat(2_000);
+    for _ in 0..10_000 {
+        log.record(failure(&long));
+    }
+    let bytes = |name: &str| fs::metadata(folder.0.join(name)).map_or(0, |metadata| metadata.len());
+    let (former, current) = (bytes(FORMER_FILE), bytes(FILE));
+    assert!((MAX_FILE_BYTES..MAX_FILE_BYTES + 10_000).contains(&former), "{former}");
+    assert!(current < MAX_FILE_BYTES, "{current}");
+    assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 2);
+    let found = log.select(Filter { limit: 3_000, ..Filter::default() }).await.events;
+    assert_eq!((found.len(), found.last().unwrap().seq), (3_000, 10_000));
+}
+
+#[tokio::test]
+async fn a_question_waits_for_the_next_event_that_is_wanted() {
+    let folder = Folder::new();
+    let log = EventLog::open(&folder.0);
+    log.record(failure("before"));
+    let wanted = Filter { after: 1, wait: 20, kind: Some("attached".into()), ..Filter::default() };
+    let asked = tokio::spawn({
+        let log = log.clone();
+        async move { log.select(wanted).await }
+    });
+    tokio::task::yield_now().await;
+    log.record(failure("not wanted"));
+    tokio::task::yield_now().await;
+    assert!(!asked.is_finished());
+    log.record(Event::Attached { interface: "eth0".into() });
+    assert_eq!(seqs(&asked.await.unwrap().events), [3]);
+    // Numbers of a log that is gone are no reason to be told nothing.
+    assert_eq!(log.select(Filter { after: 99, ..Filter::default() }).await.events.len(), 3);
+}
+
+#[tokio::test]
+async fn without_a_place_on_the_disk_memory_serves() {
+    let folder = Folder::new();
+    fs::write(&folder.0, "a file").unwrap();
+    let log = EventLog::open(&folder.0);
+    log.record(failure("a"));
+    assert_eq!(log.select(everything()).await.events.len(), 1);
+    fs::remove_file(&folder.0).unwrap();
+}
