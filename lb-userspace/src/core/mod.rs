@@ -3,6 +3,7 @@
 pub mod config;
 pub mod decap;
 pub mod diff;
+pub mod edit;
 pub mod explain;
 pub mod health;
 pub mod image;
