@@ -28,6 +28,7 @@ impl<'lab> Agent<'lab> {
         let mut command = lab.edge().command(sluice_binary()?);
         command.arg("agent").arg("--config").arg(lab.config_file());
         command.arg("--socket").arg(lab.socket()).arg("--pin-dir").arg(lab.pins());
+        command.arg("--state-dir").arg(lab.state());
         let daemon = Daemon::spawn(command, "sluice agent", &lab.directory().join("agent.log"))?;
         let mut agent = Self { lab, daemon };
         let mut ended = None;

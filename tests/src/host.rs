@@ -30,6 +30,7 @@ pub struct Host {
     attachments: Vec<Attachment>,
     routes: String,
     hosts_file: Option<PathBuf>,
+    state: Option<PathBuf>,
     nginx: Option<Nginx>,
 }
 
@@ -37,7 +38,15 @@ impl Host {
     pub(crate) fn new(name: &str, attachments: Vec<Attachment>) -> Result<Self> {
         let netns = Netns::new().with_context(|| format!("making host {name}"))?;
         let name = name.to_owned();
-        Ok(Self { name, netns, attachments, routes: String::new(), hosts_file: None, nginx: None })
+        Ok(Self {
+            name,
+            netns,
+            attachments,
+            routes: String::new(),
+            hosts_file: None,
+            state: None,
+            nginx: None,
+        })
     }
 
     /// Commands that bring back its routes after a link was down.
@@ -47,6 +56,11 @@ impl Host {
 
     pub(crate) fn resolve_by(&mut self, hosts_file: PathBuf) {
         self.hosts_file = Some(hosts_file);
+    }
+
+    /// Where agents on it keep their state, as systemd would tell them.
+    pub(crate) fn keep_state_in(&mut self, folder: PathBuf) {
+        self.state = Some(folder);
     }
 
     pub(crate) fn serve(&mut self, nginx: Nginx) {
@@ -128,6 +142,9 @@ impl Host {
         let mut command = Command::new(program);
         command.env("PATH", search_path());
         self.netns.apply_to(&mut command);
+        if let Some(folder) = &self.state {
+            command.env("STATE_DIRECTORY", folder);
+        }
         if let Some(file) = &self.hosts_file {
             see_hosts_file(&mut command, file);
         }

@@ -134,6 +134,7 @@ impl LabBuilder {
             _pass_programs: Vec::new(),
             guard,
         };
+        lab.edge.keep_state_in(lab.state());
         lab.connect(&self.network)?;
         lab.serve()?;
         Ok(lab)
@@ -248,6 +249,11 @@ impl Lab {
     /// The socket of the lab's agents.
     pub fn socket(&self) -> PathBuf {
         self.directory().join("sluice.sock")
+    }
+
+    /// Where the lab's agents keep their state.
+    pub fn state(&self) -> PathBuf {
+        self.directory().join("state")
     }
 
     /// The file that the lab's agents are configured by.

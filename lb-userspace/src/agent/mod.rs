@@ -47,6 +47,8 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Whether the program is attached to the interfaces.
     pub attach: bool,
+    /// Where events are kept.
+    pub state_dir: PathBuf,
     /// Whether each packet's verdict is logged.
     pub log_packets: bool,
 }

@@ -18,6 +18,9 @@ pub(super) struct Arguments {
     /// Where program, maps and links are pinned, on a BPF filesystem
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
     pin_dir: PathBuf,
+    /// Where events are kept over restarts; by default below /var/lib/sluice, or where systemd's StateDirectory= is
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
     /// Load everything, but don't attach the program
     #[arg(long)]
     no_attach: bool,
@@ -31,6 +34,7 @@ pub(super) async fn run(arguments: Arguments, client: Client) -> Result<(), Fail
     let options = Options {
         config: std::path::absolute(arguments.config).map_err(Failure::failed)?,
         socket: client.socket().to_owned(),
+        state_dir: super::state_dir(arguments.state_dir, &arguments.pin_dir),
         pin_dir: arguments.pin_dir,
         attach: !arguments.no_attach,
         log_packets: arguments.log_packets,

@@ -11,7 +11,7 @@ mod output;
 mod service;
 mod status;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -20,6 +20,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
 /// Where the agent pins, unless told otherwise.
 const DEFAULT_PIN_DIR: &str = "/sys/fs/bpf/sluice";
+/// Where the agent keeps its state, unless told otherwise.
+const DEFAULT_STATE_DIR: &str = "/var/lib/sluice";
 
 /// The command line.
 #[derive(Debug, Parser)]
@@ -124,6 +126,23 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Decap(command) => decap::run(&command).await,
         Command::Detach(command) => detach::run(&command, &client).await,
     }
+}
+
+/// Where the agent with this pin directory keeps its state, unless told otherwise: agents of other pin directories do not
+/// share it.
+fn state_dir(given: Option<PathBuf>, pin_dir: &Path) -> PathBuf {
+    if let Some(given) = given {
+        return given;
+    }
+    // Several folders may be named, separated by colons: the first is ours.
+    let by_systemd = std::env::var("STATE_DIRECTORY").ok();
+    let by_systemd = by_systemd.as_deref().and_then(|folders| folders.split(':').next());
+    let root = Path::new(by_systemd.filter(|folder| !folder.is_empty()).unwrap_or(DEFAULT_STATE_DIR));
+    if pin_dir == Path::new(DEFAULT_PIN_DIR) {
+        return root.to_owned();
+    }
+    let pin_dir = std::path::absolute(pin_dir).unwrap_or_else(|_| pin_dir.to_owned());
+    root.join(pin_dir.to_string_lossy().trim_matches('/').replace('/', "-"))
 }
 
 /// What a command that stays in the foreground says goes to stderr.

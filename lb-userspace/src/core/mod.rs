@@ -4,6 +4,7 @@ pub mod config;
 pub mod decap;
 pub mod diff;
 pub mod edit;
+pub mod effect;
 pub mod explain;
 pub mod health;
 pub mod image;

@@ -3,6 +3,7 @@
 pub mod api;
 pub mod datapath;
 pub mod exporters;
+pub mod history;
 pub mod host;
 pub mod neighbours;
 pub mod probes;

@@ -143,14 +143,6 @@ impl Document {
     }
 }
 
-fn unknown_backend(service: &str, name: &str, backends: &Tables<'_>) -> EditError {
-    EditError::Unknown {
-        what: format!("backend of service {service}"),
-        name: name.to_owned(),
-        known: backends.names(),
-    }
-}
-
 /// The last place in the document that a table and those in it have.
 fn last_position(table: &Table) -> isize {
     let inside = table.iter().map(|(_, item)| match item {
