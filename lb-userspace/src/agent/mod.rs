@@ -1,10 +1,13 @@
 //! The agent's loop: events from io → decisions of core → actions of io.
 
 mod apply;
+mod change;
+mod confirm;
 mod error;
 mod hops;
 mod packet_log;
 mod probing;
+mod reconcile;
 mod requests;
 mod start;
 mod state;
@@ -21,7 +24,7 @@ pub use error::AgentError;
 
 use probing::Report;
 
-use crate::io::api::{self, ControlSocket, ListenError, Request};
+use crate::io::api::{self, ControlSocket, ListenError, Peer, Request};
 
 /// How often idle flows are swept out of the flow table.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -47,7 +50,7 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Whether the program is attached to the interfaces.
     pub attach: bool,
-    /// Where events are kept.
+    /// Where the history and events are kept.
     pub state_dir: PathBuf,
     /// Whether each packet's verdict is logged.
     pub log_packets: bool,
@@ -81,7 +84,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let mut changes = agent.resolver.changes();
     // What changed while the agent started was told to nobody.
     agent.refresh_network().await;
-    let server = axum::serve(listener, api::control_routes(request_sender)).into_future();
+    let routes = api::control_routes(request_sender);
+    let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Peer>()).into_future();
     tokio::pin!(server);
     let mut sweep = every(SWEEP_INTERVAL);
     let (mut recheck, mut retry) = (every(HOP_INTERVAL), every(HOP_RETRY));
@@ -93,6 +97,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             () = end.received() => Next::End,
             _ = reload.recv() => {
                 agent.reload().await;
+                Next::Continue
+            }
+            () = confirm::missed(agent.confirm_by()) => {
+                agent.on_unconfirmed().await;
                 Next::Continue
             }
             Some(report) = reports.recv() => {
@@ -124,6 +132,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         if next == Next::End {
             break;
         }
+    }
+    if !agent.detached {
+        agent.end_unconfirmed().await;
     }
     log::info!("ending; {}", agent.farewell());
     // A new agent takes over when the socket goes: by then pin directory and metrics port are to be free, once the

@@ -60,7 +60,8 @@ pub fn effects(image: &Image, plan: &Plan, flows: &BTreeMap<u16, u64>) -> Vec<Ri
         after: plan.rings.get(&service.name).and_then(Option::as_ref),
     });
     // Most changes leave most rings alone: those are not counted out.
-    let touched = services.filter(|service| service.gone || losing.contains(&service.id) || service.ring_changes());
+    let touched =
+        services.filter(|service| service.gone || losing.contains(&service.id) || service.ring_changes());
     let mut changes: Vec<RingChange> = touched
         .map(|service| effect(image, plan, flows, &service))
         .filter(|change| change.slots_changed > 0.0 || change.flows_lost > 0)

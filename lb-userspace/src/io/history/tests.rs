@@ -48,7 +48,10 @@ fn what_is_kept_is_found_again() {
     assert_eq!((second.changes.len(), second.changes_count, second.flows_lost), (20, 30, 7));
 
     let again = state.open();
-    assert_eq!(again.entries().cloned().collect::<Vec<_>>(), [history.entries().next().unwrap().clone(), second]);
+    assert_eq!(
+        again.entries().cloned().collect::<Vec<_>>(),
+        [history.entries().next().unwrap().clone(), second]
+    );
     assert_eq!((again.text(1).unwrap(), again.text(2).unwrap()), (Some("one".into()), Some("two".into())));
     assert_eq!((again.text(3).unwrap(), again.last_revision()), (None, 2));
     let mode = fs::metadata(state.0.join("history")).unwrap().permissions().mode();
