@@ -26,7 +26,12 @@ impl Agent {
     pub(super) async fn put_in_force(&mut self, config: Config) -> Result<ApplyReport, ApiError> {
         let mut report = self.predict(&config, false)?;
         let prepared = self.prepare(&config).await?;
-        self.resolve(targets(&config), NEW_HOPS).await;
+        // What is known, or known not to answer, is kept fresh by what the kernel tells.
+        let mut new = targets(&config);
+        new.retain(|target| {
+            !self.knowledge.hops.contains_key(target) && !self.hop_errors.contains_key(target)
+        });
+        self.resolve(new, NEW_HOPS).await;
         let before = std::mem::replace(&mut self.config, config);
         let known = start::adopted_health(&self.kernel.tables().image());
         self.sync_probes(&known);

@@ -23,8 +23,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 pub use error::AgentError;
 
 use probing::Report;
+use state::Agent;
 
-use crate::io::api::{self, ControlSocket, ListenError, Peer, Request};
+use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
 
 /// How often idle flows are swept out of the flow table.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -133,6 +134,12 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             break;
         }
     }
+    hand_over(agent, file, server).await;
+    Ok(())
+}
+
+/// Ends the agent, and lets a new one take over.
+async fn hand_over(mut agent: Agent, socket: SocketFile, server: impl Future) {
     if !agent.detached {
         agent.end_unconfirmed().await;
     }
@@ -141,10 +148,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // tasks that were told to end have done so.
     drop(agent);
     tokio::task::yield_now().await;
-    drop(file);
+    drop(socket);
     // An answer to the last request may still be under way.
     let _ = tokio::time::timeout(Duration::from_millis(100), server).await;
-    Ok(())
 }
 
 /// Takes the control socket; an agent that answers on it may be just ending.
