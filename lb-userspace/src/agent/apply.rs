@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use lb_common::abi::NextHop;
+
 use super::hops::targets;
 use super::start::{self, capacity, flows};
 use super::state::{Agent, Server};
@@ -10,6 +12,7 @@ use crate::core::config::Config;
 use crate::core::diff::diff;
 use crate::core::effect::effects;
 use crate::core::plan::plan;
+use crate::core::reach::Target;
 use crate::io::api::{ApiError, ApplyReport, ErrorKind};
 use crate::io::datapath::Datapath;
 
@@ -26,12 +29,7 @@ impl Agent {
     pub(super) async fn put_in_force(&mut self, config: Config) -> Result<ApplyReport, ApiError> {
         let mut report = self.predict(&config, false)?;
         let prepared = self.prepare(&config).await?;
-        // What is known, or known not to answer, is kept fresh by what the kernel tells.
-        let mut new = targets(&config);
-        new.retain(|target| {
-            !self.knowledge.hops.contains_key(target) && !self.hop_errors.contains_key(target)
-        });
-        self.resolve(new, NEW_HOPS).await;
+        self.resolve(self.new_targets(&config), NEW_HOPS).await;
         let before = std::mem::replace(&mut self.config, config);
         let known = start::adopted_health(&self.kernel.tables().image());
         self.sync_probes(&known);
@@ -93,10 +91,21 @@ impl Agent {
         Ok(Prepared { metrics: Some(metrics) })
     }
 
-    /// What a configuration would change: exactly, if backends that have not been probed yet turn out well.
+    /// What nothing is known of yet. What is known, or known not to answer, is kept fresh by what the kernel tells.
+    fn new_targets(&self, config: &Config) -> BTreeSet<Target> {
+        let mut new = targets(config);
+        new.retain(|target| {
+            !self.knowledge.hops.contains_key(target) && !self.hop_errors.contains_key(target)
+        });
+        new
+    }
+
+    /// What a configuration would change: exactly, if backends of which nothing is known yet turn out well.
     pub(super) fn predict(&mut self, config: &Config, dry_run: bool) -> Result<ApplyReport, ApiError> {
         let image = self.kernel.tables().image();
-        let wanted = self.knowledge.clone().hopeful(config).wanted(config);
+        let mut hopeful = self.knowledge.clone().hopeful(config);
+        hopeful.hops.extend(self.new_targets(config).into_iter().map(|target| (target, NextHop::default())));
+        let wanted = hopeful.wanted(config);
         let plan = plan(&image, &wanted, &mut self.rings).map_err(ApiError::failed)?;
         let flows = self.kernel.tables().live_flows(self.kernel.now().map_err(ApiError::failed)?);
         let rings = effects(&image, &plan, &flows);

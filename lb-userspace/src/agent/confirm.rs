@@ -106,7 +106,11 @@ impl Agent {
             before: self.text.clone(),
             after: new.text.clone(),
         };
-        self.history.set_pending(&pending).map_err(ApiError::failed)?;
+        self.history.set_pending(&pending).map_err(|error| {
+            ApiError::failed(format!(
+                "{error}; without this file nothing could be undone: start the agent with another --state-dir"
+            ))
+        })?;
         Ok(Some(Waiting { until: Instant::now() + Duration::from_secs(seconds), pending }))
     }
 

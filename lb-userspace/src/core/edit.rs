@@ -118,6 +118,9 @@ pub enum EditError {
     /// A key that cannot be one.
     #[error("{0:?} is no key; write KEY=VALUE, for a table inside such as health TABLE.KEY=VALUE")]
     Key(String),
+    /// Backends are no key of a service.
+    #[error("backends are changed one by one: `sluice backend add`, `set`, `remove`")]
+    Backends,
     /// A value of a kind that no key has.
     #[error("{0}: the value must be a string, an integer, true, false or a list of strings")]
     Value(String),

@@ -101,6 +101,41 @@ fn the_history_tells_who_did_what_and_leads_back() {
 }
 
 #[test]
+fn edits_at_the_same_time_are_made_one_after_the_other() {
+    const EDITS: u64 = 6;
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = three(&lab);
+    let edit = |(service, backend): (&str, &str)| -> Vec<u64> {
+        let set = |weight| done(&lab, &format!("backend set-weight {service} {backend} {weight}"));
+        (1..=EDITS).map(|weight| set(weight)["revision"].as_u64().expect("a revision")).collect()
+    };
+    let edit = &edit;
+    let all = [("web", "web1"), ("web", "web2"), ("web-tls", "web1"), ("web-tls", "web2")];
+    let mut revisions: Vec<u64> = std::thread::scope(|scope| {
+        let threads = all.map(|which| scope.spawn(move || edit(which)));
+        threads.into_iter().flat_map(|thread| thread.join().expect("edits")).collect()
+    });
+    revisions.sort_unstable();
+    assert_eq!(revisions, (2..2 + 4 * EDITS).collect::<Vec<_>>(), "each has its own");
+    for (service, backend) in all {
+        let backends = agent.service(service).expect("service")["backends"].clone();
+        let found = backends.as_array().expect("backends").iter().find(|found| found["name"] == backend);
+        assert_eq!(found.expect("backend")["weight"], EDITS);
+    }
+    assert_eq!(file(&lab).matches("weight = 6").count(), 4, "{}", file(&lab));
+    tables_are_as_the_file_says(&lab);
+
+    // A backend of which nothing is known yet is predicted to serve.
+    done(&lab, "backend remove web web2");
+    done(&lab, "backend remove web-tls web2");
+    let add = format!("backend add web web2 {} --weight 6", lab.web(1).address());
+    for report in [done(&lab, &format!("{add} --dry-run")), done(&lab, &add)] {
+        let share = report["rings"][0]["slots_changed"].as_f64().expect("a share");
+        assert!((0.49..0.52).contains(&share), "{report}");
+    }
+}
+
+#[test]
 fn each_wrong_command_is_told_what_is_wrong_and_what_to_do() {
     let lab = Lab::builder().start().expect("a lab");
     let agent = three(&lab);

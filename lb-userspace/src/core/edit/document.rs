@@ -49,6 +49,9 @@ impl Document {
 
     pub(super) fn set_service(&mut self, name: &str, set: &Settings) -> Result<(), EditError> {
         let at = self.find_service(name)?;
+        if set.keys().any(|key| key.split('.').next() == Some("backend")) {
+            return Err(EditError::Backends);
+        }
         self.services().at(at).map_or(Ok(()), |service| set_keys(service.keys(), set))
     }
 

@@ -213,6 +213,10 @@ fn what_is_impossible_is_said_with_the_way_out() {
         (set("web", "web2", json!({"weight": {"a": 1}})), "weight: the value must be"),
         (set("web", "web2", json!({"weight": 1.5})), "weight: the value must be"),
         (
+            Edit::ServiceSet { service: "web".into(), set: settings(json!({"backend": null})) },
+            "backends are changed one by one",
+        ),
+        (
             Edit::BackendAdd { service: "web".into(), backend: "web1".into(), set: settings(json!({})) },
             "change it with `sluice backend set web web1`",
         ),
@@ -249,7 +253,66 @@ fn any_edit() -> impl Strategy<Value = (u8, u8, u16)> {
     (0..4_u8, 0..6_u8, 0..1_000_u16)
 }
 
+/// A value that somebody may send.
+fn any_value() -> impl Strategy<Value = serde_json::Value> {
+    prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(|value| json!(value)),
+        any::<i64>().prop_map(|value| json!(value)),
+        any::<f64>().prop_map(|value| json!(value)),
+        ".{0,12}".prop_map(|text| json!(text)),
+        prop::collection::vec(".{0,5}", 0..3).prop_map(|list| json!(list)),
+        Just(json!({"type": "tcp"})),
+        Just(json!([["a"]])),
+    ]
+}
+
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let keys = vec![
+        "name",
+        "vips",
+        "health",
+        "health.type",
+        "health.interval",
+        "address",
+        "weight",
+        "state",
+        "min_healthy",
+    ];
+    let key = prop_oneof![4 => prop::sample::select(keys).prop_map(str::to_owned), 1 => ".{0,8}"];
+    prop::collection::btree_map(key, any_value(), 0..4)
+}
+
+fn any_request() -> impl Strategy<Value = Edit> {
+    let names = || prop::sample::select(vec!["web", "dns", "web1", "ns2"]).prop_map(str::to_owned);
+    let name = move || prop_oneof![4 => names(), 1 => ".{0,6}"];
+    (0..6_u8, name(), name(), any_settings()).prop_map(|(kind, service, backend, set)| match kind {
+        0 => Edit::ServiceAdd { service, set },
+        1 => Edit::ServiceRemove { service },
+        2 => Edit::ServiceSet { service, set },
+        3 => Edit::BackendAdd { service, backend, set },
+        4 => Edit::BackendRemove { service, backend },
+        _ => Edit::BackendSet { service, backend, set },
+    })
+}
+
 proptest! {
+    #[test]
+    fn whatever_is_asked_for_the_text_stays_valid_or_the_edit_is_refused(
+        edits in prop::collection::vec(any_request(), 1..6)
+    ) {
+        let mut text = TEXT.to_owned();
+        for edit in edits {
+            match edited(&text, &edit) {
+                Ok((new, config)) => {
+                    prop_assert_eq!(config::parse(&new), Ok(config));
+                    text = new;
+                }
+                Err(error) => prop_assert!(!error.to_string().is_empty()),
+            }
+        }
+    }
+
     #[test]
     fn a_document_follows_its_model(edits in prop::collection::vec(any_edit(), 1..40)) {
         let mut text = TEXT.to_owned();
