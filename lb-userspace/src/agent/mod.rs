@@ -1,11 +1,14 @@
 //! The agent's loop: events from io → decisions of core → actions of io.
 
 mod apply;
+mod change;
+mod confirm;
 mod error;
 mod hops;
 mod packet_log;
 mod paths;
 mod probing;
+mod reconcile;
 mod requests;
 mod start;
 mod state;
@@ -22,9 +25,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 pub use error::AgentError;
 
 use probing::Report;
+use state::Agent;
 
 use crate::core::events::Event;
-use crate::io::api::{self, ControlSocket, ListenError, Request};
+use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
 use crate::io::events;
 
 /// How often idle flows are swept out of the flow table.
@@ -51,7 +55,7 @@ pub struct Options {
     pub pin_dir: PathBuf,
     /// Whether the program is attached to the interfaces.
     pub attach: bool,
-    /// Where events are kept.
+    /// Where the history and events are kept.
     pub state_dir: PathBuf,
     /// Whether each packet's verdict is logged.
     pub log_packets: bool,
@@ -86,7 +90,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // What changed while the agent started was told to nobody.
     agent.refresh_network().await;
     let routes = api::control_routes(request_sender).merge(events::routes(agent.events.clone()));
-    let server = axum::serve(listener, routes).into_future();
+    let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Peer>()).into_future();
     tokio::pin!(server);
     let mut sweep = every(SWEEP_INTERVAL);
     let (mut recheck, mut retry) = (every(HOP_INTERVAL), every(HOP_RETRY));
@@ -98,6 +102,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             () = end.received() => Next::End,
             _ = reload.recv() => {
                 agent.reload().await;
+                Next::Continue
+            }
+            () = confirm::missed(agent.confirm_by()) => {
+                agent.on_unconfirmed().await;
                 Next::Continue
             }
             Some(report) = reports.recv() => {
@@ -131,15 +139,23 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             break;
         }
     }
+    hand_over(agent, file, server).await;
+    Ok(())
+}
+
+/// Ends the agent, and lets a new one take over.
+async fn hand_over(mut agent: Agent, socket: SocketFile, server: impl Future) {
+    if !agent.detached {
+        agent.end_unconfirmed().await;
+    }
     agent.record(Event::Ending { data_plane: agent.farewell().to_owned() });
     // A new agent takes over when the socket goes: by then pin directory and metrics port are to be free, once the
     // tasks that were told to end have done so.
     drop(agent);
     tokio::task::yield_now().await;
-    drop(file);
+    drop(socket);
     // An answer to the last request may still be under way.
     let _ = tokio::time::timeout(Duration::from_millis(100), server).await;
-    Ok(())
 }
 
 /// Takes the control socket; an agent that answers on it may be just ending.

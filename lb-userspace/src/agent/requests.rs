@@ -7,7 +7,9 @@ use tokio::net::TcpListener;
 use super::Next;
 use super::state::{Agent, Server};
 use crate::core::explain::{Explanation, Ingress, Question, explain, frame};
-use crate::io::api::{self, ApiError, DetachRequest, Detached, ListenError, Request, Requests};
+use crate::io::api::{
+    self, ApiError, ChangeRequest, DetachRequest, Detached, ListenError, Request, Requests,
+};
 use crate::io::datapath::{Datapath, PinDir};
 use crate::io::exporters;
 
@@ -22,8 +24,14 @@ impl Agent {
                 let snapshot = self.snapshot().map_err(ApiError::failed);
                 let _ = answer.send(snapshot.map(|snapshot| exporters::render(&snapshot, &self.histograms)));
             }
-            Request::Apply(request, answer) => {
-                let _ = answer.send(self.on_apply(request).await);
+            Request::Change(ChangeRequest { asked, uid, answer }) => {
+                let _ = answer.send(self.on_change(asked, uid).await);
+            }
+            Request::Confirm(answer) => {
+                let _ = answer.send(self.confirm());
+            }
+            Request::History(answer) => {
+                let _ = answer.send(Ok(self.history_report()));
             }
             Request::Explain(question, answer) => {
                 let _ = answer.send(self.explain(&question));

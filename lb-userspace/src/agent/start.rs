@@ -7,6 +7,7 @@ use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::confirm::undo_unconfirmed;
 use super::hops::targets;
 use super::probing::{KnownHealth, Report};
 use super::requests::serve_public;
@@ -24,6 +25,7 @@ use crate::io::api::{self, Requests};
 use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
 use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
+use crate::io::history::History;
 use crate::io::neighbours::{InterfaceError, Resolver, XdpState};
 use crate::io::probes::TlsClients;
 use crate::io::store;
@@ -40,10 +42,13 @@ pub(super) async fn start(
     report_sender: mpsc::Sender<Report>,
     reports: &mut mpsc::Receiver<Report>,
 ) -> Result<Agent, AgentError> {
-    let config = read_config(&options)?;
     let pins = PinDir::new(&options.pin_dir);
     pins.create()?;
     let lock = pins.lock_within(HANDOVER).await?;
+    let mut history = History::open(&options.state_dir);
+    // Only now is it sure that the agent which was to be told has ended.
+    undo_unconfirmed(&options.config, &mut history)?;
+    let (text, config) = read_config(&options)?;
     let resolver = Resolver::new().await.map_err(|cause| AgentError::Io { what: "netlink", cause })?;
     let mut interfaces = Vec::new();
     for name in &config.agent.interfaces {
@@ -65,7 +70,10 @@ pub(super) async fn start(
     let mut agent = Agent {
         options,
         config,
-        revision: 1,
+        text,
+        revision: 0,
+        history,
+        waiting: None,
         started: Instant::now(),
         pins,
         _lock: lock,
@@ -110,6 +118,7 @@ pub(super) async fn start(
     if agent.options.attach {
         agent.attach_all().await?;
     }
+    agent.note_start();
     // Who asks for health or metrics is to hear of an agent that serves.
     agent.metrics =
         metrics.map(|(listener, address)| serve_public(listener, address, agent.requests.clone()));
@@ -123,11 +132,12 @@ pub(super) fn notify_ready() {
     }
 }
 
-/// Reads the configuration file.
-pub(super) fn read_config(options: &Options) -> Result<Config, AgentError> {
+/// Reads the configuration file: its text, and what it says.
+pub(super) fn read_config(options: &Options) -> Result<(String, Config), AgentError> {
     let text = store::read(&options.config)?;
     let name = options.config.display().to_string();
-    parse_config(&text, &name).map_err(AgentError::Config)
+    let config = parse_config(&text, &name).map_err(AgentError::Config)?;
+    Ok((text, config))
 }
 
 /// Parses a configuration; every error with its place in the file of this name.

@@ -9,13 +9,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Options;
+use super::confirm::Waiting;
 use super::paths::PathKey;
 use super::probing::{Checks, Probed, Report};
+use super::reconcile::bring_about;
 use super::watch::Observed;
 use crate::core::config::{Config, Protocol};
 use crate::core::events::Event;
 use crate::core::image::Wanted;
-use crate::core::plan::{Action, RingCache, plan};
+use crate::core::plan::RingCache;
 use crate::core::reach::{Target, targets};
 use crate::core::slow_start::Ramp;
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot};
@@ -24,6 +26,7 @@ use crate::io::api::Requests;
 use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock, ProbePath};
 use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
+use crate::io::history::History;
 use crate::io::neighbours::{HopError, Interface, Resolver, XdpState};
 use crate::io::probes::TlsClients;
 
@@ -43,7 +46,12 @@ impl Drop for Server {
 pub(super) struct Agent {
     pub(super) options: Options,
     pub(super) config: Config,
+    /// The text that the configuration was read from.
+    pub(super) text: String,
     pub(super) revision: u64,
+    pub(super) history: History,
+    /// The change that is undone unless it is confirmed.
+    pub(super) waiting: Option<Waiting>,
     pub(super) started: Instant,
     pub(super) pins: PinDir,
     pub(super) _lock: PinLock,
@@ -104,18 +112,8 @@ impl Agent {
     /// Brings the datapath to what is wanted.
     pub(super) fn bring_about(&mut self, wanted: &Wanted) -> Result<(), ReconcileError> {
         let began = Instant::now();
-        if self.unsettled {
-            // What was broken off may have released what packets under way still read.
-            self.kernel.grace()?;
-        }
-        let plan = plan(&self.kernel.tables().image(), wanted, &mut self.rings)?;
-        self.unsettled = true;
-        for action in &plan.actions {
-            log::debug!("{}", summary(action));
-            self.kernel.apply(action)?;
-        }
-        self.unsettled = false;
-        if !plan.actions.is_empty() {
+        let actions = bring_about(&mut self.kernel, wanted, &mut self.rings, &mut self.unsettled)?;
+        if actions > 0 {
             self.histograms.applied(began.elapsed());
             self.publish_paths();
         }
@@ -235,20 +233,4 @@ fn interface_status(interface: &Interface) -> Option<InterfaceStatus> {
         XdpState::Generic => "generic",
     };
     Some(InterfaceStatus { name: interface.name.clone(), xdp_mode: xdp_mode.to_owned() })
-}
-
-fn summary(action: &Action) -> String {
-    match action {
-        Action::WriteGlobals(_) => "write the settings for all services".to_owned(),
-        Action::WriteBackend { id, backend, .. } => format!("write backend {id} ({})", backend.name),
-        Action::WriteRing { slot, .. } => format!("write ring {slot}"),
-        Action::WriteService { id, name, word, .. } => {
-            format!("switch service {id} ({name}) to ring {:?}", word.ring)
-        }
-        Action::WriteVips { .. } => "switch the VIP table".to_owned(),
-        Action::Grace => "wait for packets under way".to_owned(),
-        Action::ClearBackend(id) => format!("free backend {id}"),
-        Action::ClearService(id) => format!("free service {id}"),
-        Action::Retire { backends, .. } => format!("end the accounts of backends {:?}", backends.keys()),
-    }
 }

@@ -90,7 +90,9 @@ impl Client {
         }
         Err(match serde_json::from_slice::<ApiError>(&body) {
             Ok(ApiError { kind: ErrorKind::Invalid, errors }) => Failure::Invalid(errors),
-            Ok(ApiError { kind: ErrorKind::Failed, errors }) => Failure::Failed(errors.join("\n")),
+            Ok(ApiError { kind: ErrorKind::Conflict | ErrorKind::Failed, errors }) => {
+                Failure::Failed(errors.join("\n"))
+            }
             Err(_) => {
                 Failure::Failed(format!("the agent answered {status}: {}", String::from_utf8_lossy(&body)))
             }

@@ -2,18 +2,24 @@
 
 mod agent;
 mod apply;
+mod backend;
 mod check;
 mod client;
 mod decap;
 mod detach;
 mod doctor;
+mod drain;
 mod events;
 mod explain;
 mod flows;
+mod history;
 mod manual;
 mod output;
+mod report;
 mod service;
+mod settings;
 mod status;
+mod terms;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -47,9 +53,14 @@ enum Command {
     Agent(agent::Arguments),
     Check(check::Arguments),
     Apply(apply::Arguments),
+    Confirm(history::Confirm),
+    Rollback(history::Rollback),
+    History(history::Arguments),
     Status(status::Arguments),
     #[command(subcommand)]
     Service(service::Command),
+    #[command(subcommand)]
+    Backend(backend::Command),
     Explain(explain::Arguments),
     Decap(decap::Arguments),
     Detach(detach::Arguments),
@@ -115,11 +126,11 @@ pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return report(&Failure::failed(error)),
+        Err(error) => return fail(&Failure::failed(error)),
     };
     match runtime.block_on(run(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure),
+        Err(failure) => fail(&failure),
     }
 }
 
@@ -129,6 +140,10 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Agent(command) => agent::run(command, client).await,
         Command::Check(command) => check::run(&command),
         Command::Apply(command) => apply::run(&command, &client).await,
+        Command::Confirm(command) => history::confirm(&command, &client).await,
+        Command::Rollback(command) => history::rollback(&command, &client).await,
+        Command::History(command) => history::run(&command, &client).await,
+        Command::Backend(command) => backend::run(&command, &client).await,
         Command::Status(command) => status::run(&command, &client).await,
         Command::Service(command) => service::run(&command, &client).await,
         Command::Explain(command) => explain::run(&command, &client).await,
@@ -167,7 +182,7 @@ fn log_to_stderr() {
         .init();
 }
 
-fn report(failure: &Failure) -> ExitCode {
+fn fail(failure: &Failure) -> ExitCode {
     let prefix = if matches!(failure, Failure::Invalid(_)) { "" } else { "sluice: " };
     eprintln!("{prefix}{failure}");
     ExitCode::from(failure.exit_code())

@@ -4,6 +4,8 @@ pub mod config;
 pub mod decap;
 pub mod diff;
 pub mod doctor;
+pub mod edit;
+pub mod effect;
 pub mod events;
 pub mod explain;
 pub mod flows;

@@ -1,12 +1,14 @@
 //! The agent's API: HTTP requests on a Unix socket or a TCP port → [`Request`]s to the agent, and its answers.
 
+mod changes;
+
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -15,12 +17,15 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::core::diff::Change;
+pub use changes::{
+    ApplyReport, ApplyRequest, Asked, ChangeRequest, Confirmed, EditRequest, HistoryReport, Peer,
+    RollbackRequest, Unconfirmed,
+};
+
+use changes::Body;
+
 use crate::core::explain::{Explanation, Question};
 use crate::core::stats::Snapshot;
-
-/// The largest configuration that is taken, with what JSON adds to it: well above every limit of the tables.
-const MAX_APPLY: usize = 64 << 20;
 
 /// What the agent is asked, and where the answer goes.
 pub enum Request {
@@ -28,27 +33,18 @@ pub enum Request {
     Status(oneshot::Sender<Result<Snapshot, ApiError>>),
     /// The snapshot and the histograms, as OpenMetrics text.
     Metrics(oneshot::Sender<Result<String, ApiError>>),
-    /// A configuration to bring into force.
-    Apply(ApplyRequest, oneshot::Sender<Result<ApplyReport, ApiError>>),
+    /// Another configuration.
+    Change(ChangeRequest),
+    /// The change that waits for it is confirmed.
+    Confirm(oneshot::Sender<Result<Confirmed, ApiError>>),
+    /// What was changed lately.
+    History(oneshot::Sender<Result<HistoryReport, ApiError>>),
     /// A packet to explain.
     Explain(Question, oneshot::Sender<Result<Explanation, ApiError>>),
     /// The program is to be removed, and the agent to end.
     Detach(DetachRequest, oneshot::Sender<Result<Detached, ApiError>>),
     /// Does the agent serve?
     Health(oneshot::Sender<Result<(), ApiError>>),
-}
-
-/// A configuration to bring into force.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ApplyRequest {
-    /// The configuration's text.
-    pub config: String,
-    /// What to call it in errors.
-    pub name: String,
-    /// Only tell what would change.
-    #[serde(default)]
-    pub dry_run: bool,
 }
 
 /// The program is to be removed.
@@ -58,32 +54,6 @@ pub struct DetachRequest {
     /// Only by the agent of this pin directory; without one, by the agent that is asked.
     #[serde(default)]
     pub pin_dir: Option<PathBuf>,
-}
-
-/// What a configuration changed, or would.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ApplyReport {
-    /// Whether nothing was done.
-    pub dry_run: bool,
-    /// The revision now in force.
-    pub revision: u64,
-    /// What differs.
-    pub changes: Vec<Change>,
-    /// Rings that change, by service.
-    pub rings: Vec<RingChange>,
-    /// Live flows that lose their backend.
-    pub flows_lost: u64,
-    /// What is worth knowing although it was done.
-    pub warnings: Vec<String>,
-}
-
-/// A ring that changes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RingChange {
-    /// The service.
-    pub service: String,
-    /// Share of its slots that change owner, 0 to 1.
-    pub slots_changed: f64,
 }
 
 /// The program was removed.
@@ -108,6 +78,8 @@ pub struct ApiError {
 pub enum ErrorKind {
     /// The request's: it is invalid.
     Invalid,
+    /// Nobody's: what it rests on is not, or not any more, as it says.
+    Conflict,
     /// The agent's or the kernel's: it failed.
     Failed,
 }
@@ -116,6 +88,11 @@ impl ApiError {
     /// An invalid request.
     pub fn invalid(error: impl ToString) -> Self {
         Self { kind: ErrorKind::Invalid, errors: vec![error.to_string()] }
+    }
+
+    /// A request that does not fit what is in force.
+    pub fn conflict(error: impl ToString) -> Self {
+        Self { kind: ErrorKind::Conflict, errors: vec![error.to_string()] }
     }
 
     /// Something that failed.
@@ -128,6 +105,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let status = match self.kind {
             ErrorKind::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
+            ErrorKind::Conflict => StatusCode::CONFLICT,
             ErrorKind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(self)).into_response()
@@ -137,11 +115,11 @@ impl IntoResponse for ApiError {
 /// Where requests go.
 pub type Requests = mpsc::Sender<Request>;
 
-/// The routes of the Unix socket: everything.
+/// The routes of the Unix socket: everything. They are told who asks: see [`Peer`].
 pub fn control_routes(requests: Requests) -> Router {
     public_router()
+        .merge(changes::routes())
         .route("/v1/status", get(status))
-        .route("/v1/apply", post(apply).layer(DefaultBodyLimit::max(MAX_APPLY)))
         .route("/v1/explain", post(explain))
         .route("/v1/detach", post(detach))
         .with_state(requests)
@@ -180,16 +158,9 @@ async fn metrics(State(requests): State<Requests>) -> Result<Response, ApiError>
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
-async fn apply(
-    State(requests): State<Requests>,
-    Json(request): Json<ApplyRequest>,
-) -> Result<Json<ApplyReport>, ApiError> {
-    ask(&requests, |answer| Request::Apply(request, answer)).await.map(Json)
-}
-
 async fn explain(
     State(requests): State<Requests>,
-    Json(question): Json<Question>,
+    Body(question): Body<Question>,
 ) -> Result<Json<Explanation>, ApiError> {
     ask(&requests, |answer| Request::Explain(question, answer)).await.map(Json)
 }

@@ -5,6 +5,7 @@ pub mod datapath;
 pub mod doctor;
 pub mod events;
 pub mod exporters;
+pub mod history;
 pub mod host;
 pub mod neighbours;
 pub mod pcap;

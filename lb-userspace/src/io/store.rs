@@ -5,6 +5,10 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
+/// What is said of a file that nobody may write.
+const READ_ONLY: &str = "is read-only, so nothing was changed; make it writable (chmod u+w), or change it where it comes \
+                         from and have the agent read it again (SIGHUP)";
+
 /// A file that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {cause}", path = path.display())]
@@ -18,6 +22,14 @@ pub struct StoreError {
 /// Reads a configuration file.
 pub fn read(path: &Path) -> Result<String, StoreError> {
     fs::read_to_string(path).map_err(|cause| StoreError { path: path.to_owned(), cause })
+}
+
+/// Reads a configuration file; none if there is no such file.
+pub fn read_if_there(path: &Path) -> Result<Option<String>, StoreError> {
+    match read(path) {
+        Err(error) if error.cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        text => text.map(Some),
+    }
 }
 
 /// New content of a file, safe on the disk beside it. Dropped without [`Prepared::commit`] it is removed again.
@@ -77,6 +89,12 @@ impl Aside {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
+        if let Some(former) = &former
+            && former.mode() & 0o222 == 0
+        {
+            // Root could replace it all the same; whoever took away the permission does not want that.
+            return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, READ_ONLY));
+        }
         // One left behind by a process of the same number that was killed.
         let _ = fs::remove_file(&path);
         let mut options = OpenOptions::new();
@@ -203,7 +221,19 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_may_write_is_not_replaced() {
+        let folder = Folder::new();
+        let file = folder.join("sluice.toml");
+        fs::write(&file, "old").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
+        let error = prepare(&file, "new").unwrap_err().to_string();
+        assert!(error.contains("sluice.toml: is read-only") && error.contains("chmod u+w"), "{error}");
+        assert_eq!((read(&file).unwrap().as_str(), folder.count()), ("old", 1));
+    }
+
+    #[test]
     fn a_missing_file_is_named() {
+        assert_eq!(read_if_there(Path::new("/nonexistent/sluice.toml")).unwrap(), None);
         let error = read(Path::new("/nonexistent/sluice.toml")).unwrap_err();
         assert!(error.to_string().starts_with("/nonexistent/sluice.toml: "));
     }

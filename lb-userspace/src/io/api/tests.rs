@@ -60,7 +60,8 @@ async fn exchange(request: Vec<u8>, agent: impl FnOnce(Request) + Send + 'static
     let socket = folder.0.join("sluice.sock");
     let (sender, mut requests) = mpsc::channel(1);
     let control = listen_control(&socket).await.unwrap();
-    let server = tokio::spawn(axum::serve(control.listener, control_routes(sender)).into_future());
+    let routes = control_routes(sender).into_make_service_with_connect_info::<Peer>();
+    let server = tokio::spawn(axum::serve(control.listener, routes).into_future());
     let agent = tokio::spawn(async move {
         if let Some(request) = requests.recv().await {
             agent(request);
@@ -102,10 +103,13 @@ async fn health_is_what_the_agent_says() {
 async fn a_large_configuration_is_taken() {
     let config = "#".repeat(20 << 20);
     let length = config.len();
-    let body = serde_json::to_string(&ApplyRequest { config, name: "large".into(), dry_run: true }).unwrap();
+    let request = ApplyRequest { config, name: "large".into(), dry_run: true, ..ApplyRequest::default() };
+    let body = serde_json::to_string(&request).unwrap();
     let answer = exchange(post("/v1/apply", &body), move |request| {
-        let Request::Apply(request, answer) = request else { panic!("another request") };
-        assert_eq!(request.config.len(), length);
+        let Request::Change(ChangeRequest { asked: Asked::Apply(request), uid, answer }) = request else {
+            panic!("another request")
+        };
+        assert_eq!((request.config.len(), uid), (length, Some(nix::unistd::getuid().as_raw())));
         answer.send(Err(ApiError::invalid("seen"))).unwrap();
     });
     let answer = answer.await;
@@ -128,4 +132,31 @@ async fn detaching_may_name_a_pin_directory() {
     assert_eq!(pin_dir(post("/v1/detach", "{}")).await, None);
     let bare = b"POST /v1/detach HTTP/1.1\r\nhost: sluice\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
     assert_eq!(pin_dir(bare.to_vec()).await, None);
+}
+
+#[tokio::test]
+async fn what_is_no_request_is_told_as_every_other_error() {
+    let cases = [
+        (
+            "/v1/edit",
+            r#"{"edit":{"kind":"service_remove","service":"web","force":1}}"#,
+            "unknown field `force`",
+        ),
+        ("/v1/edit", r#"{"edit":{"kind":"service_burn","service":"web"}}"#, "unknown variant `service_burn`"),
+        (
+            "/v1/edit",
+            r#"{"edit":{"kind":"service_remove","service":"web"},"dryrun":true}"#,
+            "unknown field `dryrun`",
+        ),
+        ("/v1/apply", "{", "EOF"),
+        ("/v1/rollback", r#"{"revision":-1}"#, "invalid value"),
+    ];
+    for (path, body, expected) in cases {
+        let answer = exchange(post(path, body), |_| panic!("nothing to ask the agent")).await;
+        assert!(answer.starts_with("HTTP/1.1 422 "), "{path}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let error: ApiError = serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {body}"));
+        assert_eq!(error.kind, ErrorKind::Invalid);
+        assert!(error.errors[0].contains(expected), "{path}: {error:?}");
+    }
 }

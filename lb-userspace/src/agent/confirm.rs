@@ -1,0 +1,217 @@
+//! A change on probation → confirmed, or undone: in time, by who asked for it, or by the agent that starts next.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::AgentError;
+use super::change::Origin;
+use super::start::parse_config;
+use super::state::Agent;
+use crate::io::api::{ApiError, ApplyReport, Confirmed, ErrorKind, HistoryReport, Unconfirmed};
+use crate::io::history::{Entry, History, Pending};
+use crate::io::store;
+
+/// The longest that a change may wait for its confirmation.
+const MAX_WAIT_SECONDS: u64 = 24 * 60 * 60;
+/// How long until undoing a change is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// A change that waits for its confirmation.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    until: Instant,
+    pending: Pending,
+}
+
+/// Returns at the deadline; never, if there is none.
+pub(super) async fn missed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes back what a former agent brought into force and nobody confirmed: the file says again what it said before.
+pub(super) fn undo_unconfirmed(config: &Path, history: &mut History) -> Result<(), AgentError> {
+    let pending = match history.pending() {
+        Ok(Some(pending)) => pending,
+        Ok(None) => return Ok(()),
+        Err(error) => {
+            log::warn!("{error}: a change may not have been confirmed, and is not undone");
+            return Ok(());
+        }
+    };
+    let now = store::read_if_there(config)?;
+    if now.as_ref() == Some(&pending.after) {
+        store::prepare(config, &pending.before)?.commit()?;
+        log::warn!(
+            "{}: undone, for the agent ended before it was confirmed ({})",
+            config.display(),
+            pending.what
+        );
+        let what = format!("undo of {}: the agent ended before it was confirmed", pending.what);
+        let entry = Entry::new(history.last_revision() + 1, None, what);
+        if let Err(error) = history.push(entry, &pending.before) {
+            log::warn!("not in the history: {error}");
+        }
+    } else if now.as_ref() != Some(&pending.before) {
+        log::warn!(
+            "{}: was changed since {:?}, which nobody confirmed; it is left as it is",
+            config.display(),
+            pending.what
+        );
+    }
+    history.clear_pending()?;
+    Ok(())
+}
+
+impl Agent {
+    /// When a change must have been confirmed.
+    pub(super) fn confirm_by(&self) -> Option<Instant> {
+        self.waiting.as_ref().map(|waiting| waiting.until)
+    }
+
+    /// No change but its confirmation or its undoing while one waits.
+    pub(super) fn refuse_while_waiting(&self) -> Result<(), ApiError> {
+        match &self.waiting {
+            None => Ok(()),
+            Some(waiting) => Err(ApiError::conflict(format!(
+                "revision {} waits for its confirmation for another {} s: `sluice confirm` keeps it, `sluice rollback` \
+                 undoes it",
+                waiting.pending.revision,
+                seconds_until(waiting.until)
+            ))),
+        }
+    }
+
+    /// Keeps on the disk what a change must be undone with, before it is made.
+    pub(super) fn promise_undo(
+        &self,
+        new: &Origin,
+        within_seconds: Option<u64>,
+    ) -> Result<Option<Waiting>, ApiError> {
+        let Some(seconds) = within_seconds.filter(|_| new.text != self.text) else { return Ok(None) };
+        if !(1..=MAX_WAIT_SECONDS).contains(&seconds) {
+            return Err(ApiError::invalid(format!(
+                "--confirm-within: must be 1s to {}m, not {seconds}s",
+                MAX_WAIT_SECONDS / 60
+            )));
+        }
+        let pending = Pending {
+            revision: self.revision.max(self.history.last_revision()) + 1,
+            uid: new.uid,
+            what: new.what.clone(),
+            before: self.text.clone(),
+            after: new.text.clone(),
+        };
+        self.history.set_pending(&pending).map_err(|error| {
+            ApiError::failed(format!(
+                "{error}; without this file nothing could be undone: start the agent with another --state-dir"
+            ))
+        })?;
+        Ok(Some(Waiting { until: Instant::now() + Duration::from_secs(seconds), pending }))
+    }
+
+    /// The change was not made.
+    pub(super) fn forget_promise(&self) {
+        if let Err(error) = self.history.clear_pending() {
+            // It names a text that the file does not hold, so nobody acts on it.
+            log::warn!("{error}");
+        }
+    }
+
+    /// Keeps the change that waits.
+    pub(super) fn confirm(&mut self) -> Result<Confirmed, ApiError> {
+        if self.waiting.is_none() {
+            return Err(ApiError::conflict(format!(
+                "no change waits for its confirmation; revision {} is in force",
+                self.revision
+            )));
+        }
+        self.history.clear_pending().map_err(ApiError::failed)?;
+        self.waiting = None;
+        log::info!("revision {} is confirmed", self.revision);
+        Ok(Confirmed { revision: self.revision })
+    }
+
+    /// Nobody confirmed in time.
+    pub(super) async fn on_unconfirmed(&mut self) {
+        if let Err(error) = self.roll_back_unconfirmed(None, "undo, for nobody confirmed in time").await {
+            log::error!("not undone, although nobody confirmed: {}", error.errors.join("; "));
+        }
+    }
+
+    /// The agent ends, so nobody can confirm any more.
+    pub(super) async fn end_unconfirmed(&mut self) {
+        if self.waiting.is_some()
+            && let Err(error) = self.roll_back_unconfirmed(None, "undo, for the agent ended").await
+        {
+            log::error!("not undone; the next start will: {}", error.errors.join("; "));
+        }
+    }
+
+    /// Undoes the change that waits. If that fails, it goes on waiting, and is tried again.
+    pub(super) async fn roll_back_unconfirmed(
+        &mut self,
+        uid: Option<u32>,
+        why: &str,
+    ) -> Result<ApplyReport, ApiError> {
+        let Some(waiting) = self.waiting.take() else {
+            return Err(ApiError::conflict("no change waits for its confirmation"));
+        };
+        let undone = self.undo(&waiting.pending, uid, why).await;
+        if undone.is_err() {
+            self.waiting = Some(Waiting { until: Instant::now() + RETRY, ..waiting });
+        }
+        undone
+    }
+
+    async fn undo(
+        &mut self,
+        pending: &Pending,
+        uid: Option<u32>,
+        why: &str,
+    ) -> Result<ApplyReport, ApiError> {
+        let path = &self.options.config;
+        let config = parse_config(&pending.before, "the configuration before")
+            .map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
+        let now = store::read_if_there(path).map_err(ApiError::failed)?;
+        let written = match now.as_ref() == Some(&pending.after) {
+            true => Some(store::prepare(path, &pending.before).map_err(ApiError::failed)?),
+            false => None,
+        };
+        let mut report = self.put_in_force(config).await?;
+        if let Some(written) = written {
+            written.commit().map_err(ApiError::failed)?;
+        } else if now.as_ref() != Some(&pending.before) {
+            let warning = format!(
+                "{}: was changed meanwhile and is left as it is, so it does not say what runs",
+                self.options.config.display()
+            );
+            log::warn!("{warning}");
+            report.warnings.push(warning);
+        }
+        self.history.clear_pending().map_err(ApiError::failed)?;
+        let what = format!("{why} ({})", pending.what);
+        self.note(Origin { text: pending.before.clone(), what, uid }, &mut report);
+        Ok(report)
+    }
+
+    /// What was changed lately.
+    pub(super) fn history_report(&self) -> HistoryReport {
+        HistoryReport {
+            revision: self.revision,
+            unconfirmed: self.waiting.as_ref().map(|waiting| Unconfirmed {
+                revision: waiting.pending.revision,
+                seconds_left: seconds_until(waiting.until),
+            }),
+            entries: self.history.entries().rev().cloned().collect(),
+        }
+    }
+}
+
+fn seconds_until(until: Instant) -> u64 {
+    until.saturating_duration_since(Instant::now()).as_millis().div_ceil(1_000) as u64
+}

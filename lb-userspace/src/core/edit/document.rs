@@ -1,0 +1,401 @@
+//! A TOML document → the same with services and backends added, removed or changed in place.
+
+use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, RawString, Table, TableLike, Value};
+
+use super::{EditError, Settings};
+
+/// The order of keys in a new table; others follow by name.
+const ORDER: [&str; 9] =
+    ["name", "vips", "protocol", "forwarding", "affinity", "address", "port", "weight", "state"];
+
+/// A configuration as a document.
+pub(super) struct Document {
+    toml: DocumentMut,
+    /// Lines end as they do in files of Windows.
+    crlf: bool,
+}
+
+impl Document {
+    pub(super) fn parse(text: &str) -> Result<Self, EditError> {
+        let toml = text
+            .parse()
+            .map_err(|error: toml_edit::TomlError| EditError::Text(error.message().to_owned()))?;
+        Ok(Self { toml, crlf: text.contains("\r\n") })
+    }
+
+    pub(super) fn text(&self) -> String {
+        let text = self.toml.to_string();
+        if self.crlf { text.replace("\r\n", "\n").replace('\n', "\r\n") } else { text }
+    }
+
+    pub(super) fn add_service(&mut self, name: &str, set: &Settings) -> Result<(), EditError> {
+        if self.services().find(name).is_some() {
+            return Err(EditError::Exists {
+                what: "service".to_owned(),
+                name: name.to_owned(),
+                command: format!("service set {name}"),
+            });
+        }
+        self.services().push(new_table(name, set)?);
+        Ok(())
+    }
+
+    pub(super) fn remove_service(&mut self, name: &str) -> Result<(), EditError> {
+        let at = self.find_service(name)?;
+        let removed = self.services().remove(at);
+        self.keep_comments_above(removed);
+        Ok(())
+    }
+
+    pub(super) fn set_service(&mut self, name: &str, set: &Settings) -> Result<(), EditError> {
+        let at = self.find_service(name)?;
+        if set.keys().any(|key| key.split('.').next() == Some("backend")) {
+            return Err(EditError::Backends);
+        }
+        self.services().at(at).map_or(Ok(()), |service| set_keys(service.keys(), set))
+    }
+
+    pub(super) fn add_backend(&mut self, service: &str, name: &str, set: &Settings) -> Result<(), EditError> {
+        let at = self.find_service(service)?;
+        if self.backends(at).find(name).is_some() {
+            return Err(EditError::Exists {
+                what: format!("backend of service {service}"),
+                name: name.to_owned(),
+                command: format!("backend set {service} {name}"),
+            });
+        }
+        self.backends(at).push(new_table(name, set)?);
+        Ok(())
+    }
+
+    pub(super) fn remove_backend(&mut self, service: &str, name: &str) -> Result<(), EditError> {
+        let (service, at) = self.find_backend(service, name)?;
+        let removed = self.backends(service).remove(at);
+        self.keep_comments_above(removed);
+        Ok(())
+    }
+
+    pub(super) fn set_backend(&mut self, service: &str, name: &str, set: &Settings) -> Result<(), EditError> {
+        let (service, at) = self.find_backend(service, name)?;
+        self.backends(service).at(at).map_or(Ok(()), |backend| set_keys(backend.keys(), set))
+    }
+
+    /// The name of the service with this number.
+    pub(super) fn service_name(&mut self, at: usize) -> Option<String> {
+        self.services().names().into_iter().nth(at)
+    }
+
+    /// The name of the backend with this number of the service with this number.
+    pub(super) fn backend_name(&mut self, service: usize, at: usize) -> Option<String> {
+        self.backends(service).names().into_iter().nth(at)
+    }
+
+    fn services(&mut self) -> Tables<'_> {
+        Place::Header(self.toml.as_table_mut()).tables("service")
+    }
+
+    fn backends(&mut self, service: usize) -> Tables<'_> {
+        self.services().at(service).map_or(Tables::None, |service| service.tables("backend"))
+    }
+
+    fn find_service(&mut self, name: &str) -> Result<usize, EditError> {
+        let services = self.services();
+        services.find(name).ok_or_else(|| EditError::Unknown {
+            what: "service".to_owned(),
+            name: name.to_owned(),
+            known: services.names(),
+        })
+    }
+
+    fn find_backend(&mut self, service: &str, name: &str) -> Result<(usize, usize), EditError> {
+        let at = self.find_service(service)?;
+        let backends = self.backends(at);
+        match backends.find(name) {
+            Some(backend) => Ok((at, backend)),
+            None => Err(EditError::Unknown {
+                what: format!("backend of service {service}"),
+                name: name.to_owned(),
+                known: backends.names(),
+            }),
+        }
+    }
+
+    /// Comments directly above a header go with what it begins. Those that an empty line keeps apart from it are about more
+    /// than that, and move to what comes next.
+    fn keep_comments_above(&mut self, removed: Option<Table>) {
+        let Some(removed) = removed else { return };
+        let prefix = removed.decor().prefix().and_then(RawString::as_str).unwrap_or_default();
+        let own = prefix.lines().rev().take_while(|line| !line.trim().is_empty()).count();
+        let lines = prefix.lines().count();
+        let kept: Vec<&str> = prefix.lines().take(lines.saturating_sub(own)).collect();
+        if !kept.iter().any(|line| line.trim_start().starts_with('#')) {
+            return;
+        }
+        let kept = format!("{}\n", kept.join("\n").trim_end());
+        let after = last_position(&removed);
+        match next_table(self.toml.as_table_mut(), after) {
+            Some(next) => {
+                let own = next.decor().prefix().and_then(RawString::as_str).unwrap_or("\n").to_owned();
+                next.decor_mut().set_prefix(kept + &own);
+            }
+            None => {
+                let own = self.toml.trailing().as_str().unwrap_or_default().to_owned();
+                self.toml.set_trailing(kept + &own);
+            }
+        }
+    }
+}
+
+/// The last place in the document that a table and those in it have.
+fn last_position(table: &Table) -> isize {
+    let inside = table.iter().map(|(_, item)| match item {
+        Item::Table(table) => last_position(table),
+        Item::ArrayOfTables(tables) => tables.iter().map(last_position).max().unwrap_or_default(),
+        _ => 0,
+    });
+    inside.chain(table.position()).max().unwrap_or_default()
+}
+
+/// The first table behind a place in the document.
+fn next_table(root: &mut Table, after: isize) -> Option<&mut Table> {
+    let wanted = first_behind(root, after)?;
+    find_at(root, wanted)
+}
+
+/// The least place behind `after` that the header of a table, or of one in it, has.
+fn first_behind(table: &Table, after: isize) -> Option<isize> {
+    let own = header_position(table).filter(|&position| position > after);
+    let inside = table.iter().filter_map(|(_, item)| match item {
+        Item::Table(table) => first_behind(table, after),
+        Item::ArrayOfTables(tables) => tables.iter().filter_map(|table| first_behind(table, after)).min(),
+        _ => None,
+    });
+    inside.chain(own).min()
+}
+
+fn find_at(table: &mut Table, position: isize) -> Option<&mut Table> {
+    if header_position(table) == Some(position) {
+        return Some(table);
+    }
+    table.iter_mut().find_map(|(_, item)| match item {
+        Item::Table(table) => find_at(table, position),
+        Item::ArrayOfTables(tables) => tables.iter_mut().find_map(|table| find_at(table, position)),
+        _ => None,
+    })
+}
+
+fn header_position(table: &Table) -> Option<isize> {
+    table.position().filter(|_| !table.is_implicit() && !table.is_dotted())
+}
+
+/// A table under a header of its own, or within braces.
+enum Place<'a> {
+    Header(&'a mut Table),
+    Braces(&'a mut InlineTable),
+}
+
+impl<'a> Place<'a> {
+    fn keys(self) -> &'a mut dyn TableLike {
+        match self {
+            Self::Header(table) => table,
+            Self::Braces(table) => table,
+        }
+    }
+
+    /// The list of tables under a key; an empty one if there is none.
+    fn tables(self, key: &str) -> Tables<'a> {
+        let new = match &self {
+            Self::Header(_) => Item::ArrayOfTables(ArrayOfTables::new()),
+            Self::Braces(_) => Item::Value(Value::Array(Array::new())),
+        };
+        match self.keys().entry(key).or_insert(new) {
+            Item::ArrayOfTables(tables) => Tables::Headers(tables),
+            Item::Value(Value::Array(tables)) => Tables::Braces(tables),
+            _ => Tables::None,
+        }
+    }
+}
+
+/// The tables under a key.
+enum Tables<'a> {
+    /// `[[key]]` by `[[key]]`.
+    Headers(&'a mut ArrayOfTables),
+    /// `key = [{…}, {…}]`.
+    Braces(&'a mut Array),
+    /// What is there is neither. No valid configuration has this.
+    None,
+}
+
+impl<'a> Tables<'a> {
+    fn names(&self) -> Vec<String> {
+        let name = |name: Option<&str>| name.unwrap_or_default().to_owned();
+        match self {
+            Self::Headers(tables) => {
+                tables.iter().map(|table| name(table.get("name").and_then(Item::as_str))).collect()
+            }
+            Self::Braces(tables) => {
+                let tables = tables.iter().map(Value::as_inline_table);
+                tables.map(|table| name(table.and_then(|table| table.get("name")?.as_str()))).collect()
+            }
+            Self::None => Vec::new(),
+        }
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.names().iter().position(|found| found == name)
+    }
+
+    fn at(self, at: usize) -> Option<Place<'a>> {
+        match self {
+            Self::Headers(tables) => tables.get_mut(at).map(Place::Header),
+            Self::Braces(tables) => tables.get_mut(at)?.as_inline_table_mut().map(Place::Braces),
+            Self::None => None,
+        }
+    }
+
+    fn push(self, table: Table) {
+        match self {
+            Self::Headers(tables) => tables.push(table),
+            Self::Braces(tables) => tables.push(table.into_inline_table()),
+            Self::None => {}
+        }
+    }
+
+    /// Removes one; what was under a header is returned.
+    fn remove(self, at: usize) -> Option<Table> {
+        match self {
+            Self::Headers(tables) => Some(tables.remove(at)),
+            Self::Braces(tables) => {
+                tables.remove(at);
+                None
+            }
+            Self::None => None,
+        }
+    }
+}
+
+/// A table of this name with these keys.
+fn new_table(name: &str, set: &Settings) -> Result<Table, EditError> {
+    let mut table = Table::new();
+    table.insert("name", toml_edit::value(name));
+    let rank = |key: &str| ORDER.iter().position(|ordered| *ordered == key).unwrap_or(ORDER.len());
+    let mut keys: Vec<&String> = set.keys().collect();
+    keys.sort_by_key(|key| (key.contains('.'), rank(key)));
+    for key in keys {
+        if let Some(value) = set.get(key) {
+            set_key(&mut table, key, value)?;
+        }
+    }
+    Ok(table)
+}
+
+fn set_keys(table: &mut dyn TableLike, set: &Settings) -> Result<(), EditError> {
+    set.iter().try_for_each(|(key, value)| set_key(table, key, value))
+}
+
+fn set_key(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> Result<(), EditError> {
+    let bare =
+        |key: &str| !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+    match key.split_once('.') {
+        None if bare(key) => put(table, key, value),
+        Some((outer, inner)) if bare(outer) && bare(inner) => {
+            let empty = match table.get(outer) {
+                None if value.is_null() => return Ok(()),
+                None => true,
+                Some(_) => false,
+            };
+            if empty {
+                let mut new = Table::new();
+                // Behind a header of a backend, a header of this one would look as if it were the backend's.
+                new.set_dotted(table.contains_key("backend"));
+                table.insert(outer, Item::Table(new));
+            }
+            match table.get_mut(outer).and_then(Item::as_table_like_mut) {
+                Some(table) => put(table, inner, value),
+                None => Err(EditError::Key(key.to_owned())),
+            }
+        }
+        _ => Err(EditError::Key(key.to_owned())),
+    }
+}
+
+/// Puts a value in the place of the one before, with the comment and the blanks around that.
+fn put(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> Result<(), EditError> {
+    if value.is_null() {
+        table.remove(key);
+        return Ok(());
+    }
+    let mut new = toml_value(key, value)?;
+    match table.get_mut(key) {
+        Some(Item::Value(old)) => {
+            if let (Value::Array(old), Value::Array(new)) = (&mut *old, &new) {
+                change_list(old, new);
+            } else {
+                *new.decor_mut() = old.decor().clone();
+                *old = new;
+            }
+        }
+        _ => {
+            // Within braces, the blank before the closing one belongs to the last value.
+            if let Some((_, Item::Value(last))) = table.iter_mut().last() {
+                let suffix = last.decor().suffix().and_then(RawString::as_str).unwrap_or_default().to_owned();
+                if !suffix.is_empty() && suffix.trim().is_empty() {
+                    last.decor_mut().set_suffix("");
+                    *new.decor_mut() = toml_edit::Decor::new(" ", suffix);
+                }
+            }
+            table.insert(key, Item::Value(new));
+        }
+    }
+    Ok(())
+}
+
+/// Brings a list to what is wanted; elements that stay keep their lines and comments.
+fn change_list(list: &mut Array, wanted: &Array) {
+    let texts = |list: &Array| -> Vec<String> { list.iter().map(plain).collect() };
+    let wanted_texts = texts(wanted);
+    list.retain(|element| wanted_texts.contains(&plain(element)));
+    let kept = texts(list);
+    if !wanted_texts.starts_with(&kept) {
+        list.clear();
+    }
+    let added: Vec<Value> = wanted.iter().skip(list.len()).cloned().collect();
+    for mut element in added {
+        if let Some(before) = list.iter().last() {
+            // As the one before: on a line of its own, or behind a blank.
+            let prefix = before.decor().prefix().and_then(RawString::as_str).unwrap_or(" ");
+            let prefix = if list.len() == 1 && prefix.is_empty() { " " } else { prefix };
+            let indent =
+                prefix.rsplit_once('\n').map_or(prefix.to_owned(), |(_, indent)| format!("\n{indent}"));
+            element.decor_mut().set_prefix(indent);
+        }
+        list.push_formatted(element);
+    }
+}
+
+/// A value without what is around it.
+fn plain(value: &Value) -> String {
+    let mut value = value.clone();
+    value.decor_mut().clear();
+    match value.as_str() {
+        Some(text) => format!("{text:?}"),
+        None => value.to_string(),
+    }
+}
+
+fn toml_value(key: &str, value: &serde_json::Value) -> Result<Value, EditError> {
+    let wrong = || EditError::Value(key.to_owned());
+    match value {
+        serde_json::Value::Bool(value) => Ok(Value::from(*value)),
+        serde_json::Value::Number(number) => number.as_i64().map(Value::from).ok_or_else(wrong),
+        serde_json::Value::String(text) => Ok(Value::from(text.as_str())),
+        serde_json::Value::Array(list) => {
+            let list: Result<Array, EditError> = list
+                .iter()
+                .map(|element| if element.is_array() { Err(wrong()) } else { toml_value(key, element) })
+                .collect();
+            Ok(Value::Array(list?))
+        }
+        serde_json::Value::Null | serde_json::Value::Object(_) => Err(wrong()),
+    }
+}

@@ -1,0 +1,345 @@
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+const TEXT: &str = r#"# The shop's edge.
+[agent]
+interfaces = ["eth0"]   # uplink
+
+# ---- the shop ----
+
+# served by everyone
+[[service]]
+name       = "web"
+vips       = [
+    "203.0.113.10:80",   # old
+    "203.0.113.11:80",
+]
+
+[service.health]
+type = "tcp"    # cheap
+interval = "2s"
+
+# ---- site A ----
+
+# rack 1
+[[service.backend]]
+name    = "web1"
+address = "10.0.1.11"
+weight  = 100   # the big one
+
+# rack 2
+[[service.backend]]
+name    = "web2"
+address = "10.0.1.12"
+
+# ---- names ----
+
+[[service]]
+name = "dns"
+vips = ["203.0.113.53:53"]
+protocol = "udp"
+backend = [{ name = "ns1", address = "10.0.2.1" }, { name = "ns2", address = "10.0.2.2" }]
+# the end
+"#;
+
+fn settings(value: serde_json::Value) -> Settings {
+    serde_json::from_value(value).unwrap()
+}
+
+fn set(service: &str, backend: &str, value: serde_json::Value) -> Edit {
+    Edit::BackendSet { service: service.into(), backend: backend.into(), set: settings(value) }
+}
+
+fn after(text: &str, edit: &Edit) -> String {
+    edited(text, edit).unwrap_or_else(|error| panic!("{error}")).0
+}
+
+fn refused(edit: &Edit) -> String {
+    edited(TEXT, edit).expect_err("refused").to_string()
+}
+
+/// Lines of one text that the other has not, and the other way round.
+fn difference(before: &str, after: &str) -> (Vec<String>, Vec<String>) {
+    let only = |of: &str, without: &str| {
+        let mut without: Vec<&str> = without.lines().collect();
+        of.lines()
+            .filter(|line| match without.iter().position(|other| other == line) {
+                Some(at) => {
+                    without.remove(at);
+                    false
+                }
+                None => true,
+            })
+            .map(str::to_owned)
+            .collect()
+    };
+    (only(before, after), only(after, before))
+}
+
+fn lines(lines: &[&str]) -> Vec<String> {
+    lines.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_value_changes_in_its_place() {
+    let text = after(TEXT, &set("web", "web1", json!({"weight": 300, "state": "drain"})));
+    let expected = (
+        lines(&["weight  = 100   # the big one"]),
+        lines(&["weight  = 300   # the big one", "state = \"drain\""]),
+    );
+    assert_eq!(difference(TEXT, &text), expected);
+    assert!(text.find("state = \"drain\"").unwrap() < text.find("# rack 2").unwrap(), "{text}");
+    // Within braces, too.
+    let text = after(TEXT, &set("dns", "ns2", json!({"weight": 7})));
+    assert!(text.contains("{ name = \"ns2\", address = \"10.0.2.2\", weight = 7 }]\n# the end\n"), "{text}");
+    // Taken away again, the text is what it was.
+    let text = after(TEXT, &set("web", "web2", json!({"weight": 7})));
+    assert_eq!(after(&text, &set("web", "web2", json!({"weight": null}))), TEXT);
+}
+
+#[test]
+fn a_backend_comes_behind_the_last_one() {
+    let add = |service: &str| Edit::BackendAdd {
+        service: service.into(),
+        backend: "new".into(),
+        set: settings(json!({"weight": 5, "address": "10.0.1.13"})),
+    };
+    let text = after(TEXT, &add("web"));
+    let place = "address = \"10.0.1.12\"\n\n[[service.backend]]\nname = \"new\"\naddress = \"10.0.1.13\"\nweight = 5\n\n# ---- names ----\n";
+    assert!(text.contains(place), "{text}");
+    let gone = Edit::BackendRemove { service: "web".into(), backend: "new".into() };
+    assert_eq!(after(&text, &gone), TEXT);
+    let text = after(TEXT, &add("dns"));
+    assert!(
+        text.contains(", { name = \"new\", address = \"10.0.1.13\", weight = 5 }]\n# the end\n"),
+        "{text}"
+    );
+    let gone = Edit::BackendRemove { service: "dns".into(), backend: "new".into() };
+    assert_eq!(after(&text, &gone), TEXT);
+}
+
+#[test]
+fn what_goes_takes_its_own_comments_along_and_no_others() {
+    let gone = Edit::BackendRemove { service: "web".into(), backend: "web1".into() };
+    let text = after(TEXT, &gone);
+    assert!(
+        text.contains("interval = \"2s\"\n\n# ---- site A ----\n\n# rack 2\n[[service.backend]]\n"),
+        "{text}"
+    );
+    assert!(!text.contains("rack 1") && !text.contains("web1"), "{text}");
+    // The headline of what comes next stays, and so does the end of the file.
+    let gone = Edit::ServiceRemove { service: "web".into() };
+    let text = after(TEXT, &gone);
+    assert!(
+        text.contains("# uplink\n\n# ---- the shop ----\n\n# ---- names ----\n\n[[service]]\nname = \"dns\""),
+        "{text}"
+    );
+    let gone = Edit::ServiceRemove { service: "dns".into() };
+    let text = after(TEXT, &gone);
+    assert!(text.ends_with("address = \"10.0.1.12\"\n\n# ---- names ----\n# the end\n"), "{text}");
+}
+
+#[test]
+fn a_service_comes_last_and_its_tables_may_come_later() {
+    let add = Edit::ServiceAdd {
+        service: "tls".into(),
+        set: settings(json!({"vips": ["203.0.113.10:443"], "health.type": "none", "forwarding": "ipip"})),
+    };
+    let text = after(TEXT, &add);
+    let new = "\n[[service]]\nname = \"tls\"\nvips = [\"203.0.113.10:443\"]\nforwarding = \"ipip\"\n\n[service.health]\ntype = \"none\"\n# the end\n";
+    assert!(text.ends_with(new), "{text}");
+    let backend = Edit::BackendAdd {
+        service: "tls".into(),
+        backend: "a".into(),
+        set: settings(json!({"address": "10.0.3.1"})),
+    };
+    let text = after(&text, &backend);
+    assert!(
+        text.ends_with(
+            "type = \"none\"\n\n[[service.backend]]\nname = \"a\"\naddress = \"10.0.3.1\"\n# the end\n"
+        ),
+        "{text}"
+    );
+    // A table that comes when there are backends already stands before them.
+    let bare = "[agent]\ninterfaces = [\"eth0\"]\n\n[[service]]\nname = \"w\"\nvips = [\"1.2.3.4:80\"]\n\n[[service.backend]]\nname = \"a\"\naddress = \"10.0.0.1\"\n";
+    let health = Edit::ServiceSet { service: "w".into(), set: settings(json!({"health.type": "none"})) };
+    let text = after(bare, &health);
+    assert!(
+        text.contains("vips = [\"1.2.3.4:80\"]\nhealth.type = \"none\"\n\n[[service.backend]]"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_list_keeps_the_lines_of_what_stays() {
+    let vips = |vips: serde_json::Value| {
+        let edit = Edit::ServiceSet { service: "web".into(), set: settings(json!({"vips": vips})) };
+        after(TEXT, &edit)
+    };
+    let text = vips(json!(["203.0.113.10:80", "203.0.113.11:80", "203.0.113.12:80"]));
+    assert_eq!(difference(TEXT, &text), (Vec::new(), lines(&["    \"203.0.113.12:80\","])));
+    assert!(text.contains("203.0.113.11:80\",\n    \"203.0.113.12:80\",\n]\n"), "{text}");
+    let text = vips(json!(["203.0.113.10:80"]));
+    assert!(text.contains("\"203.0.113.10:80\"") && !text.contains("203.0.113.11"), "{text}");
+}
+
+#[test]
+fn line_ends_of_windows_stay() {
+    let windows = TEXT.replace('\n', "\r\n");
+    let edit = Edit::BackendAdd {
+        service: "web".into(),
+        backend: "web3".into(),
+        set: settings(json!({"address": "10.0.1.13"})),
+    };
+    assert_eq!(after(&windows, &edit), after(TEXT, &edit).replace('\n', "\r\n"));
+}
+
+#[test]
+fn what_is_impossible_is_said_with_the_way_out() {
+    let cases = [
+        (set("shop", "web1", json!({})), "there is no service \"shop\"; there are: web, dns"),
+        (set("web", "web9", json!({})), "there is no backend of service web \"web9\"; there are: web1, web2"),
+        (
+            set("web", "web1", json!({"weight": 70_000})),
+            "service[web].backend[web1].weight: must be 0 to 65535, not 70000",
+        ),
+        (
+            set("web", "web2", json!({"wieght": 1})),
+            "service[web].backend[web2].wieght: unknown key; did you mean \"weight\"?",
+        ),
+        (set("web", "web2", json!({"a b": 1})), "\"a b\" is no key"),
+        (set("web", "web2", json!({"weight": {"a": 1}})), "weight: the value must be"),
+        (set("web", "web2", json!({"weight": 1.5})), "weight: the value must be"),
+        (
+            Edit::ServiceSet { service: "web".into(), set: settings(json!({"backend": null})) },
+            "backends are changed one by one",
+        ),
+        (
+            Edit::BackendAdd { service: "web".into(), backend: "web1".into(), set: settings(json!({})) },
+            "change it with `sluice backend set web web1`",
+        ),
+        (
+            Edit::BackendAdd { service: "web".into(), backend: "web3".into(), set: settings(json!({})) },
+            "service[web].backend[web3].address: missing",
+        ),
+        (
+            Edit::ServiceAdd { service: "web".into(), set: settings(json!({})) },
+            "change it with `sluice service set web`",
+        ),
+    ];
+    for (edit, expected) in cases {
+        let said = refused(&edit);
+        assert!(said.contains(expected), "{edit}: {said}");
+    }
+}
+
+#[test]
+fn an_edit_reads_as_its_command() {
+    let edit = set("web", "web1", json!({"weight": 3, "state": "drain", "port": null}));
+    assert_eq!(edit.to_string(), "backend set web web1 --unset port state=drain weight=3");
+    let json = serde_json::to_value(&edit).unwrap();
+    assert_eq!(json["kind"], "backend_set");
+    assert_eq!(serde_json::from_value::<Edit>(json).unwrap(), edit);
+    assert!(
+        serde_json::from_value::<Edit>(json!({"kind": "service_remove", "service": "a", "now": true}))
+            .is_err()
+    );
+}
+
+/// One of the edits that a sequence is made of: which backend, and what of it.
+fn any_edit() -> impl Strategy<Value = (u8, u8, u16)> {
+    (0..4_u8, 0..6_u8, 0..1_000_u16)
+}
+
+/// A value that somebody may send.
+fn any_value() -> impl Strategy<Value = serde_json::Value> {
+    prop_oneof![
+        Just(json!(null)),
+        any::<bool>().prop_map(|value| json!(value)),
+        any::<i64>().prop_map(|value| json!(value)),
+        any::<f64>().prop_map(|value| json!(value)),
+        ".{0,12}".prop_map(|text| json!(text)),
+        prop::collection::vec(".{0,5}", 0..3).prop_map(|list| json!(list)),
+        Just(json!({"type": "tcp"})),
+        Just(json!([["a"]])),
+    ]
+}
+
+fn any_settings() -> impl Strategy<Value = Settings> {
+    let keys = vec![
+        "name",
+        "vips",
+        "health",
+        "health.type",
+        "health.interval",
+        "address",
+        "weight",
+        "state",
+        "min_healthy",
+    ];
+    let key = prop_oneof![4 => prop::sample::select(keys).prop_map(str::to_owned), 1 => ".{0,8}"];
+    prop::collection::btree_map(key, any_value(), 0..4)
+}
+
+fn any_request() -> impl Strategy<Value = Edit> {
+    let names = || prop::sample::select(vec!["web", "dns", "web1", "ns2"]).prop_map(str::to_owned);
+    let name = move || prop_oneof![4 => names(), 1 => ".{0,6}"];
+    (0..6_u8, name(), name(), any_settings()).prop_map(|(kind, service, backend, set)| match kind {
+        0 => Edit::ServiceAdd { service, set },
+        1 => Edit::ServiceRemove { service },
+        2 => Edit::ServiceSet { service, set },
+        3 => Edit::BackendAdd { service, backend, set },
+        4 => Edit::BackendRemove { service, backend },
+        _ => Edit::BackendSet { service, backend, set },
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_asked_for_the_text_stays_valid_or_the_edit_is_refused(
+        edits in prop::collection::vec(any_request(), 1..6)
+    ) {
+        let mut text = TEXT.to_owned();
+        for edit in edits {
+            match edited(&text, &edit) {
+                Ok((new, config)) => {
+                    prop_assert_eq!(config::parse(&new), Ok(config));
+                    text = new;
+                }
+                Err(error) => prop_assert!(!error.to_string().is_empty()),
+            }
+        }
+    }
+
+    #[test]
+    fn a_document_follows_its_model(edits in prop::collection::vec(any_edit(), 1..40)) {
+        let mut text = TEXT.to_owned();
+        let mut model: BTreeMap<String, u16> = [("web1".to_owned(), 100), ("web2".to_owned(), 100)].into();
+        for (kind, backend, weight) in edits {
+            let name = format!("web{backend}");
+            let service = "web".to_owned();
+            let edit = match kind {
+                0 if !model.contains_key(&name) => Edit::BackendAdd {
+                    service,
+                    backend: name.clone(),
+                    set: settings(json!({"address": format!("10.0.1.{}", 10 + backend), "weight": weight})),
+                },
+                1 if model.contains_key(&name) => Edit::BackendRemove { service, backend: name.clone() },
+                _ if model.contains_key(&name) => set("web", &name, json!({"weight": weight})),
+                _ => continue,
+            };
+            let (new, config) = edited(&text, &edit).unwrap();
+            text = new;
+            if matches!(edit, Edit::BackendRemove { .. }) { model.remove(&name); } else { model.insert(name, weight); }
+            let said: BTreeMap<String, u16> =
+                config.services[0].backends.iter().map(|backend| (backend.name.clone(), backend.weight)).collect();
+            prop_assert_eq!(&said, &model);
+        }
+        for comment in ["# The shop's edge.", "# uplink", "# ---- the shop ----", "# served by everyone", "# old", "# cheap",
+            "# ---- site A ----", "# ---- names ----", "# the end"] {
+            prop_assert_eq!(text.matches(comment).count(), 1, "{} in {}", comment, text);
+        }
+    }
+}
