@@ -84,6 +84,21 @@ impl Entry {
         }
     }
 
+    /// The entry after a packet that followed it and did not open the flow: established at least, or closing.
+    #[inline(always)]
+    pub fn followed(self, closes: bool, now: Tick) -> Self {
+        const STATE: u64 = 3 << 14;
+        const OPENING: u64 = (State::Opening as u64) << 14;
+        let state = if closes {
+            STATE
+        } else if self.0 & STATE == OPENING {
+            (State::Established as u64) << 14
+        } else {
+            self.0 & STATE
+        };
+        Self(self.0 & !0xffff | state | u64::from(now.0 & TICK_MASK))
+    }
+
     /// Ticks since the entry was last written, which an active flow does once a tick.
     #[inline(always)]
     pub fn age(self, now: Tick) -> u32 {
@@ -133,7 +148,21 @@ impl Eviction {
 }
 
 /// The signature of an entry that holds which backend a client is with; those of flows have this bit clear.
-pub const CLIENT_SIGNATURE: u32 = 1;
+const CLIENT_SIGNATURE: u32 = 1;
+/// Set in every signature: no empty word has it.
+const SIGNATURE: u32 = 2;
+
+/// What tells a flow with this hash apart in its bucket.
+#[inline(always)]
+pub const fn flow_signature(hash: u64) -> u32 {
+    hash as u32 & !CLIENT_SIGNATURE | SIGNATURE
+}
+
+/// What tells the entry of a client with this hash apart in its bucket.
+#[inline(always)]
+pub const fn client_signature(hash: u64) -> u32 {
+    hash as u32 | CLIENT_SIGNATURE | SIGNATURE
+}
 
 /// The place that a new entry takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,16 +203,14 @@ pub struct Found {
 }
 
 impl FlowBucket {
-    /// Finds the entry with this signature.
+    /// Finds the entry with this signature, which is one of a flow or client.
     #[inline(always)]
     pub fn find(&self, signature: u32) -> Option<Found> {
         let mut way = 0;
         while way < FLOW_WAYS {
             let word = self.ways[way].load();
-            if (word >> 32) as u32 == signature
-                && let Some(entry) = Entry::from_word(word)
-            {
-                return Some(Found { way, entry });
+            if (word >> 32) as u32 == signature {
+                return Some(Found { way, entry: Entry(word) });
             }
             way += 1;
         }
@@ -196,17 +223,16 @@ impl FlowBucket {
         let (mut best, mut best_rank) = (0, 0);
         let mut way = 0;
         while way < FLOW_WAYS {
-            let rank = match Entry::from_word(self.ways[way].load()) {
-                None => u32::MAX,
-                Some(entry) => entry.rank(now),
+            let Some(entry) = Entry::from_word(self.ways[way].load()) else {
+                return Victim { way, eviction: Eviction::None };
             };
+            let rank = entry.rank(now);
             if rank > best_rank {
                 (best, best_rank) = (way, rank);
             }
             way += 1;
         }
         let eviction = match best_rank {
-            u32::MAX => Eviction::None,
             rank if rank >> 16 == 2 => Eviction::Expired,
             rank if rank >> 16 == 1 => Eviction::Probation,
             _ => Eviction::Established,
@@ -249,11 +275,14 @@ mod tests {
     }
 
     #[test]
-    fn finds_by_signature_and_skips_empty_words() {
-        let bucket = bucket(&[aged(7, State::Opening, 0), aged(9, State::Established, 0)]);
-        assert_eq!(bucket.find(9).unwrap().way, 1);
-        // The signature of an empty word is zero: it must not be found.
-        assert_eq!(bucket.find(0), None);
+    fn finds_by_signature_which_no_empty_word_has() {
+        let (flow, client) = (flow_signature(0), client_signature(0));
+        let bucket = bucket(&[aged(flow, State::Opening, 0)]);
+        assert_eq!(bucket.find(flow).unwrap().way, 0);
+        assert_eq!(bucket.find(client), None);
+        assert!(!bucket.find(flow).unwrap().entry.is_client());
+        bucket.store(5, aged(client, State::Established, 0));
+        assert!(bucket.find(client).unwrap().entry.is_client());
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Address {
     /// Whether this is an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(self) -> bool {
-        self.0[0] == 0 && self.0[1] == 0 && self.0[2] == Self::V4_PREFIX
+        self.0[0] | self.0[1] | (self.0[2] ^ Self::V4_PREFIX) == 0
     }
 
     /// From the four words of an IPv6 address, as they lie in memory.

@@ -16,6 +16,7 @@ use maps::Maps;
 
 /// The load balancer's program: the first stage, which is all that nearly all packets need.
 #[xdp(frags)]
+#[inline(always)]
 pub fn prog(context: XdpContext) -> u32 {
     stages::enter(&context, Stage::Plain.into())
 }

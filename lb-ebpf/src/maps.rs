@@ -254,6 +254,8 @@ impl Tables for Maps {
         let traffic = unsafe { &mut *traffic };
         traffic.packets += 1;
         traffic.bytes += u64::from(forwarded.bytes);
-        traffic.new_flows += u64::from(forwarded.new_flow);
+        if forwarded.new_flow {
+            traffic.new_flows += 1;
+        }
     }
 }

@@ -41,48 +41,56 @@ fn leave(context: &XdpContext, outcome: &Outcome) -> u32 {
 
 /// See [`Stage::Rare`].
 #[xdp(frags)]
+#[inline(always)]
 pub fn rare(context: XdpContext) -> u32 {
     enter(&context, Stage::Rare.into())
 }
 
 /// See [`Stage::Icmp`].
 #[xdp(frags)]
+#[inline(always)]
 pub fn icmp(context: XdpContext) -> u32 {
     enter(&context, Stage::Icmp.into())
 }
 
 /// See [`Stage::IcmpError`].
 #[xdp(frags)]
+#[inline(always)]
 pub fn icmp_error(context: XdpContext) -> u32 {
     enter(&context, Stage::IcmpError.into())
 }
 
 /// See [`Stage::Nat`].
 #[xdp(frags)]
+#[inline(always)]
 pub fn nat(context: XdpContext) -> u32 {
     enter(&context, Stage::Nat.into())
 }
 
 /// See [`Stage::NatReturn`].
 #[xdp(frags)]
+#[inline(always)]
 pub fn nat_return(context: XdpContext) -> u32 {
     enter(&context, Stage::NatReturn.into())
 }
 
 /// See [`Stage::NatNew`].
 #[xdp(frags)]
+#[inline(always)]
 pub fn nat_new(context: XdpContext) -> u32 {
     enter(&context, Stage::NatNew.into())
 }
 
 /// See [`Stage::NatError`].
 #[xdp(frags)]
+#[inline(always)]
 pub fn nat_error(context: XdpContext) -> u32 {
     enter(&context, Stage::NatError.into())
 }
 
 /// See [`Stage::Answer`].
 #[xdp(frags)]
+#[inline(always)]
 pub fn answer(context: XdpContext) -> u32 {
     enter(&context, Exit { stage: Stage::Answer, ..maps::handed_over() })
 }

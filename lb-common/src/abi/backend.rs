@@ -118,7 +118,8 @@ impl BackendWord {
     #[inline(always)]
     pub const fn serves(self, service: u32) -> bool {
         const MAY: u64 = BackendWord::USED | BackendWord::ENABLED;
-        self.0 & MAY == MAY && (self.0 >> Self::SERVICE_SHIFT) as u16 as u32 == service
+        const SERVICE: u64 = (u16::MAX as u64) << BackendWord::SERVICE_SHIFT;
+        self.0 & (MAY | SERVICE) == MAY | (service as u64) << Self::SERVICE_SHIFT
     }
 
     /// [`BackendFlags::port`].

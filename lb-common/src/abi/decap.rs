@@ -90,10 +90,10 @@ impl DecapRoles {
         self.0 & roles.0 == roles.0
     }
 
-    /// The key of every address in the table: that by which the VIP table says that an address is a VIP at all.
+    /// The key of an address in the table: that by which the VIP table says that it is a VIP at all.
     #[inline(always)]
-    pub const fn key() -> u32 {
-        vip_key(Be16::new(0), Protocol::ICMP)
+    pub const fn key(address: Address) -> u32 {
+        vip_key(address, Be16::new(0), Protocol::ICMP)
     }
 }
 

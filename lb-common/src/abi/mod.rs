@@ -27,7 +27,7 @@ pub use word::Word;
 use crate::datapath::Stage;
 
 /// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the maps, in the object and under `PIN_DIR/maps`.
 pub mod map {

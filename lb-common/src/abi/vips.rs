@@ -9,7 +9,7 @@ use crate::net::{Address, Be16, Protocol};
 pub struct VipSlot {
     /// The virtual address.
     pub address: Address,
-    /// Port and protocol: see [`vip_key`]. 0 marks an empty slot.
+    /// Port, protocol and family: see [`vip_key`]. 0 marks an empty slot.
     pub key: u32,
     /// The service's id.
     pub service: u16,
@@ -19,13 +19,15 @@ pub struct VipSlot {
     pub padding: [u8; 8],
 }
 
-/// Port (0 for every port) and protocol as one word to compare. ICMP marks that the address is a VIP at all. Never 0.
+/// Port (0 for every port), protocol and the address's family as one word to compare. ICMP marks that the address is a VIP at
+/// all. Never 0.
 #[inline(always)]
-pub const fn vip_key(port: Be16, protocol: Protocol) -> u32 {
-    port.raw() as u32 | (protocol.0 as u32) << 16 | USED
+pub const fn vip_key(address: Address, port: Be16, protocol: Protocol) -> u32 {
+    port.raw() as u32 | (protocol.0 as u32) << 16 | if address.is_v4() { V4 } else { V6 }
 }
 
-const USED: u32 = 1 << 24;
+const V4: u32 = 1 << 24;
+const V6: u32 = 1 << 25;
 
 /// The mark of an address that translated packets are sent from: replies to it are looked up. 253 is a protocol number that
 /// no packet in use has (RFC 3692).
@@ -62,13 +64,10 @@ impl VipSlot {
     /// Whether this slot holds this VIP.
     #[inline(always)]
     pub fn is(&self, address: Address, key: u32) -> bool {
-        let words = |address: Address| {
-            let [a, b, c, d] = address.words();
-            (u64::from(a) | u64::from(b) << 32, u64::from(c) | u64::from(d) << 32)
-        };
-        let ((a, b), (c, d)) = (words(self.address), words(address));
-        // One branch for all: the parts match together or, mostly, not at all.
-        (a ^ c) | (b ^ d) | u64::from(self.key ^ key) == 0
+        let ([a, b, c, d], [e, f, g, h]) = (self.address.words(), address.words());
+        // One branch for all: the parts match together or, mostly, not at all. The key tells the family.
+        let last = (d ^ h) | (self.key ^ key);
+        if address.is_v4() { last == 0 } else { (a ^ e) | (b ^ f) | (c ^ g) | last == 0 }
     }
 
     /// Whether the slot is empty.

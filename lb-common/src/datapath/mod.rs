@@ -28,12 +28,14 @@ pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
 pub use probe::{OwnPacket, ProbeAction, ProbeTables, Side, probe_in, probe_out};
 pub use tables::{Header, Inserted, Packet, Refusal, Step, Tables};
 
+use network_types::eth::EthHdr;
+
 use crate::abi::{
-    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VIP_PROBES, VipFlags, VipSlot, VipTable, interface_slot,
-    vip_key,
+    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VIP_PROBES, VipBucket, VipFlags, VipSlot, VipTable,
+    interface_slot, vip_key,
 };
 use crate::hash;
-use crate::net::{Address, Be16, Protocol, Tuple};
+use crate::net::{Address, Be16, EtherType, Protocol, Tuple};
 use crate::verdict::Verdict;
 
 /// What to do with the frame. The numbers are those of `enum xdp_action` (`include/uapi/linux/bpf.h`).
@@ -162,10 +164,36 @@ fn settled_as<T: Tables>(tables: &T, verdict: Verdict) -> Outcome {
 }
 
 /// parse → classify → admit → pick → rewrite, for packets without anything unusual about them.
+///
+/// Each family has its code to itself, in which the compiler knows where the headers are and that three words of an IPv4
+/// address are always the same.
 #[inline(always)]
 fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Exit> {
     let control = tables.control().ok_or(Verdict::DropInconsistent)?;
-    let parsed = parse::plain(packet, tables)?;
+    let ether_type = packet.read(EthHdr::LEN - 2).ok_or(Verdict::PassMalformedEthernet)?;
+    let ether_type = EtherType(Be16::from_wire(ether_type));
+    let destination = packet.read(0).ok_or(Verdict::PassMalformedEthernet)?;
+    if ether_type == EtherType::IPV4 {
+        let parsed = parse::plain_v4(packet)?;
+        steer_plain(packet, tables, control, destination, &parsed)
+    } else if ether_type == EtherType::IPV6 {
+        let parsed = parse::plain_v6(packet)?;
+        steer_plain(packet, tables, control, destination, &parsed)
+    } else if ether_type.is_vlan() {
+        Err(Stage::Rare.into())
+    } else {
+        Err(Verdict::PassNotIp.into())
+    }
+}
+
+#[inline(always)]
+fn steer_plain<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    control: &Control,
+    destination: u64,
+    parsed: &Parsed,
+) -> Result<Outcome, Exit> {
     tables.observe(Step::Parsed(parsed.tuple));
     let classified = match classify(tables, control, &parsed.tuple) {
         Some(classified) => classified,
@@ -174,14 +202,14 @@ fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Ex
     if classified.flags.nat() {
         return Err(Stage::Nat.into());
     }
-    admit(packet, control)?;
+    admit_to(packet, control, destination)?;
     let flow = pick::Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
-    let pick = pick::pick(tables, control, flow, classified)?;
+    let pick = pick::pick_plain(tables, control, flow, classified)?;
     if !pick.word.is_resolved() {
         return Err(Stage::Rare.into());
     }
     let hop = pick.backend.hop(pick.word);
-    let interface = rewrite::send(packet, tables, control, &parsed, &pick, hop)?;
+    let interface = rewrite::send(packet, tables, control, parsed, &pick, hop)?;
     Ok(Outcome::forwarded(interface, classified.service, pick.id, parsed.bytes, pick.new_flow))
 }
 
@@ -236,20 +264,34 @@ fn find_vip<'a, T: Tables>(
     protocol: Protocol,
 ) -> Option<&'a VipSlot> {
     let mask = control.vip_buckets.wrapping_sub(1);
-    let key = vip_key(port, protocol);
+    let key = vip_key(address, port, protocol);
     let first = hash::vip(address, key);
-    let mut probe = 0;
+    // Nearly every search ends in the first bucket: it has code of its own, which need not keep count.
+    let bucket = tables.vip_bucket(table.first_bucket.wrapping_add(first & mask))?;
+    if let Some(found) = find_in(bucket, address, key) {
+        return found;
+    }
+    let mut probe = 1;
     while probe < VIP_PROBES {
         let bucket = tables.vip_bucket(table.first_bucket.wrapping_add(first.wrapping_add(probe) & mask))?;
-        for slot in &bucket.slots {
-            if slot.is(address, key) {
-                return Some(slot);
-            }
-            if slot.is_empty() {
-                return None;
-            }
+        if let Some(found) = find_in(bucket, address, key) {
+            return found;
         }
         probe += 1;
+    }
+    None
+}
+
+/// Looks for a VIP in one bucket; `None` if it may be in the next.
+#[inline(always)]
+fn find_in(bucket: &VipBucket, address: Address, key: u32) -> Option<Option<&VipSlot>> {
+    for slot in &bucket.slots {
+        if slot.is(address, key) {
+            return Some(Some(slot));
+        }
+        if slot.is_empty() {
+            return Some(None);
+        }
     }
     None
 }
@@ -258,7 +300,13 @@ fn find_vip<'a, T: Tables>(
 /// too.
 #[inline(always)]
 fn admit<P: Packet>(packet: &P, control: &Control) -> Result<(), Verdict> {
-    let destination = packet.read::<u64>(0).ok_or(Verdict::PassMalformedEthernet)? & MAC_MASK;
+    admit_to(packet, control, packet.read(0).ok_or(Verdict::PassMalformedEthernet)?)
+}
+
+/// The same of a frame that begins with these eight bytes.
+#[inline(always)]
+fn admit_to<P: Packet>(packet: &P, control: &Control, frame: u64) -> Result<(), Verdict> {
+    let destination = frame & MAC_MASK;
     let on = packet.interface();
     let mut probe = 0;
     while probe < MAX_INTERFACES {

@@ -1,5 +1,6 @@
 //! A frame → its flow's five fields and where its headers are, or why it is not plainly a packet for us.
 
+use network_types::eth::EthHdr;
 use network_types::icmp::Icmpv4Hdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::tcp::TcpHdr;
@@ -7,7 +8,7 @@ use network_types::udp::UdpHdr;
 
 use super::ethernet::ethernet;
 use super::icmp::is_error;
-use super::{Exit, Header, Packet, Stage, Tables, settled};
+use super::{Exit, Header, Packet, Stage};
 use crate::abi::MAX_EXTENSION_HEADERS;
 use crate::net::{Address, EtherType, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;
@@ -15,29 +16,35 @@ use crate::verdict::Verdict;
 /// Bytes of an ICMP or ICMPv6 header.
 pub(super) const ICMP_BYTES: usize = Icmpv4Hdr::LEN;
 
-/// What a transport header says beyond the ports: a set of flags in a byte, which stays in a register.
+/// What a transport header says beyond the ports: the flags of a TCP header that change its connection's state, as they lie
+/// there (RFC 9293 section 3.1), and that it is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transport(u8);
 
 impl Transport {
     /// Nothing: a fragment, UDP, or a protocol without ports.
     pub const OTHER: Self = Self(0);
-    /// A TCP segment that does not change its connection's state.
-    pub const TCP: Self = Self(1);
-    /// A TCP segment that opens a connection: SYN without ACK.
-    pub const TCP_OPENS: Self = Self(1 | 2);
-    /// A TCP segment that closes its connection: FIN or RST.
-    pub const TCP_CLOSES: Self = Self(1 | 4);
-    /// A TCP segment that ends its connection at once: RST.
-    pub const TCP_RESETS: Self = Self(1 | 4 | 8);
 
-    /// The flags.
+    const FIN: u8 = 1;
+    const SYN: u8 = 2;
+    const RST: u8 = 4;
+    const ACK: u8 = 16;
+    /// In the place of a flag that says nothing of the connection's state.
+    const TCP: u8 = 128;
+
+    /// From the flags in a TCP header.
+    #[inline(always)]
+    const fn tcp(flags: u8) -> Self {
+        Self(Self::TCP | flags & (Self::FIN | Self::SYN | Self::RST | Self::ACK))
+    }
+
+    /// As a byte.
     #[inline(always)]
     pub(super) const fn bits(self) -> u8 {
         self.0
     }
 
-    /// From these flags.
+    /// From that byte.
     #[inline(always)]
     pub(super) const fn from_bits(bits: u8) -> Self {
         Self(bits)
@@ -46,25 +53,25 @@ impl Transport {
     /// Whether the packet is part of a connection, or opens one.
     #[inline(always)]
     pub const fn is_tcp(self) -> bool {
-        self.0 & 1 != 0
+        self.0 & Self::TCP != 0
     }
 
-    /// Whether the packet opens a connection.
+    /// Whether the packet opens a connection: SYN without ACK.
     #[inline(always)]
     pub const fn opens(self) -> bool {
-        self.0 & 2 != 0
+        self.0 == Self::TCP | Self::SYN
     }
 
-    /// Whether the packet closes a connection.
+    /// Whether the packet closes a connection: FIN or RST.
     #[inline(always)]
     pub const fn closes(self) -> bool {
-        self.0 & 4 != 0
+        self.0 & (Self::FIN | Self::RST) != 0
     }
 
-    /// Whether the packet ends a connection at once.
+    /// Whether the packet ends a connection at once: RST.
     #[inline(always)]
     pub const fn resets(self) -> bool {
-        self.0 & 8 != 0
+        self.0 & Self::RST != 0
     }
 }
 
@@ -119,38 +126,44 @@ struct Network {
     fragment: Fragment,
 }
 
-/// Understands a frame that holds a whole TCP segment or UDP datagram right behind its IP header; sends others to the stage
-/// that looks after them.
+/// Understands an untagged frame that holds a whole TCP segment or UDP datagram right behind an IPv4 header without options; sends
+/// others to the stage that looks after them.
 #[inline(always)]
-pub(super) fn plain<P: Packet, T: Tables>(packet: &P, tables: &T) -> Result<Parsed, Exit> {
-    let (ether_type, ip_offset) = ethernet(packet).ok_or(Verdict::PassMalformedEthernet)?;
-    let v4 = ether_type == EtherType::IPV4;
-    let network = if v4 {
-        ipv4(packet, ip_offset)?
-    } else if ether_type == EtherType::IPV6 {
-        ipv6(packet, ip_offset)?
-    } else {
-        return Err(Verdict::PassNotIp.into());
-    };
+pub(super) fn plain_v4<P: Packet>(packet: &P) -> Result<Parsed, Exit> {
+    let words: [u32; Ipv4Hdr::LEN / 4] = packet.read(EthHdr::LEN).ok_or(Verdict::PassMalformedIpv4)?;
+    if words[0].to_ne_bytes()[0] != 0x45 {
+        return Err(Stage::Rare.into());
+    }
+    plain(packet, &ipv4_header(words)?, Protocol::ICMP)
+}
+
+/// The same for an IPv6 header without extension headers.
+#[inline(always)]
+pub(super) fn plain_v6<P: Packet>(packet: &P) -> Result<Parsed, Exit> {
+    let network = ipv6(packet, EthHdr::LEN)?;
+    if is_extension(network.protocol) {
+        return Err(Stage::Rare.into());
+    }
+    plain(packet, &network, Protocol::ICMPV6)
+}
+
+#[inline(always)]
+fn plain<P: Packet>(packet: &P, network: &Network, icmp: Protocol) -> Result<Parsed, Exit> {
     if network.fragment.is {
         return Err(Stage::Rare.into());
     }
-    let transport_offset = ip_offset + network.header_bytes;
+    let transport_offset = EthHdr::LEN + network.header_bytes;
     let room = usize::from(network.bytes) - network.header_bytes;
-    let (ports, transport) = match network.protocol {
-        Protocol::TCP => tcp(packet, transport_offset, room)?,
-        Protocol::UDP => udp(packet, transport_offset, room)?,
-        Protocol::ICMP if v4 => return Err(icmp_stage(packet, transport_offset, room, v4)),
-        Protocol::ICMPV6 if !v4 => return Err(icmp_stage(packet, transport_offset, room, v4)),
-        protocol if !v4 && is_extension(protocol) => return Err(Stage::Rare.into()),
-        _ => return Err(Verdict::PassNotVip.into()),
+    let (ports, transport) = if network.protocol == Protocol::TCP {
+        tcp(packet, transport_offset, room)?
+    } else if network.protocol == Protocol::UDP {
+        udp(packet, transport_offset, room)?
+    } else if network.protocol == icmp {
+        return Err(icmp_stage(packet, transport_offset, room, icmp == Protocol::ICMP));
+    } else {
+        return Err(Verdict::PassNotVip.into());
     };
-    let unknown = ports.into();
-    let transport = Transport(tables.forget(transport.0.into(), unknown) as u8);
-    let protocol = Protocol(tables.forget(network.protocol.0.into(), unknown) as u8);
-    let network = Network { protocol, ..network };
-    let ip_offset = settled::ip_offset(tables.forget(ip_offset as u64, unknown) as u8);
-    Ok(parsed(&network, ports, transport, ip_offset, transport_offset))
+    Ok(parsed(network, ports, transport, EthHdr::LEN, transport_offset))
 }
 
 /// Understands any frame that holds an IP packet. Of a protocol without ports, and of a fragment without its transport
@@ -208,8 +221,14 @@ fn parsed(
 /// The IPv4 header at this offset (RFC 791 section 3.1).
 #[inline(always)]
 fn ipv4<P: Packet>(packet: &P, offset: usize) -> Result<Network, Verdict> {
-    let [first, second, third, source, destination]: [u32; Ipv4Hdr::LEN / 4] =
-        packet.read(offset).ok_or(Verdict::PassMalformedIpv4)?;
+    ipv4_header(packet.read(offset).ok_or(Verdict::PassMalformedIpv4)?)
+}
+
+/// The IPv4 header of these words.
+#[inline(always)]
+fn ipv4_header(
+    [first, second, third, source, destination]: [u32; Ipv4Hdr::LEN / 4],
+) -> Result<Network, Verdict> {
     let [version_and_length, _, high, low] = first.to_ne_bytes();
     let header_bytes = usize::from(version_and_length & 0xf) * 4;
     let bytes = u16::from_be_bytes([high, low]);
@@ -368,30 +387,15 @@ fn transport_header<P: Packet, T: Header>(packet: &P, offset: usize, room: usize
 /// Ports and flags of a TCP header (RFC 9293 section 3.1).
 #[inline(always)]
 fn tcp<P: Packet>(packet: &P, offset: usize, room: usize) -> Result<(u32, Transport), Verdict> {
-    let header: TcpHdr = transport_header(packet, offset, room)?;
-    let transport = if header.rst() != 0 {
-        Transport::TCP_RESETS
-    } else if header.fin() != 0 {
-        Transport::TCP_CLOSES
-    } else if header.syn() != 0 && header.ack() == 0 {
-        Transport::TCP_OPENS
-    } else {
-        Transport::TCP
-    };
-    Ok((ports_word(header.source, header.dest), transport))
+    let [ports, _, _, flags, _]: [u32; TcpHdr::LEN / 4] = transport_header(packet, offset, room)?;
+    Ok((u32::from_le(ports), Transport::tcp(flags.to_ne_bytes()[1])))
 }
 
 /// Ports of a UDP header (RFC 768).
 #[inline(always)]
 fn udp<P: Packet>(packet: &P, offset: usize, room: usize) -> Result<(u32, Transport), Verdict> {
-    let [a, b, c, d, ..]: [u8; UdpHdr::LEN] = transport_header(packet, offset, room)?;
-    Ok((ports_word([a, b], [c, d]), Transport::OTHER))
-}
-
-/// The four bytes of two ports as one little-endian word.
-#[inline(always)]
-fn ports_word(source: [u8; 2], destination: [u8; 2]) -> u32 {
-    u32::from_le_bytes([source[0], source[1], destination[0], destination[1]])
+    let [ports, _]: [u32; UdpHdr::LEN / 4] = transport_header(packet, offset, room)?;
+    Ok((u32::from_le(ports), Transport::OTHER))
 }
 
 /// No header that is looked at lies further on, in bytes; a mask. It has room for the most and longest extension headers of a packet

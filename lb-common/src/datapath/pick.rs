@@ -1,9 +1,11 @@
 //! A service's packet → the backend it goes to: the one its flow is with, else the ring's choice.
 
 use super::parse::Transport;
-use super::{Classified, Refusal, Step, Tables};
+use super::{Classified, Exit, Refusal, Stage, Step, Tables};
 use crate::abi::{Backend, BackendWord, Control, FLOW_WAYS, FlowBucket, RING_SIZE};
-use crate::flow::{CLIENT_SIGNATURE, Entry, Found, RETRANSMISSION_TICKS, State, Tick, Victim};
+use crate::flow::{
+    Entry, Found, RETRANSMISSION_TICKS, State, Tick, Victim, client_signature, flow_signature,
+};
 use crate::hash;
 use crate::net::{Address, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;
@@ -43,11 +45,33 @@ pub(super) fn pick<'a, T: Tables>(
     flow: Flow<'_>,
     classified: Classified,
 ) -> Result<Pick<'a>, Verdict> {
+    // Without `PLAIN` all is done here.
+    pick_in::<T, false>(tables, control, flow, classified).map_err(|exit| exit.verdict)
+}
+
+/// The same in the first stage, which leaves to another what is to be remembered of clients.
+#[inline(always)]
+pub(super) fn pick_plain<'a, T: Tables>(
+    tables: &'a T,
+    control: &Control,
+    flow: Flow<'_>,
+    classified: Classified,
+) -> Result<Pick<'a>, Exit> {
+    pick_in::<T, true>(tables, control, flow, classified)
+}
+
+#[inline(always)]
+fn pick_in<'a, T: Tables, const PLAIN: bool>(
+    tables: &'a T,
+    control: &Control,
+    flow: Flow<'_>,
+    classified: Classified,
+) -> Result<Pick<'a>, Exit> {
     let service = classified.service;
     let now = tables.now(control);
     let hash = hash::flow(&control.flow_key, flow.tuple);
     let index = hash::reduce(hash, control.flow_buckets);
-    let signature = hash as u32 & !CLIENT_SIGNATURE;
+    let signature = flow_signature(hash);
     let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
     let found = find(tables, bucket, index, signature, now);
     if let Some(found) = found {
@@ -55,8 +79,12 @@ pub(super) fn pick<'a, T: Tables>(
             Ok((backend, word)) => {
                 let kept = advance(found.entry, flow.transport, now);
                 if kept != found.entry {
+                    let client = classified.flags.client_affinity() && found.entry.state() == State::Opening;
+                    if client && PLAIN {
+                        return Err(Stage::Rare.into());
+                    }
                     bucket.store(found.way, kept);
-                    if classified.flags.client_affinity() && found.entry.state() == State::Opening {
+                    if client {
                         Client::of(tables, control, flow.tuple, service)?.remember(
                             tables,
                             kept.backend(),
@@ -72,6 +100,12 @@ pub(super) fn pick<'a, T: Tables>(
     }
     let (id, backend, word) = match held(tables, flow, service) {
         Some(held) => held,
+        None if PLAIN => {
+            if classified.flags.client_affinity() {
+                return Err(Stage::Rare.into());
+            }
+            ring(tables, control, flow.tuple, service)?
+        }
         None => choose(tables, control, flow.tuple, classified, now)?,
     };
     let way = match found {
@@ -94,7 +128,7 @@ pub(super) fn peek<'a, T: Tables>(
     let now = tables.now(control);
     let hash = hash::flow(&control.flow_key, tuple);
     let index = hash::reduce(hash, control.flow_buckets);
-    let signature = hash as u32 & !CLIENT_SIGNATURE;
+    let signature = flow_signature(hash);
     let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
     if let Some(found) = find(tables, bucket, index, signature, now)
         && let Some(backend) = tables.backend(found.entry.backend())
@@ -159,12 +193,7 @@ fn advance(entry: Entry, transport: Transport, now: Tick) -> Entry {
         // A retransmitted SYN keeps its first one's time, so that it cannot be a retransmission for ever.
         return entry;
     }
-    let state = match entry.state() {
-        _ if transport.closes() => State::Closing,
-        State::Opening => State::Established,
-        state => state,
-    };
-    Entry::new(entry.signature(), entry.backend(), state, now)
+    entry.followed(transport.closes(), now)
 }
 
 /// The backend that a translation holds the flow with, if it still may.
@@ -238,7 +267,7 @@ impl<'a> Client<'a> {
         let hash = hash::flow(&control.flow_key, &named);
         let index = hash::reduce(hash, control.flow_buckets);
         let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
-        Ok(Self { bucket, index, signature: hash as u32 | CLIENT_SIGNATURE })
+        Ok(Self { bucket, index, signature: client_signature(hash) })
     }
 
     #[inline(always)]

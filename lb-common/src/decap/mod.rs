@@ -65,7 +65,7 @@ pub fn roles<T: DecapTables>(tables: &T, address: Address) -> DecapRoles {
     let none = DecapRoles::default();
     let Some(control) = tables.control() else { return none };
     let first_bucket = control.first_bucket.load() as u32;
-    let key = DecapRoles::key();
+    let key = DecapRoles::key(address);
     let first = hash::vip(address, key);
     let mut probe = 0;
     while probe < VIP_PROBES {

@@ -91,7 +91,7 @@ fn run(frame: &[u8]) -> (Verdict, Vec<u8>) {
         (v6(VIP6), DecapRoles::VIP),
     ];
     for (address, DecapRoles(service)) in addresses {
-        let key = DecapRoles::key();
+        let key = DecapRoles::key(address);
         let bucket = &mut buckets[(hash::vip(address, key) & (DECAP_BUCKETS - 1)) as usize];
         let slot = bucket.slots.iter_mut().find(|slot| slot.is_empty()).unwrap();
         *slot = VipSlot { address, key, service: service as u16, ..VipSlot::default() };

@@ -19,7 +19,7 @@ pub fn buckets_for(entries: usize) -> u32 {
 pub fn build(entries: &[(VipKey, VipTarget)], count: u32) -> Option<Vec<VipBucket>> {
     let mut buckets = vec![VipBucket::default(); count as usize];
     for &(key, target) in entries {
-        let named = vip_key(Be16::new(key.port), key.protocol);
+        let named = vip_key(key.address, Be16::new(key.port), key.protocol);
         let first = hash::vip(key.address, named);
         let slot = (0..VIP_PROBES).find_map(|probe| {
             let bucket = (first.wrapping_add(probe) & count.wrapping_sub(1)) as usize;

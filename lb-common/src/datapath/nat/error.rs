@@ -31,7 +31,7 @@ pub(in crate::datapath) fn steer_error<P: Packet, T: Tables>(
     let Work { key, found, path, .. } = &mut scratch.work;
     *key = TupleKey::of(&flow);
     let translation = tables.translation(key).ok_or(untouched)?;
-    *found = Found::of(&translation, false, false);
+    *found = Found::of(&translation, false, false, false);
     *path = ReturnPath::of(&translation);
     drop(translation);
     send_error(packet, tables, control, &mut scratch, &parsed, &quoted, service.unwrap_or(u32::MAX))

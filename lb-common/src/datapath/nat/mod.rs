@@ -18,9 +18,10 @@ use super::parse::{self, Fragment, Parsed};
 use super::pick::{self, Flow, Pick};
 use super::rewrite::{self, address_frame, check_size};
 use super::settled::settle;
-use super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, fragment, rare};
+use super::{Classified, Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, fragment, rare};
 use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, TupleKey};
 use crate::checksum::Change;
+use crate::flow::Tick;
 use crate::net::{Be16, Protocol, Tuple};
 use crate::verdict::Verdict;
 
@@ -46,15 +47,10 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     if !found || work.found.over {
         return Err(Stage::NatNew.into());
     }
-    let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: work.found.backend };
-    let mut pick = pick::pick(tables, control, flow, classified)?;
-    // An established flow stays with its translation, whatever the flow table has forgotten of it.
-    if work.found.backend != pick.id {
-        match other(tables, classified.service, work.found.backend, &pick) {
-            Some(other) if pick::may_stay(parsed.transport, other.word) => pick = other,
-            _ => return Err(Stage::NatNew.into()),
-        }
-    }
+    let pick = match known(tables, control, work, &parsed, classified.service) {
+        Some(pick) => pick,
+        None => remember(tables, control, work, &parsed, classified)?,
+    };
     forward(packet, tables, control, work, room, &parsed, fragment, classified.service, &pick)
 }
 
@@ -109,12 +105,60 @@ fn forward<P: Packet, T: Tables>(
     Ok(Outcome::forwarded(interface, service, pick.id, parsed.bytes, new))
 }
 
-/// The pick of another backend, if it may serve.
+/// The translation's backend, if it may serve the packet and the flow table has been told of the flow in this tick: once is
+/// enough to keep the flow in it.
 #[inline(always)]
-fn other<'a, T: Tables>(tables: &'a T, service: u32, id: u16, pick: &Pick<'a>) -> Option<Pick<'a>> {
+fn known<'a, T: Tables>(
+    tables: &'a T,
+    control: &Control,
+    work: &Work,
+    parsed: &Parsed,
+    service: u32,
+) -> Option<Pick<'a>> {
+    if !work.found.told {
+        return None;
+    }
+    translated_to(tables, work, parsed, service, tables.now(control))
+}
+
+/// The backend of the translation, if it may serve the packet.
+#[inline(always)]
+fn translated_to<'a, T: Tables>(
+    tables: &'a T,
+    work: &Work,
+    parsed: &Parsed,
+    service: u32,
+    now: Tick,
+) -> Option<Pick<'a>> {
+    let id = work.found.backend;
     let backend = tables.backend(id)?;
     let word = backend.load();
-    word.serves(service).then_some(Pick { id, backend, word, new_flow: false, ..*pick })
+    (word.serves(service) && pick::may_stay(parsed.transport, word)).then_some(Pick {
+        id,
+        backend,
+        word,
+        new_flow: false,
+        hash: 0,
+        now,
+    })
+}
+
+/// Asks the flow table, which remembers the flow.
+#[inline(always)]
+fn remember<'a, T: Tables>(
+    tables: &'a T,
+    control: &Control,
+    work: &Work,
+    parsed: &Parsed,
+    classified: Classified,
+) -> Result<Pick<'a>, Exit> {
+    let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: work.found.backend };
+    let pick = pick::pick(tables, control, flow, classified)?;
+    if work.found.backend == pick.id {
+        return Ok(pick);
+    }
+    // An established flow stays with its translation, whatever the flow table has forgotten of it.
+    translated_to(tables, work, parsed, classified.service, pick.now).ok_or(Stage::NatNew.into())
 }
 
 /// Sends a backend's answer to the customer.

@@ -47,17 +47,19 @@ pub(super) struct Found {
     pub(super) over: bool,
     /// Whether this is the first packet that it is for.
     pub(super) fresh: bool,
+    /// Whether nothing about it is new since the last packet: not even the tick.
+    pub(super) told: bool,
 }
 
 impl Found {
     #[inline(always)]
-    pub(super) fn of(translation: &Translation, over: bool, fresh: bool) -> Self {
+    pub(super) fn of(translation: &Translation, over: bool, fresh: bool, told: bool) -> Self {
         let leaves = Leaves {
             source: translation.source,
             destination: translation.destination,
             ports: Ports::from_word(translation.ports),
         };
-        Self { leaves, backend: translation.backend, reply: translation.reply != 0, over, fresh }
+        Self { leaves, backend: translation.backend, reply: translation.reply != 0, over, fresh, told }
     }
 }
 
@@ -85,12 +87,13 @@ pub(super) fn find<T: Tables>(
         reset: !opens && (state.reset || transport.resets()),
         fresh: false,
     };
-    if next.to_word() != before {
+    let told = next.to_word() == before;
+    if !told {
         translation.state.store(next.to_word());
     }
     let old = now.0.wrapping_sub(state.tick) > RETRANSMISSION_TICKS;
     let ended = state.closing || state.reset || state.established;
-    *found = Found::of(&translation, opens && ended && old, state.fresh);
+    *found = Found::of(&translation, opens && ended && old, state.fresh, told);
     if !to_backend {
         *path = ReturnPath::of(&translation);
         return true;

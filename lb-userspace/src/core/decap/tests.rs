@@ -84,7 +84,7 @@ fn the_table_holds_every_address_or_is_refused() {
         table.iter().flat_map(|bucket| bucket.slots).filter(|slot| !slot.is_empty()).collect();
     held.sort_by_key(|slot| slot.address);
     assert!(held.iter().map(|slot| (slot.address, DecapRoles(slot.service.into()))).eq(many(1_000)));
-    assert!(held.iter().all(|slot| slot.is(slot.address, DecapRoles::key())));
+    assert!(held.iter().all(|slot| slot.is(slot.address, DecapRoles::key(slot.address))));
     assert!(super::table(&many(3_000)).is_none());
 }
 
