@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::{
     Facts, Finding, HERE, Unreached, UnreachedKind, VipAnswer, VipProbe, Weight, finding, set_sysctl,
 };
-use crate::core::config::{Backend, BackendState, Config, Forwarding, Probe, Service};
+use crate::core::config::{Backend, BackendState, Config, Forwarding, Probe, Service, Via};
 use crate::core::reach::{Reach, reach};
 
 /// The largest packet that comes over the Internet.
@@ -167,7 +167,9 @@ fn mtu(facts: &Facts, interface: &str, (comes, needed, fits): (u32, u32, u32), t
 
 /// Customers' packets go another way than the probes.
 fn health_path(service: &Service) -> Option<Finding> {
-    let bypasses = service.forwarding != Forwarding::Nat && service.health.probe != Probe::None;
+    let health = &service.health;
+    let bypasses =
+        service.forwarding != Forwarding::Nat && health.probe != Probe::None && health.via == Via::Backend;
     (bypasses && !service.backends.is_empty()).then(|| {
         let what = "its health checks go to the backends' own addresses";
         let why = "a backend without the VIP, or behind a broken tunnel, passes them, while customers get no answer";

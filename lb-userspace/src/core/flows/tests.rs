@@ -1,4 +1,4 @@
-use lb_common::flow::CLIENT_SIGNATURE;
+use lb_common::flow::client_signature;
 
 use super::*;
 
@@ -35,7 +35,7 @@ fn ask(question: Question) -> FlowReport {
         (1, Opening, 61, 6),
         (4, Established, 0, 7),
     ]);
-    buckets[buckets.len() - 1].store(0, Entry::new(CLIENT_SIGNATURE, 1, Established, NOW));
+    buckets[buckets.len() - 1].store(0, Entry::new(client_signature(0), 1, Established, NOW));
     report(&buckets, &owners(), NOW, &Question { lines: 10, ..question })
 }
 

@@ -1,5 +1,7 @@
 //! Changes of the configuration: the routes for them, what they take and what they answer.
 
+use std::fmt;
+
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{DefaultBodyLimit, FromRequest, State};
 use axum::routing::{get, post};
