@@ -76,10 +76,11 @@ fn pair(key: &Key, at: usize, first: u32, second: u32) -> u64 {
 }
 
 /// Carries every bit of the sum into the upper half (multiplicative hashing: Knuth, TAOCP vol. 3, section 6.4), and that
-/// into the lower. A bijection, so no two sums meet that did not before.
+/// into the lower. A bijection, so no two sums meet that did not before. The sums of regular flows differ by equal steps, whose products would
+/// do so, too, and with some keys fall into few places: the two halves are folded first.
 #[inline(always)]
 fn finalize(sum: u64) -> u64 {
-    let product = sum.wrapping_mul(GOLDEN_RATIO);
+    let product = (sum ^ (sum >> 32)).wrapping_mul(GOLDEN_RATIO);
     product ^ (product >> 32)
 }
 
@@ -125,6 +126,28 @@ mod tests {
         }
     }
 
+    /// Places of eight, filled to a half: of flows as if drawn, 0.85 % find theirs full.
+    #[test]
+    fn regular_flows_find_places_with_every_key() {
+        let all: [fn(u32) -> Tuple; 4] = [
+            |number| tuple(0x0a00_0000 + number, 40_000),
+            |number| tuple(0x0a00_0000 + number * 256, 40_000),
+            |number| tuple(0x0a00_0000 + (number >> 14), 1_024 + (number & 0x3fff) as u16),
+            |number| tuple(0x0a00_0000 | number.wrapping_mul(0x9e37_79b1) & 0xff_ffff, 40_000),
+        ];
+        for seed in 0..40 {
+            let key = expand(step(seed));
+            for (number, flows) in all.iter().enumerate() {
+                let mut places = vec![0_u32; 16_384];
+                for flow_number in 0..65_536 {
+                    places[reduce(flow(&key, &flows(flow_number)), 16_384) as usize] += 1;
+                }
+                let lost: u32 = places.iter().map(|&flows| flows.saturating_sub(8)).sum();
+                assert!(lost < 1_000, "seed {seed}, flows {number}: {lost} of 65536 find no place");
+            }
+        }
+    }
+
     #[test]
     fn flows_of_one_client_do_not_meet() {
         let key = expand(7);
@@ -152,6 +175,6 @@ mod tests {
     #[test]
     fn hashes_stay_what_they_are() {
         assert_eq!(expand(0)[..2], [0xe220_a839, 0x6e78_9e6a]);
-        assert_eq!(flow(&expand(0), &tuple(0x0a00_0001, 40_000)), 13_879_760_475_646_949_854);
+        assert_eq!(flow(&expand(0), &tuple(0x0a00_0001, 40_000)), 6_753_136_021_835_324_655);
     }
 }
