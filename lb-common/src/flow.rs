@@ -217,6 +217,19 @@ impl FlowBucket {
         None
     }
 
+    /// An empty place.
+    #[inline(always)]
+    pub fn room(&self) -> Option<usize> {
+        let mut way = 0;
+        while way < FLOW_WAYS {
+            if self.ways[way].load() == 0 {
+                return Some(way);
+            }
+            way += 1;
+        }
+        None
+    }
+
     /// The place a new entry takes: an empty one, else that of the entry given up most gladly; and what is lost by that.
     #[inline(always)]
     pub fn victim(&self, now: Tick) -> Victim {

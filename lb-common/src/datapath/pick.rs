@@ -283,6 +283,9 @@ impl<'a> Client<'a> {
 /// The place for a new entry; what is lost by that is counted.
 #[inline(always)]
 fn make_way<T: Tables>(tables: &T, bucket: &FlowBucket, index: u32, now: Tick) -> usize {
+    if let Some(way) = bucket.room() {
+        return tables.forget(way as u64, index.into()) as usize & (FLOW_WAYS - 1);
+    }
     let Victim { way, eviction } = tables.victim(index, bucket, now);
     tables.count_eviction(eviction);
     way
