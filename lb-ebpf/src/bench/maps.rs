@@ -26,6 +26,10 @@ pub struct Settings {
     pub outer: [u16; 10],
     /// What the words of an IPv4 header add up to without its source and checksum.
     pub sum: u32,
+    /// Lines that `touch` reads one of.
+    pub lines: u32,
+    /// To a multiple of eight.
+    pub padding: u32,
 }
 
 #[btf_map(name = "settings")]
@@ -34,6 +38,17 @@ static SETTINGS: Array<Settings, 1> = Array::new();
 static SUBJECT: ProgramArray<1> = ProgramArray::new();
 #[btf_map(name = "counted")]
 static COUNTED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// As large as the largest flow table that is measured, and as it is: mapped, of cache lines.
+#[btf_map(name = "lines")]
+static LINES: Array<[u64; 8], { 1 << 21 }, { aya_ebpf::bindings::BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// A word of a line.
+#[inline(always)]
+pub fn line(index: u32) -> Option<u64> {
+    // SAFETY: a live, aligned word.
+    LINES.get(index).map(|line| unsafe { (&raw const line[0]).read_volatile() })
+}
 
 /// What userspace asks for. An object runs on one CPU at a time.
 #[inline(always)]

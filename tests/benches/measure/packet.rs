@@ -169,7 +169,7 @@ impl Bench<'_> {
 
     fn frames(&mut self, mut frames: Frames, growth: u32, repeat: u32) -> Result<()> {
         self.object.test(&self.world.program)?;
-        self.object.run(&mut frames, growth, repeat).map(drop)
+        self.object.run(&mut frames, growth, 0, repeat).map(drop)
     }
 
     /// The program under test and what it is compared with, in turns.
@@ -180,6 +180,11 @@ impl Bench<'_> {
         if case.growth > 0 {
             who.push("head growth");
         }
+        // Beyond one flow, what the memory by itself costs.
+        let lines = self.world.kernel.tables().capacity().flow_buckets;
+        if case.frames.flows != 1 && case.verdict == Verdict::Forward {
+            who.push("one line of memory");
+        }
         let mut frames: Vec<Frames> = who.iter().map(|_| case.frames.clone()).collect();
         let before = self.world.counted()?;
         for _ in 0..self.extent.rounds {
@@ -187,11 +192,12 @@ impl Bench<'_> {
                 match *who {
                     "empty" => self.object.test_own("null")?,
                     "sluice" => self.object.test(&self.world.program)?,
-                    _ => self.object.test_own("grow")?,
+                    "head growth" => self.object.test_own("grow")?,
+                    _ => self.object.test_own("touch")?,
                 }
                 self.world.allow_answers();
-                let took = self.object.run(frames, case.growth, repeat)?;
-                group.add(who, took.as_nanos() as f64 / f64::from(repeat));
+                let took = self.object.run(frames, case.growth, lines, repeat)?;
+                group.add(who, took.as_nanos() as f64);
             }
         }
         let packets = u64::from(repeat) * self.extent.rounds as u64;
