@@ -99,6 +99,9 @@ pub(super) async fn start(
         unsettled: false,
         detached: false,
     };
+    if adopted {
+        agent.make_room_first()?;
+    }
     agent.publish_interfaces();
     let metrics = match agent.config.agent.metrics {
         Some(address) => Some((api::listen_public(address).await?, address)),
@@ -150,11 +153,18 @@ const MAX_SNAT_MARKS: usize = 2 * MAX_SOURCES;
 
 /// The capacity that a configuration asks for.
 pub(super) fn capacity(config: &Config) -> Capacity {
-    let backends = config.services.iter().map(|service| service.backends.len()).sum();
+    capacity_beside(config, &Image::default())
+}
+
+/// The capacity that a configuration asks for which comes to what is loaded: that goes only when the new is there.
+pub(super) fn capacity_beside(config: &Config, loaded: &Image) -> Capacity {
+    let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
     // Each VIP may bring a mark for its address.
     let vips: usize = config.services.iter().map(|service| service.vips.len() * 2).sum();
     let (flows, connections) = (config.agent.flow_table_size, config.agent.nat_table_size);
-    capacity_for(config.services.len(), backends, vips + MAX_SNAT_MARKS, flows, connections)
+    let (services, backends) =
+        (config.services.len().max(loaded.services.len()), backends.max(loaded.backends.len()));
+    capacity_for(services, backends, vips + MAX_SNAT_MARKS, flows, connections)
 }
 
 /// Flows that a table of this capacity holds.
@@ -188,6 +198,13 @@ fn adopted_hops(image: &Image, config: &Config) -> BTreeMap<Target, NextHop> {
 }
 
 impl Agent {
+    /// Has adopted tables made larger or smaller, where the configuration asks for that.
+    fn make_room_first(&mut self) -> Result<(), AgentError> {
+        let config = self.config.clone();
+        let (_, capacity) = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
+        Ok(self.make_room(capacity)?)
+    }
+
     /// Brings the tables in line with what is known so far.
     fn bring_about_first(&mut self) -> Result<(), AgentError> {
         let wanted = self.knowledge.wanted(&self.config);
