@@ -133,7 +133,14 @@ impl Agent {
             confirm_within_seconds: None,
             warnings: Vec::new(),
         };
-        Ok((report, image.capacity.with_tables(start::capacity(config))))
+        let sizes = |config: &Config| (config.agent.flow_table_size, config.agent.nat_table_size);
+        // Sizes that could not be had at the start are tried again when they are changed.
+        let capacity = if sizes(config) == sizes(&self.config) {
+            image.capacity
+        } else {
+            image.capacity.with_tables(start::capacity(config))
+        };
+        Ok((report, capacity))
     }
 
     /// Goes on with tables of this capacity, if they have another one: with all flows, counters and rings.

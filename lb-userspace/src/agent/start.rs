@@ -22,7 +22,7 @@ use crate::core::plan::RingCache;
 use crate::core::reach::{Target, reach};
 use crate::core::wanted::{BackendKey, Knowledge, forwarding};
 use crate::io::api::{self, Requests};
-use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
+use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, LoadError, PinDir, capacity_for};
 use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
 use crate::io::history::History;
@@ -202,7 +202,14 @@ impl Agent {
     fn make_room_first(&mut self) -> Result<(), AgentError> {
         let config = self.config.clone();
         let (_, capacity) = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
-        Ok(self.make_room(capacity)?)
+        match self.make_room(capacity.with_tables(self::capacity(&config))) {
+            // The data plane is to go on, and every other change to be possible.
+            Err(error @ (LoadError::FlowTableTooSmall(_) | LoadError::NatTableTooSmall { .. })) => {
+                log::warn!("{error}; the table keeps its size");
+                Ok(self.make_room(capacity)?)
+            }
+            result => Ok(result?),
+        }
     }
 
     /// Brings the tables in line with what is known so far.

@@ -49,6 +49,12 @@ pub enum LoadError {
     /// Nothing is pinned.
     #[error("{path}: nothing is loaded there; start `sluice agent`, or name its --pin-dir", path = .0.display())]
     NothingPinned(PathBuf),
+    /// The flow table is to be made smaller than what it holds.
+    #[error(
+        "agent.flow_table_size: {0} live flows would find no place in a flow table of that size: choose a larger one, or \
+         wait until they have ended"
+    )]
+    FlowTableTooSmall(u64),
     /// The table of translations is to be made smaller than what it holds.
     #[error(
         "agent.nat_table_size: {connections} connections are open, and {without_place} of them would find no place in a table \

@@ -55,12 +55,7 @@ impl Kernel {
     }
 
     /// Makes maps and programs, and fills the maps.
-    fn make(
-        &self,
-        pins: &PinDir,
-        capacity: Capacity,
-        log_packets: bool,
-    ) -> Result<aya::Ebpf, LoadError> {
+    fn make(&self, pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<aya::Ebpf, LoadError> {
         let other = pins.other();
         other.create_maps()?;
         share(pins, &other, self.tables.capacity(), capacity)?;
@@ -68,6 +63,9 @@ impl Kernel {
         let mut new = Self::open(&other, Access::Write)?;
         new.tables.take_over(&self.tables).map_err(failed)?;
         let lost = new.tables.carry_over(&self.tables, self.now().map_err(failed)?).map_err(failed)?;
+        if lost.flows > 0 {
+            return Err(LoadError::FlowTableTooSmall(lost.flows));
+        }
         if lost.translations > 0 {
             let all = self.tables.translations().map_err(failed)?.len() as u64;
             let (connections, without_place) = (all.div_ceil(2), lost.translations.div_ceil(2));

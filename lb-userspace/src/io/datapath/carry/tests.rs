@@ -93,8 +93,10 @@ fn what_came_to_the_former_table_follows_and_what_is_younger_stays() {
     put(&new, 5, State::Opening, 0);
     for _ in 0..2 {
         assert_eq!(carry(&old, &new, NOW), 0);
-        let states: Vec<_> =
-            hashes.iter().map(|&hash| found(&new, hash).map(|entry| (entry.state(), entry.age(NOW)))).collect();
+        let states: Vec<_> = hashes
+            .iter()
+            .map(|&hash| found(&new, hash).map(|entry| (entry.state(), entry.age(NOW))))
+            .collect();
         let expected = [
             (State::Established, 3),
             (State::Established, 2),
@@ -165,12 +167,20 @@ fn wanted(services: u8) -> Wanted {
 
 #[test]
 fn larger_tables_hold_what_the_smaller_ones_held() {
-    let small = Capacity { services: 4, backends: 12, rings: 8, vip_buckets: 8, flow_buckets: 512, translations: 16 };
+    let small =
+        Capacity { services: 4, backends: 12, rings: 8, vip_buckets: 8, flow_buckets: 512, translations: 16 };
     let mut former = Memory::new(small, 1);
     let planned = plan(&former.tables().image(), &wanted(4), &mut RingCache::default()).unwrap();
     planned.actions.iter().for_each(|action| former.apply(action).unwrap());
     assert!(plan(&former.tables().image(), &wanted(9), &mut RingCache::default()).is_err(), "outgrown");
-    let large = Capacity { services: 20, backends: 60, rings: 24, vip_buckets: 64, flow_buckets: 1_024, translations: 64 };
+    let large = Capacity {
+        services: 20,
+        backends: 60,
+        rings: 24,
+        vip_buckets: 64,
+        flow_buckets: 1_024,
+        translations: 64,
+    };
     let mut new = TableSet::heap(large);
     new.take_over(former.tables()).unwrap();
     let (before, after) = (former.tables().image(), new.image());
