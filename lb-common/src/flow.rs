@@ -115,7 +115,7 @@ impl Entry {
 
     /// How gladly the entry is given up: expired, then probation, then established; the oldest of its class first.
     #[inline(always)]
-    fn rank(self, now: Tick) -> u32 {
+    pub fn rank(self, now: Tick) -> u32 {
         let class = if self.is_expired(now) {
             2
         } else if self.state() == State::Established {

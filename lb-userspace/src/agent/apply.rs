@@ -6,15 +6,18 @@ use std::time::Duration;
 use lb_common::abi::NextHop;
 
 use super::hops::targets;
-use super::start::{self, capacity, flows};
+use super::packet_log;
+use super::start::{self, capacity_beside};
 use super::state::{Agent, Server};
 use crate::core::config::Config;
 use crate::core::diff::diff;
 use crate::core::effect::effects;
-use crate::core::plan::plan;
+use crate::core::events::Event;
+use crate::core::image::Capacity;
+use crate::core::plan::{PlanError, plan};
 use crate::core::reach::Target;
 use crate::io::api::{ApiError, ApplyReport, ErrorKind};
-use crate::io::datapath::Datapath;
+use crate::io::datapath::{Datapath, LoadError};
 
 /// How long new backends may take to tell their MAC addresses.
 const NEW_HOPS: Duration = Duration::from_millis(500);
@@ -27,7 +30,11 @@ struct Prepared {
 impl Agent {
     /// Brings a configuration into force. On an error the one before stays.
     pub(super) async fn put_in_force(&mut self, config: Config) -> Result<ApplyReport, ApiError> {
-        let mut report = self.predict(&config, false)?;
+        let (mut report, capacity) = self.foresee(&config, false)?;
+        self.make_room(capacity).map_err(|error| {
+            self.restore_paths();
+            ApiError::failed(error)
+        })?;
         let prepared = self.prepare(&config).await?;
         self.resolve(self.new_targets(&config), NEW_HOPS).await;
         let checks = self.prepare_checks(&config).map_err(ApiError::failed)?;
@@ -69,21 +76,6 @@ impl Agent {
         if config.agent.xdp_mode != self.config.agent.xdp_mode {
             errors.push(format!("agent.xdp_mode: {detach}"));
         }
-        let loaded = self.kernel.tables().capacity();
-        if capacity(config).flow_buckets != loaded.flow_buckets {
-            errors.push(format!(
-                "agent.flow_table_size: the loaded flow table holds {} flows; to change it, stop the agent, run \
-                 `sluice detach` and start it again (this ends the forwarding in between)",
-                flows(loaded)
-            ));
-        }
-        if capacity(config).translations != loaded.translations {
-            errors.push(format!(
-                "agent.nat_table_size: the loaded table holds {} connections; to change it, stop the agent, run `sluice \
-                 detach` and start it again (this ends the forwarding in between)",
-                loaded.translations / 2
-            ));
-        }
         if errors.is_empty() { Ok(()) } else { Err(ApiError { kind: ErrorKind::Invalid, errors }) }
     }
 
@@ -108,14 +100,30 @@ impl Agent {
 
     /// What a configuration would change: exactly, if backends of which nothing is known yet turn out well.
     pub(super) fn predict(&mut self, config: &Config, dry_run: bool) -> Result<ApplyReport, ApiError> {
-        let image = self.kernel.tables().image();
+        Ok(self.foresee(config, dry_run)?.0)
+    }
+
+    /// The same, and the sizes of the tables that this takes.
+    pub(super) fn foresee(
+        &mut self,
+        config: &Config,
+        dry_run: bool,
+    ) -> Result<(ApplyReport, Capacity), ApiError> {
+        let mut image = self.kernel.tables().image();
         let mut hopeful = self.knowledge.clone().hopeful(config);
         hopeful.hops.extend(self.new_targets(config).into_iter().map(|target| (target, NextHop::default())));
         let wanted = hopeful.wanted(config);
-        let plan = plan(&image, &wanted, &mut self.rings).map_err(ApiError::failed)?;
+        let plan = match plan(&image, &wanted, &mut self.rings) {
+            Err(PlanError::Full { .. }) => {
+                image.capacity = image.capacity.with_room(capacity_beside(config, &image));
+                plan(&image, &wanted, &mut self.rings)
+            }
+            planned => planned,
+        };
+        let plan = plan.map_err(ApiError::failed)?;
         let flows = self.kernel.tables().live_flows(self.kernel.now().map_err(ApiError::failed)?);
         let rings = effects(&image, &plan, &flows);
-        Ok(ApplyReport {
+        let report = ApplyReport {
             dry_run,
             revision: self.revision,
             changes: diff(&self.config, config),
@@ -124,7 +132,37 @@ impl Agent {
             actions: plan.actions.len(),
             confirm_within_seconds: None,
             warnings: Vec::new(),
-        })
+        };
+        let sizes = |config: &Config| (config.agent.flow_table_size, config.agent.nat_table_size);
+        // Sizes that could not be had at the start are tried again when they are changed.
+        let capacity = if sizes(config) == sizes(&self.config) {
+            image.capacity
+        } else {
+            image.capacity.with_tables(start::capacity(config))
+        };
+        Ok((report, capacity))
+    }
+
+    /// Goes on with tables of this capacity, if they have another one: with all flows, counters and rings.
+    pub(super) fn make_room(&mut self, capacity: Capacity) -> Result<(), LoadError> {
+        if self.kernel.tables().capacity() == capacity {
+            return Ok(());
+        }
+        let resized = self.kernel.resize(&self.pins, capacity, self.options.log_packets)?;
+        if self.options.log_packets {
+            packet_log::spawn(&mut self.kernel);
+        }
+        // Checks through the forwarding path read the tables: they begin anew.
+        self.path = None;
+        self.path_targets.clear();
+        self.record(Event::Resized {
+            flows: start::flows(capacity),
+            connections: capacity.translations / 2,
+            services: capacity.services,
+            backends: capacity.backends,
+            flows_lost: resized.flows,
+        });
+        Ok(())
     }
 
     /// Forgets what only the configuration before knew.

@@ -22,7 +22,7 @@ use crate::core::plan::RingCache;
 use crate::core::reach::{Target, reach};
 use crate::core::wanted::{BackendKey, Knowledge, forwarding};
 use crate::io::api::{self, Requests};
-use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, PinDir, capacity_for};
+use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, LoadError, PinDir, capacity_for};
 use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
 use crate::io::history::History;
@@ -99,6 +99,9 @@ pub(super) async fn start(
         unsettled: false,
         detached: false,
     };
+    if adopted {
+        agent.make_room_first()?;
+    }
     agent.publish_interfaces();
     let metrics = match agent.config.agent.metrics {
         Some(address) => Some((api::listen_public(address).await?, address)),
@@ -150,11 +153,18 @@ const MAX_SNAT_MARKS: usize = 2 * MAX_SOURCES;
 
 /// The capacity that a configuration asks for.
 pub(super) fn capacity(config: &Config) -> Capacity {
-    let backends = config.services.iter().map(|service| service.backends.len()).sum();
+    capacity_beside(config, &Image::default())
+}
+
+/// The capacity that a configuration asks for which comes to what is loaded: that goes only when the new is there.
+pub(super) fn capacity_beside(config: &Config, loaded: &Image) -> Capacity {
+    let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
     // Each VIP may bring a mark for its address.
     let vips: usize = config.services.iter().map(|service| service.vips.len() * 2).sum();
     let (flows, connections) = (config.agent.flow_table_size, config.agent.nat_table_size);
-    capacity_for(config.services.len(), backends, vips + MAX_SNAT_MARKS, flows, connections)
+    let (services, backends) =
+        (config.services.len().max(loaded.services.len()), backends.max(loaded.backends.len()));
+    capacity_for(services, backends, vips + MAX_SNAT_MARKS, flows, connections)
 }
 
 /// Flows that a table of this capacity holds.
@@ -188,6 +198,20 @@ fn adopted_hops(image: &Image, config: &Config) -> BTreeMap<Target, NextHop> {
 }
 
 impl Agent {
+    /// Has adopted tables made larger or smaller, where the configuration asks for that.
+    fn make_room_first(&mut self) -> Result<(), AgentError> {
+        let config = self.config.clone();
+        let (_, capacity) = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
+        match self.make_room(capacity.with_tables(self::capacity(&config))) {
+            // The data plane is to go on, and every other change to be possible.
+            Err(error @ (LoadError::FlowTableTooSmall(_) | LoadError::NatTableTooSmall { .. })) => {
+                log::warn!("{error}; the table keeps its size");
+                Ok(self.make_room(capacity)?)
+            }
+            result => Ok(result?),
+        }
+    }
+
     /// Brings the tables in line with what is known so far.
     fn bring_about_first(&mut self) -> Result<(), AgentError> {
         let wanted = self.knowledge.wanted(&self.config);

@@ -72,6 +72,31 @@ pub struct Capacity {
     pub translations: u32,
 }
 
+impl Capacity {
+    /// With the tables of flows and translations as large as wanted. A flow table grows by a whole factor, by which no bucket
+    /// overflows when flows are carried over; one that is less than twice as large as wanted stays.
+    pub fn with_tables(self, wanted: Self) -> Self {
+        let (loaded, wanted_flows) = (self.flow_buckets.max(1), wanted.flow_buckets.max(1));
+        let flow_buckets = match loaded / wanted_flows {
+            0 => loaded.saturating_mul(wanted_flows.div_ceil(loaded)),
+            1 => loaded,
+            _ => wanted_flows,
+        };
+        Self { flow_buckets, translations: wanted.translations, ..self }
+    }
+
+    /// With at least as much room for services, backends and VIPs as wanted.
+    pub fn with_room(self, wanted: Self) -> Self {
+        Self {
+            services: self.services.max(wanted.services),
+            backends: self.backends.max(wanted.backends),
+            rings: self.rings.max(wanted.rings),
+            vip_buckets: self.vip_buckets.max(wanted.vip_buckets),
+            ..self
+        }
+    }
+}
+
 /// A loaded service.
 #[derive(Clone, Debug)]
 pub struct LoadedService {

@@ -75,9 +75,8 @@ pub enum Action {
 pub enum PlanError {
     /// More of something than the loaded maps hold.
     #[error(
-        "the loaded tables hold {capacity} {what}, but {needed} are wanted, and {gone} that go are still held while \
-         the new ones come: make the change in two steps if that helps, or run `sluice detach` and start the agent \
-         again to load larger tables (this ends the forwarding in between)"
+        "there is room for {capacity} {what} at most, but {needed} are wanted, and {gone} that go are still held while \
+         the new ones come: make the change in two steps if that helps"
     )]
     Full {
         /// What there is too much of.

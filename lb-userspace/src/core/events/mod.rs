@@ -59,6 +59,19 @@ pub enum Event {
         /// Services in them.
         services: usize,
     },
+    /// Tables of other sizes took the place of those in force, with all that these held.
+    Resized {
+        /// Flows that the flow table holds now.
+        flows: u64,
+        /// Connections that `nat` holds now.
+        connections: u32,
+        /// Services there is room for.
+        services: u32,
+        /// Backends there is room for.
+        backends: u32,
+        /// Live flows that found no place in a smaller flow table.
+        flows_lost: u64,
+    },
     /// The program was attached to an interface.
     Attached {
         /// The interface.
@@ -304,6 +317,7 @@ impl Event {
             Self::Ready { .. } => "ready",
             Self::Ending { .. } => "ending",
             Self::Adopted { .. } => "adopted",
+            Self::Resized { .. } => "resized",
             Self::Attached { .. } => "attached",
             Self::TookOver { .. } => "took_over",
             Self::ModeFallback { .. } => "mode_fallback",
@@ -333,6 +347,7 @@ impl Event {
             | Self::ModeKept { .. }
             | Self::InterfaceReplaced { .. }
             | Self::NextHopLost { .. } => Severity::Warn,
+            Self::Resized { flows_lost: 1.., .. } => Severity::Warn,
             Self::Health { to, .. } if to == "unhealthy" => Severity::Warn,
             Self::ServiceStatus { to, .. } if to == "degraded" => Severity::Warn,
             Self::ServiceStatus { to, .. } if to != "healthy" => Severity::Error,

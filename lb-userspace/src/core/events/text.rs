@@ -10,6 +10,11 @@ impl Display for Event {
             Self::Ready { what, .. } => write!(f, "ready: {what}"),
             Self::Ending { data_plane } => write!(f, "ending; {data_plane}"),
             Self::Adopted { services } => write!(f, "adopted {services} services with their flows"),
+            Self::Resized { flows, connections, services, backends, flows_lost } => write!(
+                f,
+                "the tables hold {flows} flows, {connections} translated connections, {services} services and {backends} \
+                 backends now; {flows_lost} live flows found no place"
+            ),
             Self::Attached { interface } => write!(f, "{interface}: attached"),
             Self::TookOver { interface } => write!(f, "{interface}: took over from the former agent"),
             Self::ModeFallback { interface, cause } => write!(

@@ -98,7 +98,7 @@ impl Kernel {
 }
 
 /// Puts the program onto the link that is pinned; the pin keeps the link.
-fn replace(program: &mut Xdp, pins: &PinDir, interface: &str) -> Result<(), ProgramError> {
+pub(super) fn replace(program: &mut Xdp, pins: &PinDir, interface: &str) -> Result<(), ProgramError> {
     let pinned = PinnedLink::from_pin(pins.link(interface))
         .map_err(|error| ProgramError::IOError(io::Error::other(chain(&error))))?;
     let link = XdpLink::try_from(FdLink::from(pinned))

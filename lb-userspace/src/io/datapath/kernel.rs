@@ -49,25 +49,22 @@ pub enum LoadError {
     /// Nothing is pinned.
     #[error("{path}: nothing is loaded there; start `sluice agent`, or name its --pin-dir", path = .0.display())]
     NothingPinned(PathBuf),
-    /// The flow table has another size than the configuration.
+    /// The flow table is to be made smaller than what it holds.
     #[error(
-        "agent.flow_table_size: the loaded flow table holds {loaded} flows, the configuration says {configured}; set it back, or run `sluice detach` and start the agent again (this ends the forwarding in between)"
+        "agent.flow_table_size: {0} live flows would find no place in a flow table of that size: choose a larger one, or \
+         wait until they have ended"
     )]
-    FlowTableSize {
-        /// Flows the loaded table holds.
-        loaded: u64,
-        /// Flows the configuration asks for.
-        configured: u64,
-    },
-    /// The table of translations has another size than the configuration.
+    FlowTableTooSmall(u64),
+    /// The table of translations is to be made smaller than what it holds.
     #[error(
-        "agent.nat_table_size: the loaded table holds {loaded} connections, the configuration says {configured}; set it back, or run `sluice detach` and start the agent again (this ends the forwarding in between)"
+        "agent.nat_table_size: {connections} connections are open, and {without_place} of them would find no place in a table \
+         of that size: choose a larger one, or wait until they have ended"
     )]
-    NatTableSize {
-        /// Connections the loaded table holds.
-        loaded: u32,
-        /// Connections the configuration asks for.
-        configured: u32,
+    NatTableTooSmall {
+        /// Connections there are.
+        connections: u64,
+        /// Those that do not fit.
+        without_place: u64,
     },
     /// The operating system said no.
     #[error("{what}: {cause}")]
@@ -106,36 +103,29 @@ pub struct FrameRun {
 
 /// The datapath in the kernel.
 pub struct Kernel {
-    tables: TableSet,
+    pub(super) tables: TableSet,
     verdicts: PerCpuArray<MapData, Verdicts>,
     service_traffic: PerCpuArray<MapData, Traffic>,
     backend_traffic: PerCpuArray<MapData, Traffic>,
     clock: SchedClassifier,
-    program: Option<Ebpf>,
+    pub(super) program: Option<Ebpf>,
 }
 
 impl Kernel {
     /// Loads the program over the pinned maps, or over new ones of this capacity, and pins both. Says whether maps were
-    /// adopted.
+    /// adopted, which keep their sizes. What a former agent left of a change of sizes is brought to its end.
     pub fn load(pins: &PinDir, wanted: Capacity, log_packets: bool) -> Result<(Self, bool), LoadError> {
-        let adopted = adoptable(pins, wanted)?;
+        let adopted = adopted_capacity(pins)?;
         if adopted.is_none() {
             pins.remove_maps()?;
         }
-        let mut bpf = load_object(pins, adopted.unwrap_or(wanted), log_packets)?;
-        load_program::<Xdp>(&mut bpf, abi::PROGRAM, Xdp::load)?;
-        load_program::<SchedClassifier>(&mut bpf, abi::CLOCK_PROGRAM, SchedClassifier::load)?;
-        load_stages(&mut bpf)?;
-        for name in abi::programs() {
-            let part = |cause: String| LoadError::Part { name, cause };
-            pins.remove(&pins.program(name))?;
-            let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
-            program.pin(pins.program(name)).map_err(|error| part(chain(&error)))?;
-        }
+        let mut bpf = load_programs(pins, adopted.unwrap_or(wanted), log_packets)?;
+        pin_programs(pins, &mut bpf)?;
         let mut kernel = Self::open(pins, Access::Write)?;
         kernel.program = Some(bpf);
-        if adopted.is_none() {
-            kernel.initialise()?;
+        match adopted {
+            None => kernel.initialise()?,
+            Some(_) => kernel.finish_resize(pins)?,
         }
         Ok((kernel, adopted.is_some()))
     }
@@ -160,6 +150,7 @@ impl Kernel {
                 capacity_of_translations: entries(&pinned_map(pins, map::TRANSLATIONS)?, map::TRANSLATIONS)?,
                 known_rings: RefCell::default(),
                 fresh_hops: HashSet::new(),
+                copies: false,
             },
             verdicts: counters(pins, map::VERDICTS)?,
             service_traffic: counters(pins, map::SERVICE_TRAFFIC)?,
@@ -321,37 +312,44 @@ fn read_failed(error: MapError) -> DatapathError {
     DatapathError { action: "reading the counters", cause: chain(&error) }
 }
 
-/// The capacity of the pinned maps if they may be adopted by a configuration that asks for `wanted`.
-fn adoptable(pins: &PinDir, wanted: Capacity) -> Result<Option<Capacity>, LoadError> {
-    let Some(loaded) = adopted_capacity(pins)? else { return Ok(None) };
-    if loaded.flow_buckets != wanted.flow_buckets {
-        let flows = |capacity: Capacity| u64::from(capacity.flow_buckets) * abi::FLOW_WAYS as u64;
-        return Err(LoadError::FlowTableSize { loaded: flows(loaded), configured: flows(wanted) });
-    }
-    if loaded.translations != wanted.translations {
-        let connections = |capacity: Capacity| capacity.translations / 2;
-        return Err(LoadError::NatTableSize { loaded: connections(loaded), configured: connections(wanted) });
-    }
-    Ok(Some(loaded))
-}
-
 /// The capacity of the pinned maps if they are finished and of this version.
-fn adopted_capacity(pins: &PinDir) -> Result<Option<Capacity>, LoadError> {
+pub(super) fn adopted_capacity(pins: &PinDir) -> Result<Option<Capacity>, LoadError> {
     let Pinned::Maps(capacity) = pins.pinned()? else { return Ok(None) };
     let control: Region<Control> = region(pins, map::CONTROL, Access::Read)?;
     match control.records().first().map(|control| control.abi_version.load()) {
         None | Some(0) => Ok(None),
         Some(version) if version == u64::from(ABI_VERSION) => Ok(Some(capacity)),
         Some(version) => {
-            Err(pins.incompatible(format!("ABI version {version}, this one is {ABI_VERSION}")).into())
+            let age = if version > u64::from(ABI_VERSION) { "later" } else { "earlier" };
+            let what = format!("ABI version {version}, {age} than this one's {ABI_VERSION}");
+            Err(pins.incompatible(what).into())
         }
     }
 }
 
-fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<Ebpf, LoadError> {
-    let log_level: u8 = if log_packets { u8::MAX } else { 0 };
-    let mut loader = EbpfLoader::new();
-    let sizes = [
+/// Loads all programs over the maps that are pinned, or else over new ones of this capacity, which are pinned.
+pub(super) fn load_programs(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<Ebpf, LoadError> {
+    let mut bpf = load_object(pins, capacity, log_packets)?;
+    load_program::<Xdp>(&mut bpf, abi::PROGRAM, Xdp::load)?;
+    load_program::<SchedClassifier>(&mut bpf, abi::CLOCK_PROGRAM, SchedClassifier::load)?;
+    load_stages(&mut bpf)?;
+    Ok(bpf)
+}
+
+/// Pins the programs in the place of those that are pinned.
+pub(super) fn pin_programs(pins: &PinDir, bpf: &mut Ebpf) -> Result<(), LoadError> {
+    for name in abi::programs() {
+        let part = |cause: String| LoadError::Part { name, cause };
+        pins.remove(&pins.program(name))?;
+        let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
+        program.pin(pins.program(name)).map_err(|error| part(chain(&error)))?;
+    }
+    Ok(())
+}
+
+/// The sizes of the maps that have no fixed one.
+pub(super) fn sizes(capacity: Capacity) -> [(&'static str, u32); 10] {
+    [
         (map::VIPS, capacity.vip_buckets * 2),
         (map::SERVICES, capacity.services),
         (map::BACKENDS, capacity.backends + 1),
@@ -362,8 +360,13 @@ fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<E
         (map::SERVICE_NAMES, capacity.services),
         (map::BACKEND_NAMES, capacity.backends + 1),
         (map::TRANSLATIONS, capacity.translations),
-    ];
-    for (name, size) in sizes {
+    ]
+}
+
+fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<Ebpf, LoadError> {
+    let log_level: u8 = if log_packets { u8::MAX } else { 0 };
+    let mut loader = EbpfLoader::new();
+    for (name, size) in sizes(capacity) {
         loader.map_max_entries(name, size);
     }
     for name in map::ALL {
@@ -432,6 +435,6 @@ fn counters<T: Pod>(pins: &PinDir, name: &'static str) -> Result<PerCpuArray<Map
         .map_err(|error| LoadError::Part { name, cause: chain(&error) })
 }
 
-fn pinned_map(pins: &PinDir, name: &'static str) -> Result<MapData, LoadError> {
+pub(super) fn pinned_map(pins: &PinDir, name: &'static str) -> Result<MapData, LoadError> {
     MapData::from_pin(pins.map(name)).map_err(|error| LoadError::Part { name, cause: chain(&error) })
 }

@@ -2,6 +2,7 @@
 //! program and its maps, the other plain memory for tests.
 
 mod attach;
+mod carry;
 mod decap;
 mod exact;
 mod flows;
@@ -11,6 +12,7 @@ mod memory;
 mod pins;
 mod probe_path;
 mod region;
+mod resize;
 mod tables;
 
 pub use attach::{AttachError, Attached};
@@ -21,6 +23,7 @@ pub use memory::Memory;
 pub use pins::{PinDir, PinError, PinLock};
 pub use probe_path::{ProbeCounts, ProbePath, ProbePathError};
 pub use region::Access;
+pub use resize::Resized;
 pub use tables::TableSet;
 
 use std::collections::BTreeMap;

@@ -2,8 +2,10 @@
 
 mod link;
 
+use std::ffi::CString;
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -23,6 +25,10 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 const BPF_FS_ROOT: &str = "/sys/fs/bpf";
 /// Prefix of a pinned link's name; the interface's follows.
 const LINK_PREFIX: &str = "link-";
+/// Where the maps in force are pinned.
+const MAPS: &str = "maps";
+/// Where those are that are being filled, or that were in force before and are not emptied yet.
+const OTHER_MAPS: &str = "maps_other";
 /// How often to look whether another process has let go of the directory.
 const LOCK_POLL: Duration = Duration::from_millis(50);
 
@@ -52,7 +58,7 @@ pub enum PinError {
     #[error("{path}: another sluice agent is running on this pin directory; stop it first, or choose another --pin-dir", path = .0.display())]
     Locked(PathBuf),
     /// What is pinned was made by another version.
-    #[error("{path}: what is pinned there ({what}) does not fit this version of sluice; `sluice detach --pin-dir {path}` removes it (this ends the forwarding until an agent is started)", path = path.display())]
+    #[error("{path}: what is pinned there ({what}) does not fit this version of sluice, and is left as it is: it goes on forwarding. Either start the version of sluice that made it, which adopts it; or run `sluice detach --pin-dir {path}` and start this one, which ends the forwarding in between and forgets flows and counters", path = path.display())]
     Incompatible {
         /// The pin directory.
         path: PathBuf,
@@ -73,6 +79,7 @@ pub enum PinError {
 #[derive(Debug)]
 pub struct PinDir {
     root: PathBuf,
+    maps: &'static str,
 }
 
 /// Keeps other agents away for as long as it lives.
@@ -91,7 +98,7 @@ pub enum Pinned {
 impl PinDir {
     /// The pin directory at `root`, which need not exist.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self { root: root.into(), maps: MAPS }
     }
 
     /// Its path.
@@ -101,7 +108,46 @@ impl PinDir {
 
     /// Where a map is pinned.
     pub fn map(&self, name: &str) -> PathBuf {
-        self.root.join("maps").join(name)
+        self.root.join(self.maps).join(name)
+    }
+
+    /// The same directory with the other maps in place of those in force: larger ones that are being filled or, after
+    /// [`Self::exchange`], those they replace.
+    pub fn other(&self) -> Self {
+        Self { root: self.root.clone(), maps: if self.maps == MAPS { OTHER_MAPS } else { MAPS } }
+    }
+
+    /// Makes the folder for the maps.
+    pub fn create_maps(&self) -> Result<(), PinError> {
+        let maps = self.root.join(self.maps);
+        fs::create_dir_all(&maps).map_err(|cause| self.io(&maps, cause))
+    }
+
+    /// Whether there is a folder for the maps.
+    pub fn has_maps(&self) -> Result<bool, PinError> {
+        self.has(&self.root.join(self.maps))
+    }
+
+    /// Puts the other maps in the place of those in force, and these in theirs, in one step.
+    pub fn exchange(&self) -> Result<(), PinError> {
+        let path = |maps| CString::new(self.root.join(maps).into_os_string().into_vec());
+        let renamed = path(MAPS).and_then(|ours| Ok((ours, path(OTHER_MAPS)?)));
+        let renamed = renamed.map_err(io::Error::from).and_then(|(ours, other)| {
+            // SAFETY: both are strings that live until the call returns.
+            let result = unsafe {
+                let (ours, other) = (ours.as_ptr(), other.as_ptr());
+                libc::syscall(
+                    libc::SYS_renameat2,
+                    libc::AT_FDCWD,
+                    ours,
+                    libc::AT_FDCWD,
+                    other,
+                    libc::RENAME_EXCHANGE,
+                )
+            };
+            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        });
+        renamed.map_err(|cause| self.io(&self.root.join(OTHER_MAPS), cause))
     }
 
     /// Where a program is pinned.
@@ -157,8 +203,7 @@ impl PinDir {
         if let Some(name) = dotted(self.root.strip_prefix(existing).unwrap_or(Path::new(""))) {
             return Err(PinError::Dot { path: self.root.clone(), name });
         }
-        let maps = self.root.join("maps");
-        fs::create_dir_all(&maps).map_err(|cause| self.io(&maps, cause))
+        self.create_maps()
     }
 
     /// Takes the directory for this process.
@@ -250,13 +295,28 @@ impl PinDir {
 
     /// Removes the pinned maps and programs, which frees them unless something still uses them.
     pub fn remove_maps(&self) -> Result<(), PinError> {
-        for name in map::ALL {
-            self.remove(&self.map(name))?;
+        for pins in [self, &self.other()] {
+            for name in map::ALL {
+                self.remove(&pins.map(name))?;
+            }
         }
         for name in abi::programs() {
             self.remove(&self.program(name))?;
         }
         Ok(())
+    }
+
+    /// Removes the other maps, which frees those that nothing uses any more.
+    pub fn remove_other(&self) -> Result<(), PinError> {
+        let other = self.other();
+        for name in map::ALL {
+            self.remove(&other.map(name))?;
+        }
+        let folder = self.root.join(other.maps);
+        match fs::remove_dir(&folder) {
+            Err(cause) if !is_gone_or_in_use(&cause) => Err(self.io(&folder, cause)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes everything, links first: this detaches the program. Says from which interfaces.
@@ -267,7 +327,7 @@ impl PinDir {
             probe_path::remove_left_behind(interface);
         }
         self.remove_maps()?;
-        for folder in [self.root.join("maps"), self.root.clone()] {
+        for folder in [self.root.join(OTHER_MAPS), self.root.join(MAPS), self.root.clone()] {
             match fs::remove_dir(&folder) {
                 Ok(()) => {}
                 // Somebody keeps other things in it, or mounted it for us: both may stay.

@@ -99,6 +99,14 @@ impl<T: Record> Region<T> {
         // SAFETY: as above; `&mut self` keeps others in this process away, and the program does not write records.
         unsafe { std::slice::from_raw_parts_mut(self.records.as_ptr(), self.count) }
     }
+
+    /// Takes over the first records of another region, as many as fit, byte for byte. Nobody else may see these yet.
+    pub fn copy_from(&mut self, other: &Self) {
+        let count = self.count.min(other.count);
+        // SAFETY: both hold at least `count` records, and do not overlap: each region has memory of its own. Words that a
+        // program changes in `other` meanwhile are aligned, and copied in units of at least that size.
+        unsafe { std::ptr::copy_nonoverlapping(other.records.as_ptr(), self.records.as_ptr(), count) };
+    }
 }
 
 impl<T: Record> Drop for Region<T> {

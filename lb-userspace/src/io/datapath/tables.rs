@@ -13,6 +13,7 @@ use lb_common::net::{Address, Be16};
 use lb_common::slice::TableSlices;
 
 use super::DatapathError;
+use super::carry;
 use super::exact::{self, ExactMaps, MemoryExact, Words};
 use super::region::Region;
 use crate::core::explain::Ingress;
@@ -37,6 +38,8 @@ pub struct TableSet {
     pub(super) known_rings: RefCell<BTreeMap<u16, Arc<Ring>>>,
     /// Backends whose next hop was replaced since the last grace period: packets may still read the one before.
     pub(super) fresh_hops: HashSet<u16>,
+    /// Whether flows may have entries in buckets beside their own: see [`super::carry`].
+    pub(super) copies: bool,
 }
 
 /// A next hop must not be replaced twice without a grace period in between.
@@ -59,6 +62,7 @@ impl TableSet {
             capacity_of_translations: capacity.translations,
             known_rings: RefCell::default(),
             fresh_hops: HashSet::new(),
+            copies: false,
         }
     }
 
@@ -372,6 +376,9 @@ impl TableSet {
         self.sweep(|entry| {
             entry.is_expired(now) || entry.age(now) > UDP_IDLE_TICKS && udp.contains(&entry.backend())
         });
+        if self.copies {
+            carry::remove_copies(self.flows.records(), now);
+        }
     }
 
     fn sweep(&self, goes: impl Fn(Entry) -> bool) {
@@ -388,12 +395,10 @@ impl TableSet {
     /// been answered.
     pub fn live_flows(&self, now: Tick) -> BTreeMap<u16, u64> {
         let mut counts = vec![0_u64; self.backends.records().len()];
-        let words = self.flows.records().iter().flat_map(|bucket| &bucket.ways).map(|way| way.load());
-        let entries = words.filter_map(Entry::from_word);
         let live = |entry: &Entry| {
             entry.state() == State::Established && !entry.is_expired(now) && !entry.is_client()
         };
-        for entry in entries.filter(live) {
+        for entry in carry::flows(self.flows.records()).filter(live) {
             if let Some(count) = counts.get_mut(usize::from(entry.backend())) {
                 *count += 1;
             }
