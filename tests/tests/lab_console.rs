@@ -123,12 +123,13 @@ fn top_prints_once_where_there_is_no_terminal() {
 }
 
 /// A terminal of 80 by 24 in which `top` runs, with the terminal's settings before and after.
-fn in_terminal(lab: &Lab, keys: &mut dyn FnMut(&mut dyn Write, &dyn Fn() -> String)) -> String {
+fn in_terminal(lab: &Lab, keys: impl FnOnce(&mut dyn Write, &dyn Fn() -> String)) -> String {
     let record = lab.directory().join("terminal");
     let (sluice, socket) = (sluice_binary().expect("sluice"), lab.socket());
     let commands = format!(
-        "stty cols 80 rows 24; echo before $(stty -g); {} --socket {} top --interval 200ms; echo ended $?; \
-         echo after $(stty -g)",
+        "stty cols 80 rows 24; echo before $(stty -g)\n\
+         sh -c 'echo $$ > {}; exec {} --socket {} top --interval 200ms'\necho ended $?; echo after $(stty -g)",
+        lab.directory().join("top.pid").display(),
         sluice.display(),
         socket.display()
     );
@@ -171,7 +172,7 @@ fn is_left_as_it_was(seen: &str) {
 fn top_drains_a_backend_after_a_yes_and_leaves_the_terminal_as_it_was() {
     let lab = Lab::builder().start().expect("a lab");
     let agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
-    let seen = in_terminal(&lab, &mut |keys, seen| {
+    let seen = in_terminal(&lab, |keys, seen| {
         keys.write_all(b"jd").expect("keys");
         wait_until("it asks", PATIENCE, || seen().contains("Drain web1")).expect("a question");
         assert_eq!(agent.backend("web", "web1").expect("web1")["state"], "enabled");
@@ -191,17 +192,11 @@ fn top_drains_a_backend_after_a_yes_and_leaves_the_terminal_as_it_was() {
 fn top_says_that_the_agent_is_gone_and_ends_on_sigterm() {
     let lab = Lab::builder().start().expect("a lab");
     let mut agent = Some(lab.start_healthy_agent(&lab.config()).expect("an agent"));
-    let socket = lab.socket().display().to_string();
-    let seen = in_terminal(&lab, &mut |_, seen| {
+    let seen = in_terminal(&lab, |_, seen| {
         agent.take().expect("once").terminate().expect("end");
         wait_until("it says so", PATIENCE, || seen().contains("DOES")).expect("told");
-        let pids = run_checked(lab.edge().command("pgrep").args([
-            "-f",
-            "-x",
-            &format!("{} --socket {socket} top --interval 200ms", sluice_binary().expect("sluice").display()),
-        ]));
-        let pid = String::from_utf8_lossy(&pids.expect("pgrep").stdout).trim().to_owned();
-        run_checked(lab.edge().command("kill").arg(&pid)).expect("SIGTERM");
+        let pid = fs::read_to_string(lab.directory().join("top.pid")).expect("a process id");
+        run_checked(lab.edge().command("kill").arg(pid.trim())).expect("SIGTERM");
     });
     is_left_as_it_was(&seen);
 }

@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn points_are_rates_and_missed_steps_get_the_mean() {
         let mut trends = Trends::default();
-        assert_eq!(trends.report(None).unwrap().packets_per_second, []);
+        assert_eq!(trends.report(None).unwrap().packets_per_second, [0.0; 0]);
         push(&mut trends, 1_000, &["web"], 0);
         push(&mut trends, 1_100, &["web"], 5);
         push(&mut trends, 1_400, &["web", "new"], 15);
@@ -167,7 +167,7 @@ mod tests {
         let web = trends.report(Some("web")).unwrap();
         assert_eq!((web.packets_per_second.len(), web.drops_per_second.len()), (3, 0));
         assert_eq!(web.packets_per_second[0], 10.0);
-        assert_eq!(trends.report(Some("new")).unwrap().packets_per_second, []);
+        assert_eq!(trends.report(Some("new")).unwrap().packets_per_second, [0.0; 0]);
         assert_eq!(trends.report(Some("none")), None);
         push(&mut trends, 0, &["new"], 20);
         assert_eq!(trends.report(Some("web")), None, "it is gone");

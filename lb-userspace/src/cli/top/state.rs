@@ -148,11 +148,7 @@ impl Top {
             KeyCode::Home | KeyCode::Char('g') => self.go(|_, _| 0),
             KeyCode::End | KeyCode::Char('G') => self.go(|_, last| last),
             KeyCode::Enter | KeyCode::Right => self.open(),
-            KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => {
-                if self.selection.focus.take().is_none() {
-                    self.selection.filter.clear();
-                }
-            }
+            KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => self.back(),
             KeyCode::Char('s') => self.selection.sort = self.selection.sort.next(),
             KeyCode::Char('r') => self.selection.reversed = !self.selection.reversed,
             KeyCode::Char('/') => self.mode = Mode::Filter,
@@ -178,6 +174,13 @@ impl Top {
         if let Some(key) = rows.get(at).map(Row::key) {
             self.selection.focus = Some(key.service.clone());
             self.selected = Some(key);
+        }
+    }
+
+    /// All services again; if they are all there, without the filter.
+    fn back(&mut self) {
+        if self.selection.focus.take().is_none() {
+            self.selection.filter.clear();
         }
     }
 
