@@ -12,6 +12,7 @@ mod reconcile;
 mod requests;
 mod start;
 mod state;
+mod trend;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ use probing::Report;
 use state::Agent;
 
 use crate::core::events::Event;
+use crate::core::trend::STEP;
 use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
 use crate::io::events;
 
@@ -93,7 +95,8 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Peer>()).into_future();
     tokio::pin!(server);
     let mut sweep = every(SWEEP_INTERVAL);
-    let (mut recheck, mut retry) = (every(HOP_INTERVAL), every(HOP_RETRY));
+    let (mut recheck, mut retry, mut look) = (every(HOP_INTERVAL), every(HOP_RETRY), every(STEP));
+    agent.note_trend();
     start::notify_ready();
     agent.record(Event::Ready { version: env!("CARGO_PKG_VERSION").to_owned(), what: agent.describe() });
     loop {
@@ -123,6 +126,10 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             }
             _ = retry.tick() => {
                 agent.retry_hops().await;
+                Next::Continue
+            }
+            _ = look.tick() => {
+                agent.note_trend();
                 Next::Continue
             }
             () = agent.ramp_due() => agent.on_ramp(),

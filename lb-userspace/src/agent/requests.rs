@@ -11,7 +11,8 @@ use crate::io::api::{
     self, ApiError, ChangeRequest, DetachRequest, Detached, ListenError, Request, Requests,
 };
 use crate::io::datapath::{Datapath, PinDir};
-use crate::io::exporters;
+use crate::io::events::EventLog;
+use crate::io::{console, exporters};
 
 impl Agent {
     /// Answers a request. Whoever asked may have gone: that is no error.
@@ -23,6 +24,9 @@ impl Agent {
             Request::Metrics(answer) => {
                 let snapshot = self.snapshot().map_err(ApiError::failed);
                 let _ = answer.send(snapshot.map(|snapshot| exporters::render(&snapshot, &self.histograms)));
+            }
+            Request::Trend(service, answer) => {
+                let _ = answer.send(self.trend(service.as_deref()));
             }
             Request::Change(ChangeRequest { asked, uid, answer }) => {
                 let _ = answer.send(self.on_change(asked, uid).await);
@@ -89,13 +93,18 @@ impl Agent {
     ) -> Result<Option<Server>, ListenError> {
         let Some(address) = address else { return Ok(None) };
         let listener = api::listen_public(address).await?;
-        Ok(Some(serve_public(listener, address, self.requests.clone())))
+        Ok(Some(serve_public(listener, address, self.requests.clone(), self.events.clone())))
     }
 }
 
-/// Serves metrics on a listener: who has connected to it before is answered now.
-pub(super) fn serve_public(listener: TcpListener, address: SocketAddr, requests: Requests) -> Server {
-    let routes = api::public_routes(requests);
+/// Serves metrics and the web console on a listener: who has connected to it before is answered now.
+pub(super) fn serve_public(
+    listener: TcpListener,
+    address: SocketAddr,
+    requests: Requests,
+    events: EventLog,
+) -> Server {
+    let routes = api::public_routes(requests).merge(console::routes(events));
     let task = tokio::spawn(async move {
         if let Err(error) = axum::serve(listener, routes).await {
             log::error!("agent.metrics: {error}");

@@ -20,6 +20,7 @@ use crate::core::health::Health;
 use crate::core::image::{Capacity, Image};
 use crate::core::plan::RingCache;
 use crate::core::reach::{Target, reach};
+use crate::core::trend::Trends;
 use crate::core::wanted::{BackendKey, Knowledge, forwarding};
 use crate::io::api::{self, Requests};
 use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, LoadError, PinDir, capacity_for};
@@ -95,6 +96,7 @@ pub(super) async fn start(
         events,
         observed: Observed::default(),
         histograms: Histograms::default(),
+        trends: Trends::default(),
         rings: RingCache::default(),
         unsettled: false,
         detached: false,
@@ -123,8 +125,9 @@ pub(super) async fn start(
     }
     agent.note_start();
     // Who asks for health or metrics is to hear of an agent that serves.
-    agent.metrics =
-        metrics.map(|(listener, address)| serve_public(listener, address, agent.requests.clone()));
+    agent.metrics = metrics.map(|(listener, address)| {
+        serve_public(listener, address, agent.requests.clone(), agent.events.clone())
+    });
     Ok(agent)
 }
 

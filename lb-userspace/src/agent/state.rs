@@ -21,6 +21,7 @@ use crate::core::plan::RingCache;
 use crate::core::reach::{Target, targets};
 use crate::core::slow_start::Ramp;
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot};
+use crate::core::trend::Trends;
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
 use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock, ProbePath};
@@ -82,6 +83,8 @@ pub(super) struct Agent {
     /// What events are made from that need a look back.
     pub(super) observed: Observed,
     pub(super) histograms: Histograms,
+    /// The last hour.
+    pub(super) trends: Trends,
     /// Rings built before.
     pub(super) rings: RingCache,
     /// Set while a change of the datapath is under way, and after one that was broken off.

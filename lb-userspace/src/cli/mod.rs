@@ -20,6 +20,7 @@ mod service;
 mod settings;
 mod status;
 mod terms;
+mod top;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -66,6 +67,7 @@ enum Command {
     Detach(detach::Arguments),
     Doctor(doctor::Arguments),
     Events(events::Arguments),
+    Top(top::Arguments),
     Flows(flows::Arguments),
     Completions(manual::CompletionsArguments),
     Man(manual::ManArguments),
@@ -154,6 +156,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Man(_) => manual::manual(),
         Command::Flows(command) => flows::run(&command),
         Command::Events(command) => events::run(&command, &client).await,
+        Command::Top(command) => top::run(&command, &client).await,
     }
 }
 

@@ -8,7 +8,8 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -26,6 +27,7 @@ use changes::Body;
 
 use crate::core::explain::{Explanation, Question};
 use crate::core::stats::Snapshot;
+use crate::core::trend::TrendReport;
 
 /// What the agent is asked, and where the answer goes.
 pub enum Request {
@@ -33,6 +35,8 @@ pub enum Request {
     Status(oneshot::Sender<Result<Snapshot, ApiError>>),
     /// The snapshot and the histograms, as OpenMetrics text.
     Metrics(oneshot::Sender<Result<String, ApiError>>),
+    /// The last hour of this service, or of everything together.
+    Trend(Option<String>, oneshot::Sender<Result<TrendReport, ApiError>>),
     /// Another configuration.
     Change(ChangeRequest),
     /// The change that waits for it is confirmed.
@@ -131,7 +135,11 @@ pub fn public_routes(requests: Requests) -> Router {
 }
 
 fn public_router() -> Router<Requests> {
-    Router::new().route("/healthz", get(health)).route("/status", get(status)).route("/metrics", get(metrics))
+    Router::new()
+        .route("/healthz", get(health))
+        .route("/status", get(status))
+        .route("/trend", get(trend))
+        .route("/metrics", get(metrics))
 }
 
 async fn ask<T>(
@@ -156,6 +164,21 @@ async fn metrics(State(requests): State<Requests>) -> Result<Response, ApiError>
     let text = ask(&requests, Request::Metrics).await?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+/// Whose last hour is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrendQuery {
+    service: Option<String>,
+}
+
+async fn trend(
+    State(requests): State<Requests>,
+    query: Result<Query<TrendQuery>, QueryRejection>,
+) -> Result<Json<TrendReport>, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    ask(&requests, |answer| Request::Trend(query.service, answer)).await.map(Json)
 }
 
 async fn explain(

@@ -94,6 +94,13 @@ impl EventLog {
         self.0.last.send_replace(recorded.seq);
     }
 
+    /// The last events that are in memory, at most so many.
+    pub fn latest(&self, limit: usize) -> Events {
+        let inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let (events, _) = inner.journal.select(&Filter { limit, ..Filter::default() });
+        Events { events, last: inner.journal.last() }
+    }
+
     /// The events that the filter lets through.
     async fn select(&self, mut filter: Filter) -> Events {
         let mut last = self.0.last.subscribe();

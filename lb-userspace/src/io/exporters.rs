@@ -165,3 +165,51 @@ fn agent(registry: &mut Registry, snapshot: &Snapshot) {
     build.get_or_create(&VersionLabel { version: snapshot.agent.version.clone() }).set(1);
     registry.register("build_info", "The agent's version", build);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The names that begin with ours in a text.
+    fn names(text: &str) -> BTreeSet<&str> {
+        let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        words.filter(|word| word.starts_with("sluice_")).collect()
+    }
+
+    /// What the shipped dashboard and alert rules ask for is there.
+    #[test]
+    fn every_metric_that_deploy_names_is_exported() {
+        let snapshot: Snapshot = serde_json::from_value(serde_json::json!({
+            "agent": {"version": "1", "uptime_seconds": 1, "interfaces": [], "revision": 1, "config": ""},
+            "services": [{"name": "web", "vips": [], "protocol": "tcp", "forwarding": "l2-dsr",
+                "status": "healthy", "packets": 1, "bytes": 1, "new_flows": 1,
+                "backends": [{"name": "a", "address": "10.0.1.1", "weight": 100, "state": "enabled",
+                    "health": "healthy", "reason": "", "serving": true, "ring_share": 0.5, "active_flows": 2,
+                    "packets": 1, "bytes": 1}]}],
+            "verdicts": {"forward": 1},
+            "flow_table": {"size": 8, "entries": 4, "evictions": {"established": 1}},
+            "nat": {"size": 0, "entries": 0},
+        }))
+        .unwrap();
+        let histograms = Histograms::default();
+        histograms.probed("web", Duration::from_millis(1));
+        let text = render(&snapshot, &histograms);
+        let exported: BTreeSet<&str> = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split(['{', ' ']).next())
+            .collect();
+        for file in
+            [include_str!("../../../deploy/sluice.rules.yml"), include_str!("../../../deploy/grafana.json")]
+        {
+            let named = names(file);
+            assert!(named.len() > 5, "{named:?}");
+            let missing: Vec<_> = named.difference(&exported).collect();
+            assert!(missing.is_empty(), "{missing:?} are not among {exported:?}");
+        }
+        let rules = include_str!("../../../deploy/sluice.rules.yml");
+        assert!(rules.contains("lost=\"established\"") && text.contains("lost=\"established\""));
+    }
+}

@@ -1,6 +1,7 @@
 //! Effects: everything that touches the kernel, the network or files.
 
 pub mod api;
+pub mod console;
 pub mod datapath;
 pub mod doctor;
 pub mod events;

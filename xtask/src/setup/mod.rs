@@ -31,9 +31,12 @@ const PROGRAMS: [Needed; 9] = [
     ("nsenter", &["util-linux"]),
 ];
 
-/// What the tests run beyond the lab: guests with other kernels.
-const GUEST_PROGRAMS: [Needed; 2] =
-    [("qemu-system-x86_64", &["qemu-system-x86"]), ("busybox", &["busybox-static", "busybox"])];
+/// What the tests run beyond the lab: guests with other kernels, and a browser.
+const GUEST_PROGRAMS: [Needed; 3] = [
+    ("qemu-system-x86_64", &["qemu-system-x86"]),
+    ("busybox", &["busybox-static", "busybox"]),
+    ("chromium", &["chromium"]),
+];
 
 /// What the bench runs beyond the lab: a load generator, and what Sluice is compared with.
 const BENCH_PROGRAMS: [Needed; 4] = [
@@ -120,7 +123,7 @@ fn lab_programs() -> Result<()> {
 }
 
 fn guest_programs() -> Result<()> {
-    programs("the programs of the tests' guests", &GUEST_PROGRAMS)
+    programs("the tests' guests and browser", &GUEST_PROGRAMS)
 }
 
 fn programs(what: &str, programs: &[Needed]) -> Result<()> {
