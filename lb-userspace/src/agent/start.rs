@@ -104,31 +104,39 @@ pub(super) async fn start(
     if adopted {
         agent.make_room_first()?;
     }
-    agent.publish_interfaces();
-    let metrics = match agent.config.agent.metrics {
-        Some(address) => Some((api::listen_public(address).await?, address)),
-        None => None,
-    };
-    agent.checks = agent.prepare_checks(&agent.config.clone())?;
-    agent.sync_probes(&adopted_health(&image));
-    agent.resolve(targets(&agent.config), FIRST_HOPS).await;
-    agent.kernel.set_ring_seed(agent.config.agent.ring_seed);
-    if agent.path.is_some() {
-        // Packets of checks through the forwarding path find their way by the tables.
-        agent.bring_about_first()?;
-        agent.publish_paths();
-    }
-    agent.wait_for_health(reports).await;
-    agent.bring_about_first()?;
-    if agent.options.attach {
-        agent.attach_all().await?;
-    }
-    agent.note_start();
-    // Who asks for health or metrics is to hear of an agent that serves.
-    agent.metrics = metrics.map(|(listener, address)| {
-        serve_public(listener, address, agent.requests.clone(), agent.events.clone())
-    });
+    agent.begin(&image, reports).await?;
     Ok(agent)
+}
+
+impl Agent {
+    /// Brings the tables to what the configuration says, and only then attaches the program. `image` is what was loaded before.
+    async fn begin(&mut self, image: &Image, reports: &mut mpsc::Receiver<Report>) -> Result<(), AgentError> {
+        self.publish_interfaces();
+        let metrics = match self.config.agent.metrics {
+            Some(address) => Some((api::listen_public(address).await?, address)),
+            None => None,
+        };
+        self.checks = self.prepare_checks(&self.config.clone())?;
+        self.sync_probes(&adopted_health(image));
+        self.resolve(targets(&self.config), FIRST_HOPS).await;
+        self.kernel.set_ring_seed(self.config.agent.ring_seed);
+        if self.path.is_some() {
+            // Packets of checks through the forwarding path find their way by the tables.
+            self.bring_about_first()?;
+            self.publish_paths();
+        }
+        self.wait_for_health(reports).await;
+        self.bring_about_first()?;
+        if self.options.attach {
+            self.attach_all().await?;
+        }
+        self.note_start();
+        // Who asks for health or metrics is to hear of an agent that serves.
+        self.metrics = metrics.map(|(listener, address)| {
+            serve_public(listener, address, self.requests.clone(), self.events.clone())
+        });
+        Ok(())
+    }
 }
 
 /// Tells systemd, if it started us, that the agent serves.
