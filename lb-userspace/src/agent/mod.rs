@@ -21,7 +21,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep};
 
 pub use error::AgentError;
 
@@ -94,8 +94,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let routes = api::control_routes(request_sender).merge(events::routes(agent.events.clone()));
     let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Peer>()).into_future();
     tokio::pin!(server);
-    let mut sweep = every(SWEEP_INTERVAL);
-    let (mut recheck, mut retry, mut look) = (every(HOP_INTERVAL), every(HOP_RETRY), every(STEP));
+    let mut timers = Timers::new();
     agent.note_trend();
     start::notify_ready();
     agent.record(Event::Ready { version: env!("CARGO_PKG_VERSION").to_owned(), what: agent.describe() });
@@ -120,23 +119,11 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
                 agent.refresh_network().await;
                 Next::Continue
             }
-            _ = recheck.tick() => {
-                agent.refresh_network().await;
-                Next::Continue
-            }
-            _ = retry.tick() => {
-                agent.retry_hops().await;
-                Next::Continue
-            }
-            _ = look.tick() => {
-                agent.note_trend();
+            due = timers.next() => {
+                agent.on_due(due).await;
                 Next::Continue
             }
             () = agent.ramp_due() => agent.on_ramp(),
-            _ = sweep.tick() => {
-                agent.sweep();
-                Next::Continue
-            }
             served = &mut server => {
                 log::error!("the API ended: {served:?}");
                 Next::End
@@ -148,6 +135,49 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     }
     hand_over(agent, file, server).await;
     Ok(())
+}
+
+/// What the agent does at regular times.
+struct Timers {
+    recheck: Interval,
+    retry: Interval,
+    look: Interval,
+    sweep: Interval,
+}
+
+/// What is to be done now.
+enum Due {
+    Recheck,
+    Retry,
+    Look,
+    Sweep,
+}
+
+impl Timers {
+    fn new() -> Self {
+        let (recheck, retry) = (every(HOP_INTERVAL), every(HOP_RETRY));
+        Self { recheck, retry, look: every(STEP), sweep: every(SWEEP_INTERVAL) }
+    }
+
+    async fn next(&mut self) -> Due {
+        tokio::select! {
+            _ = self.recheck.tick() => Due::Recheck,
+            _ = self.retry.tick() => Due::Retry,
+            _ = self.look.tick() => Due::Look,
+            _ = self.sweep.tick() => Due::Sweep,
+        }
+    }
+}
+
+impl Agent {
+    async fn on_due(&mut self, due: Due) {
+        match due {
+            Due::Recheck => self.refresh_network().await,
+            Due::Retry => self.retry_hops().await,
+            Due::Look => self.note_trend(),
+            Due::Sweep => self.sweep(),
+        }
+    }
 }
 
 /// Ends the agent, and lets a new one take over.
