@@ -99,29 +99,13 @@ pub(super) async fn start(
         unsettled: false,
         detached: false,
     };
-    if adopted {
-        agent.make_room_first()?;
-    }
+    agent.make_room_first(adopted)?;
     agent.publish_interfaces();
     let metrics = match agent.config.agent.metrics {
         Some(address) => Some((api::listen_public(address).await?, address)),
         None => None,
     };
-    agent.checks = agent.prepare_checks(&agent.config.clone())?;
-    agent.sync_probes(&adopted_health(&image));
-    agent.resolve(targets(&agent.config), FIRST_HOPS).await;
-    agent.kernel.set_ring_seed(agent.config.agent.ring_seed);
-    if agent.path.is_some() {
-        // Packets of checks through the forwarding path find their way by the tables.
-        agent.bring_about_first()?;
-        agent.publish_paths();
-    }
-    agent.wait_for_health(reports).await;
-    agent.bring_about_first()?;
-    if agent.options.attach {
-        agent.attach_all().await?;
-    }
-    agent.note_start();
+    agent.begin(&adopted_health(&image), reports).await?;
     // Who asks for health or metrics is to hear of an agent that serves.
     agent.metrics =
         metrics.map(|(listener, address)| serve_public(listener, address, agent.requests.clone()));
@@ -198,8 +182,11 @@ fn adopted_hops(image: &Image, config: &Config) -> BTreeMap<Target, NextHop> {
 }
 
 impl Agent {
-    /// Has adopted tables made larger or smaller, where the configuration asks for that.
-    fn make_room_first(&mut self) -> Result<(), AgentError> {
+    /// Has tables made larger or smaller that were adopted, where the configuration asks for that.
+    fn make_room_first(&mut self, adopted: bool) -> Result<(), AgentError> {
+        if !adopted {
+            return Ok(());
+        }
         let config = self.config.clone();
         let (_, capacity) = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
         match self.make_room(capacity.with_tables(self::capacity(&config))) {
@@ -210,6 +197,30 @@ impl Agent {
             }
             result => Ok(result?),
         }
+    }
+
+    /// Finds out what there is to know, brings the tables in line with it, and lets packets in.
+    async fn begin(
+        &mut self,
+        known: &KnownHealth,
+        reports: &mut mpsc::Receiver<Report>,
+    ) -> Result<(), AgentError> {
+        self.checks = self.prepare_checks(&self.config.clone())?;
+        self.sync_probes(known);
+        self.resolve(targets(&self.config), FIRST_HOPS).await;
+        self.kernel.set_ring_seed(self.config.agent.ring_seed);
+        if self.path.is_some() {
+            // Packets of checks through the forwarding path find their way by the tables.
+            self.bring_about_first()?;
+            self.publish_paths();
+        }
+        self.wait_for_health(reports).await;
+        self.bring_about_first()?;
+        if self.options.attach {
+            self.attach_all().await?;
+        }
+        self.note_start();
+        Ok(())
     }
 
     /// Brings the tables in line with what is known so far.
