@@ -101,9 +101,7 @@ pub(super) async fn start(
         unsettled: false,
         detached: false,
     };
-    if adopted {
-        agent.make_room_first()?;
-    }
+    agent.make_room_first(adopted)?;
     agent.begin(&image, reports).await?;
     Ok(agent)
 }
@@ -209,8 +207,11 @@ fn adopted_hops(image: &Image, config: &Config) -> BTreeMap<Target, NextHop> {
 }
 
 impl Agent {
-    /// Has adopted tables made larger or smaller, where the configuration asks for that.
-    fn make_room_first(&mut self) -> Result<(), AgentError> {
+    /// Has tables made larger or smaller that were adopted, where the configuration asks for that.
+    fn make_room_first(&mut self, adopted: bool) -> Result<(), AgentError> {
+        if !adopted {
+            return Ok(());
+        }
         let config = self.config.clone();
         let (_, capacity) = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
         match self.make_room(capacity.with_tables(self::capacity(&config))) {
