@@ -220,7 +220,7 @@ fn wrong_health_checks_are_refused() {
     refused(
         &format!("{}[service.health]\nvia = \"vip\"\n", with_backend("").replace("10.0.0.1", "2001:db8::1")),
         &[
-            "10: service[0].health.via: \"vip\" needs a VIP of each backend's family: b1 has an IPv6 address and all VIPs",
+            "11: service[0].health.via: \"vip\" needs a VIP of each backend's family: b1 has an IPv6 address and all VIPs",
         ],
     );
 }
