@@ -66,11 +66,11 @@ fn completions_know_every_command() {
 fn the_manual_has_a_section_for_every_command() {
     let page = text(&["man"]);
     assert!(page.contains(".TH sluice 8"), "{}", page.lines().take(8).collect::<Vec<_>>().join("\n"));
-    for command in commands().iter().filter(|command| !["help", "service"].contains(&command.as_str())) {
+    for command in commands().iter().filter(|command| !["help", "backend", "service"].contains(&command.as_str())) {
         let heading = format!(".SH \"SLUICE {}\"", command.to_uppercase());
         assert!(page.contains(&heading), "{heading}");
     }
-    assert!(page.contains(".SH \"SLUICE SERVICE LIST\""));
+    assert!(page.contains(".SH \"SLUICE SERVICE LIST\"") && page.contains(".SH \"SLUICE BACKEND DRAIN\""));
     assert!(page.contains("\nsluice doctor\n") && !page.contains("(8)"), "there are no other pages");
     let doctor = page.split(".SH \"SLUICE DOCTOR\"").nth(1).and_then(|rest| rest.split("\n.SH ").next());
     let doctor = doctor.expect("a section");
