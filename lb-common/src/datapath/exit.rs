@@ -8,7 +8,7 @@ use crate::verdict::Verdict;
 pub enum Stage {
     /// None: the verdict is found.
     None = 0,
-    /// Whole TCP segments and UDP datagrams: nearly all packets.
+    /// Untagged, whole TCP segments and UDP datagrams right behind the IP header: nearly all packets.
     Plain = 6,
     /// Answers of backends that are translated back, and fragments without ports of either direction.
     NatReturn = 7,
@@ -16,7 +16,8 @@ pub enum Stage {
     NatNew = 8,
     /// ICMP and ICMPv6 errors about translated flows.
     NatError = 9,
-    /// Fragments, IPv6 extension headers, VLAN tags to be changed, next hops that only the kernel's tables know.
+    /// VLAN tags, IPv4 options, IPv6 extension headers, fragments, what is to be remembered of a client, next hops that only the
+    /// kernel's tables know.
     Rare = 1,
     /// ICMP and ICMPv6 to a VIP, other than errors.
     Icmp = 2,

@@ -1,5 +1,5 @@
-//! A packet with something unusual about it → the same steering: fragments, IPv6 extension headers, VLAN tags to be changed, next
-//! hops that only the kernel's tables know.
+//! A packet with something unusual about it → the same steering: VLAN tags, IPv4 options, IPv6 extension headers,
+//! fragments, what is to be remembered of a client, next hops that only the kernel's tables know.
 
 use super::parse::{self, Fragment, Parsed, icmp_stage, is_extension};
 use super::pick::{Flow, Pick, pick};
