@@ -66,7 +66,9 @@ fn completions_know_every_command() {
 fn the_manual_has_a_section_for_every_command() {
     let page = text(&["man"]);
     assert!(page.contains(".TH sluice 8"), "{}", page.lines().take(8).collect::<Vec<_>>().join("\n"));
-    for command in commands().iter().filter(|command| !["help", "backend", "service"].contains(&command.as_str())) {
+    for command in
+        commands().iter().filter(|command| !["help", "backend", "service"].contains(&command.as_str()))
+    {
         let heading = format!(".SH \"SLUICE {}\"", command.to_uppercase());
         assert!(page.contains(&heading), "{heading}");
     }
