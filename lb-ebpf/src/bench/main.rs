@@ -8,15 +8,15 @@
 #![no_main]
 
 mod maps;
+mod settings;
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use lb_common::datapath::Packet;
 use lb_ebpf::packet::XdpPacket;
 
-use maps::Settings;
+use settings::Settings;
 
 /// Bytes of the Ethernet header's addresses, and of the whole.
 const ADDRESSES: usize = 12;
@@ -25,7 +25,8 @@ const IPV4: u16 = 0x0800;
 /// In an IPv4 header.
 const TOTAL_LENGTH: usize = 2;
 const CHECKSUM: usize = 10;
-/// Where the end of the source address and the source port are in an untagged frame of either family.
+/// Where the end of the source address and the source port are in an untagged frame of either family; [`prepare`] knows them as parts
+/// of words.
 const SOURCE4: [usize; 2] = [26, 34];
 const SOURCE6: [usize; 2] = [34, 54];
 
@@ -40,33 +41,42 @@ pub fn again(context: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// In whole words and without helpers: this is to cost little, and what the program under test reads must not wait for pieces of
+/// words that were written just before.
 #[inline(always)]
 fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
-    // SAFETY: the context is the running program's.
-    let now = unsafe { bpf_xdp_get_buff_len(packet.0.ctx) } as u32;
-    if now > settings.length {
-        packet.shrink_head((now - settings.length) as usize)?;
-    } else if now < settings.length {
-        packet.grow_head((settings.length - now) as usize)?;
+    let length = (packet.0.data_end() - packet.0.data()) as u32;
+    if settings.length == 0 {
+        settings.length = length;
     }
-    packet.write(0, settings.start)?;
-    let more = settings.family == 6;
-    if more {
-        packet.write(size_of_val(&settings.start), settings.more)?;
+    if length > settings.length {
+        packet.shrink_head((length - settings.length) as usize)?;
+    } else if length < settings.length {
+        packet.grow_head((settings.length - length) as usize)?;
     }
+    let [a, b, c, mut checksum, mut port4, d, mut port6, e, f, g] = settings.start;
     if settings.family != 0 {
         let flow = settings.next;
         let next = flow + 1;
         settings.next = if next == settings.flows { 0 } else { next };
-        let [address, port] = if more { SOURCE6 } else { SOURCE4 };
         let random = shuffled(flow);
-        let source = (0x0b00_0000 | random as u32 & 0xff_ffff).to_be();
-        packet.write(address, source)?;
-        packet.write(port, (1_024 + (random >> 24) as u16).to_be())?;
-        if !more {
-            let sum = settings.sum + (source & 0xffff) + (source >> 16);
-            packet.write(ETHERNET + CHECKSUM, !folded(sum))?;
+        let address = (0x0b00_0000 | random as u32 & 0xff_ffff).to_be();
+        let port = u64::from((1_024 + (random >> 24) as u16).to_be());
+        if settings.family == 6 {
+            port4 |= u64::from(address) << 16;
+            port6 |= port << 48;
+        } else {
+            let sum = settings.sum + (address & 0xffff) + (address >> 16);
+            checksum |= u64::from(address) << 16 | u64::from(!folded(sum));
+            port4 |= port << 16;
         }
+    }
+    for (index, word) in [a, b, c, checksum, port4, d, port6, e].into_iter().enumerate() {
+        packet.write(index * size_of::<u64>(), word)?;
+    }
+    if settings.family == 6 {
+        packet.write(64, f)?;
+        packet.write(72, g)?;
     }
     Some(())
 }

@@ -4,33 +4,7 @@ use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 
-/// What userspace asks for; `tests/benches/measure/object.rs` has the same.
-#[repr(C)]
-pub struct Settings {
-    /// Flows that take turns; 0 for ever-new ones.
-    pub flows: u64,
-    /// The flow of the next frame.
-    pub next: u64,
-    /// Bytes of the frame.
-    pub length: u32,
-    /// Whose source is made that of the next flow: 4, 6, or 0 for none.
-    pub family: u32,
-    /// How the frame begins; `more` follows if the family is 6.
-    pub start: [u32; 16],
-    pub more: [u32; 4],
-    /// Bytes that `grow` puts in front.
-    pub growth: u32,
-    /// Destination and source MAC address of what is forwarded.
-    pub addresses: [u16; 6],
-    /// IPv4 header of what is encapsulated: its length is zero, and its checksum the folded sum of the rest.
-    pub outer: [u16; 10],
-    /// What the words of an IPv4 header add up to without its source and checksum.
-    pub sum: u32,
-    /// Lines that `touch` reads one of.
-    pub lines: u32,
-    /// To a multiple of eight.
-    pub padding: u32,
-}
+use crate::settings::Settings;
 
 #[btf_map(name = "settings")]
 static SETTINGS: Array<Settings, 1> = Array::new();

@@ -1,6 +1,7 @@
 //! The object of the measuring programs → programs in the kernel that run a program under test on fresh frames.
 
 use std::net::Ipv4Addr;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,29 +17,13 @@ use crate::samples::cpu_time;
 const OBJECT: &str = "SLUICE_BENCH_OBJECT";
 const BUILT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/bpfel-unknown-none/release/bench");
 
-/// What is asked of the programs; `lb-ebpf/src/bench/maps.rs` has the same.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct Settings {
-    pub flows: u64,
-    pub next: u64,
-    pub length: u32,
-    pub family: u32,
-    pub start: [u8; 32],
-    pub start_rest: [u8; 32],
-    pub more: [u8; 16],
-    pub growth: u32,
-    pub addresses: [u8; 12],
-    pub outer: [u8; 20],
-    pub sum: u32,
-    pub lines: u32,
-    pub padding: u32,
-}
+#[path = "../../../lb-ebpf/src/bench/settings.rs"]
+mod settings;
+
+pub use settings::Settings;
 
 // SAFETY: plain integers without padding between them.
 unsafe impl Pod for Settings {}
-
-const _: () = assert!(size_of::<Settings>() == 152);
 
 /// Frames to run a program on.
 #[derive(Clone, Debug)]
@@ -59,15 +44,18 @@ impl Frames {
         start[..known].copy_from_slice(&self.frame[..known]);
         // Neither checksum nor source; of another family it is not used.
         let sum = [words(&start[14..24]), words(&start[30..34])].iter().sum();
-        let part = |from: usize| start[from..from + 32].try_into().expect("32 of 80 bytes");
+        let replaced: &[Range<usize>] = match self.family {
+            4 => &[24..26, 26..30, 34..36],
+            6 => &[34..38, 54..56],
+            _ => &[],
+        };
+        replaced.iter().for_each(|range| start[range.clone()].fill(0));
+        let mut words = start.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
         Settings {
             flows: self.flows,
             next: self.next,
-            length: self.frame.len() as u32,
             family: self.family,
-            start: part(0),
-            start_rest: part(32),
-            more: start[64..].try_into().expect("16 of 80 bytes"),
+            start: std::array::from_fn(|_| words.next().expect("10 words")),
             sum,
             ..Settings::default()
         }
@@ -89,6 +77,11 @@ fn words(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
 }
 
+/// Bytes as 16-bit words.
+fn halves<const N: usize>(bytes: &[u8]) -> [u16; N] {
+    std::array::from_fn(|index| u16::from_ne_bytes([bytes[2 * index], bytes[2 * index + 1]]))
+}
+
 /// The settings by which `forward` and `encapsulate` send everything from one host to another.
 pub fn sending(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2]) -> Settings {
     let [from, to] = addresses.map(|address| address.octets());
@@ -101,8 +94,7 @@ pub fn sending(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2]) -> Settings {
     let sum = (sum & 0xffff) + (sum >> 16);
     outer[10..12].copy_from_slice(&(sum as u16).to_ne_bytes());
     let [from, to] = macs;
-    let addresses = [to, from].concat().try_into().expect("12 bytes");
-    Settings { addresses, outer, ..Settings::default() }
+    Settings { addresses: halves(&[to, from].concat()), outer: halves(&outer), ..Settings::default() }
 }
 
 /// The loaded object. It runs on one CPU at a time.

@@ -1,0 +1,32 @@
+//! What userspace asks of the measuring programs, as it lies in their map; both sides are built with this file.
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Settings {
+    /// Flows that take turns; 0 for ever-new ones.
+    pub flows: u64,
+    /// The flow of the next frame.
+    pub next: u64,
+    /// How the frame begins: a frame of IPv6 with all of it, others with the first eight words. Where `again` puts a flow's source
+    /// or a checksum, there are zeros.
+    pub start: [u64; 10],
+    /// Whose source is made that of the next flow: 4, 6, or 0 for none.
+    pub family: u32,
+    /// Bytes of the frame that lie in its first page; 0 until `again` has seen one.
+    pub length: u32,
+    /// What the words of an IPv4 header add up to without its source and checksum.
+    pub sum: u32,
+    /// Bytes that `grow` puts in front.
+    pub growth: u32,
+    /// Lines that `touch` reads one of.
+    pub lines: u32,
+    /// Destination and source MAC address of what is forwarded.
+    pub addresses: [u16; 6],
+    /// IPv4 header of what is encapsulated: its length is zero, and its checksum the folded sum of the rest.
+    pub outer: [u16; 10],
+    /// To a multiple of eight.
+    pub padding: u32,
+}
+
+const _: () = assert!(size_of::<Settings>() == 152);
