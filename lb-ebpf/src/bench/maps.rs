@@ -13,9 +13,9 @@ static SUBJECT: ProgramArray<1> = ProgramArray::new();
 #[btf_map(name = "counted")]
 static COUNTED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
-/// As large as the largest flow table that is measured, and as it is: mapped, of cache lines.
+/// As a flow table is: mapped, of cache lines. Who loads the object says how many.
 #[btf_map(name = "lines")]
-static LINES: Array<[u64; 8], { 1 << 21 }, { aya_ebpf::bindings::BPF_F_MMAPABLE as usize }> = Array::new();
+static LINES: Array<[u64; 8], 1, { aya_ebpf::bindings::BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// A word of a line.
 #[inline(always)]

@@ -82,7 +82,7 @@ fn established(agent: &Agent<'_>) -> Result<u64> {
 
 /// What some work yields beside a flood from a host of the public segment, and how many packets a second that had.
 fn beside_flood<T>(lab: &Lab, way: Way, opens: bool, work: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
-    let mut object = Object::load()?;
+    let mut object = Object::load(1)?;
     object.test_own("transmit")?;
     let body = if opens {
         Body::Tcp { ports: [40_000, 80], flags: SYN, payload: vec![0; 10] }

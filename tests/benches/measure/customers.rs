@@ -77,7 +77,7 @@ pub fn run(quick: bool, sink: Sink<'_>) -> Result<()> {
     let modes = modes();
     ways::announce(&lab, &modes);
     let _decaps = ways::unpack(&lab);
-    let mut object = Object::load()?;
+    let mut object = Object::load(1)?;
     object.set(to_web_server(&lab)?)?;
     let mut workloads = workloads(quick);
     for _ in 0..if quick { 1 } else { 5 } {

@@ -1,6 +1,7 @@
 //! Frames through veth, a balancer and veth again → millions of packets a second, for Sluice and for what it is compared with.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -27,9 +28,11 @@ enum Subject {
     Sluice(usize),
     /// The kernel's own forwarding, with or without nftables' DNAT.
     Kernel { translates: bool },
+    /// The kernel's own balancer, by its "direct routing", or by IPIP.
+    Ipvs { tunnels: bool },
 }
 
-use Subject::{Bare, Kernel, Sluice};
+use Subject::{Bare, Ipvs, Kernel, Sluice};
 
 const SUBJECTS: [Subject; 8] = [
     Bare("bare XDP", "forward"),
@@ -42,6 +45,16 @@ const SUBJECTS: [Subject; 8] = [
     Kernel { translates: true },
 ];
 
+/// What IPVS is compared with, where there is one.
+const BESIDE_IPVS: [Subject; 6] = [
+    Bare("bare XDP", "forward"),
+    Sluice(0),
+    Sluice(1),
+    Kernel { translates: false },
+    Ipvs { tunnels: false },
+    Ipvs { tunnels: true },
+];
+
 impl Subject {
     fn name(self) -> &'static str {
         match self {
@@ -49,6 +62,8 @@ impl Subject {
             Sluice(mode) => MODES[mode].0,
             Kernel { translates: true } => "nftables DNAT",
             Kernel { translates: false } => "forwarding",
+            Ipvs { tunnels: false } => "IPVS dr",
+            Ipvs { tunnels: true } => "IPVS tun",
         }
     }
 
@@ -62,9 +77,23 @@ impl Subject {
         }
     }
 
+    /// Where its packets are sent to.
+    fn way(self) -> Way {
+        let mode = match self {
+            Sluice(mode) => mode,
+            Ipvs { tunnels } => tunnels.into(),
+            _ => 0,
+        };
+        Way { mode, family: Family::V4 }
+    }
+
+    fn vip(self) -> IpAddr {
+        self.way().vip()
+    }
+
     /// Packets of so many flows for it.
     fn frames(self, flows: u64) -> Frames {
-        let way = Way { mode: if let Sluice(mode) = self { mode } else { 0 }, family: Family::V4 };
+        let way = self.way();
         let frame = way.tcp(flows == 0, way.vip(), 0).frame();
         Frames { frame, family: 4, flows, next: 0 }
     }
@@ -85,12 +114,26 @@ pub fn run(quick: bool, sink: Sink<'_>) -> Result<()> {
     Ok(setns(home, CloneFlags::CLONE_NEWNET)?)
 }
 
+/// Measures Sluice beside IPVS, in the calling thread's machine: its kernel must have that. An emulated one is slow, and IPVS
+/// keeps its connections in 4,096 lists.
+pub fn beside_ipvs(sink: Sink<'_>) -> Result<()> {
+    const FLOWS: u32 = 4_096;
+    let (netns, mut wires) = wires::lay(1)?;
+    let subjects = &BESIDE_IPVS;
+    let mut bench = Bench { netns, wires: &mut wires, bare: Object::load(1)?, subjects, rounds: 5, frames: 20_000 };
+    bench.set_bare()?;
+    let mut world = World::new(FLOWS)?;
+    world.kernel.tables().set_interfaces(&[(bench.wires[0].index, EDGE_MAC)]);
+    bench.closed_loop(&mut world, FLOWS.into(), "4 K flows", 1, sink)
+}
+
 /// The same in a namespace of its own, in which the calling thread is left.
 fn measure(quick: bool, sink: Sink<'_>) -> Result<()> {
     let (netns, mut wires) = wires::lay(2)?;
     let (rounds, frames) = if quick { (3, 200_000) } else { (5, 1_000_000) };
-    let mut bench = Bench { netns, wires: &mut wires, bare: Object::load()?, rounds, frames };
-    bench.bare.set(sending([EDGE_MAC, [2, 0, 0, 0, 1, 1]], [[192, 0, 2, 1].into(), [10, 0, 2, 1].into()]))?;
+    let subjects = &SUBJECTS;
+    let mut bench = Bench { netns, wires: &mut wires, bare: Object::load(1)?, subjects, rounds, frames };
+    bench.set_bare()?;
     let chosen = if quick { &FLOWS[1..2] } else { &FLOWS[..] };
     let mut world: Option<(u32, World)> = None;
     for &(flows, name, size) in chosen {
@@ -114,32 +157,41 @@ struct Bench<'a> {
     netns: Netns,
     wires: &'a mut [Wire],
     bare: Object,
+    subjects: &'static [Subject],
     rounds: usize,
     frames: u32,
 }
 
 impl Bench<'_> {
-    /// Makes a subject steer the packets of the first wires; they come back by themselves when the links are dropped.
+    /// Tells the measuring programs where they send packets.
+    fn set_bare(&mut self) -> Result<()> {
+        self.bare.set(sending([EDGE_MAC, [2, 0, 0, 0, 1, 1]], [[192, 0, 2, 1].into(), [10, 0, 2, 1].into()]))
+    }
+
+    /// Makes a subject steer the packets of the first wires; they come back by themselves when the links are dropped, and
+    /// [`release`] does the rest.
     fn steer(&mut self, world: &mut World, subject: Subject, cores: usize) -> Result<Vec<XdpLink>> {
-        if let Kernel { translates } = subject {
-            translate(translates)?;
+        match subject {
+            Kernel { translates: true } => translate()?,
+            Ipvs { tunnels } => balance(tunnels)?,
+            _ => {}
         }
         let names: Vec<String> = self.wires.iter().take(cores).map(|wire| wire.balancer.clone()).collect();
         let attach = |name: &String| match subject {
             Bare(_, program) => self.bare.attach(program, name),
             Sluice(_) => world.attach(name),
-            Kernel { .. } => self.bare.attach("pass", name),
+            Kernel { .. } | Ipvs { .. } => self.bare.attach("pass", name),
         };
         names.iter().map(attach).collect()
     }
 
-    fn subjects(flows: u64) -> impl Iterator<Item = Subject> {
-        SUBJECTS.into_iter().filter(move |subject| subject.takes(flows))
+    fn subjects(&self, flows: u64) -> impl Iterator<Item = Subject> + use<> {
+        self.subjects.iter().copied().filter(move |subject| subject.takes(flows))
     }
 
     /// How many frames a sample has: the kernel is slower.
     fn repeat(&self, subject: Subject) -> u32 {
-        if matches!(subject, Kernel { .. }) { self.frames / 4 } else { self.frames }
+        if matches!(subject, Kernel { .. } | Ipvs { .. }) { self.frames / 4 } else { self.frames }
     }
 
     /// Generator, balancer and sink in one chain on each core; packets by the CPU time of the generator's thread.
@@ -154,7 +206,7 @@ impl Bench<'_> {
         let plural = if cores == 1 { "core" } else { "cores" };
         let mut group = Group::new("live", format!("closed loop, {cores} {plural}, {name}"), "Mpps");
         for round in 0..self.rounds {
-            for subject in Self::subjects(flows) {
+            for subject in self.subjects(flows) {
                 // The kernel's routes lead to the first wire.
                 if cores > 1 && matches!(subject, Kernel { .. }) {
                     continue;
@@ -172,7 +224,7 @@ impl Bench<'_> {
                     .with_context(|| subject.name())?;
                 group.add(subject.name(), rate);
                 drop(links);
-                translate(false)?;
+                release(subject)?;
             }
         }
         sink(group);
@@ -183,7 +235,7 @@ impl Bench<'_> {
     fn overload(&mut self, world: &mut World, flows: u64, name: &str, sink: Sink<'_>) -> Result<()> {
         let mut group = Group::new("live", format!("overload, {name}"), "Mpps");
         for _ in 0..self.rounds {
-            for subject in Self::subjects(flows) {
+            for subject in self.subjects(flows) {
                 let links = self.steer(world, subject, 1)?;
                 let thread = self.wires[0].own_thread(1)?;
                 pin(0, 0)?;
@@ -196,7 +248,7 @@ impl Bench<'_> {
                 group.add(subject.name(), mpps(wire.counted()? - before.0, took));
                 self.wires[0].no_thread()?;
                 drop(links);
-                translate(false)?;
+                release(subject)?;
             }
         }
         sink(group);
@@ -226,19 +278,35 @@ fn mpps(packets: u64, took: Duration) -> f64 {
     packets as f64 / took.as_secs_f64() / 1e6
 }
 
-/// Puts nftables' DNAT by a hash of the source into force, or ends it.
-fn translate(on: bool) -> Result<()> {
-    wires::shell("if nft list table ip bench >/dev/null 2>&1; then nft delete table ip bench; fi")?;
-    if on {
-        let servers: Vec<_> =
-            SERVERS.iter().enumerate().map(|(n, server)| format!("{n} : {server}")).collect();
-        // Packets in the middle of connections, whose ports changed without their checksums.
-        wires::shell(&format!(
-            "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1 net.netfilter.nf_conntrack_checksum=0; nft 'table ip bench {{ chain to {{ type nat hook \
-             prerouting priority dstnat; dnat to jhash ip saddr . tcp sport mod {} map {{ {} }}; }}; }}'",
-            SERVERS.len(),
-            servers.join(", ")
-        ))?;
+/// Puts nftables' DNAT by a hash of the source into force.
+fn translate() -> Result<()> {
+    let servers: Vec<_> = SERVERS.iter().enumerate().map(|(n, server)| format!("{n} : {server}")).collect();
+    // Packets in the middle of connections, whose ports changed without their checksums.
+    wires::shell(&format!(
+        "sysctl -qw net.netfilter.nf_conntrack_tcp_be_liberal=1 net.netfilter.nf_conntrack_checksum=0; nft 'table ip bench {{ chain to {{ type nat hook \
+         prerouting priority dstnat; dnat to jhash ip saddr . tcp sport mod {} map {{ {} }}; }}; }}'",
+        SERVERS.len(),
+        servers.join(", ")
+    ))
+}
+
+/// Makes IPVS balance, by Maglev like Sluice. Its VIP must be an address of the host.
+fn balance(tunnels: bool) -> Result<()> {
+    let vip = Ipvs { tunnels }.vip();
+    let method = if tunnels { "-i" } else { "-g" };
+    // Packets in the middle of connections.
+    let mut script = format!(
+        "ip address add {vip}/32 dev lo; echo 1 >/proc/sys/net/ipv4/vs/sloppy_tcp; ipvsadm -A -t {vip}:80 -s mh; "
+    );
+    SERVERS.iter().for_each(|server| script += &format!("ipvsadm -a -t {vip}:80 -r {server}:80 {method}; "));
+    wires::shell(&script)
+}
+
+/// Ends what [`Bench::steer`] made besides links.
+fn release(subject: Subject) -> Result<()> {
+    match subject {
+        Kernel { translates: true } => wires::shell("nft delete table ip bench"),
+        Ipvs { .. } => wires::shell(&format!("ipvsadm -C; ip address del {}/32 dev lo", subject.vip())),
+        _ => Ok(()),
     }
-    Ok(())
 }

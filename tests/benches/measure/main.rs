@@ -5,6 +5,7 @@
 mod attack;
 mod control;
 mod customers;
+mod ipvs;
 mod live;
 mod object;
 mod packet;
@@ -28,6 +29,8 @@ fn main() -> Result<()> {
             "packet" => packet::run(if quick { &packet::QUICK } else { &packet::FULL }, &mut samples::print)?,
             "attack" => attack::run(quick, &mut samples::print)?,
             "control" => control::run(quick, &mut samples::print)?,
+            "ipvs" => ipvs::run()?,
+            ipvs::INSIDE => ipvs::inside()?,
             "live" => live::run(quick, &mut samples::print)?,
             "customers" => customers::run(quick, &mut samples::print)?,
             other => bail!("there is no part {other}"),

@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
-use aya::{Ebpf, Pod};
+use aya::{Ebpf, EbpfLoader, Pod};
 
 use crate::samples::cpu_time;
 
 /// Names the file with the object, if it is not where it is built to.
-const OBJECT: &str = "SLUICE_BENCH_OBJECT";
+pub const OBJECT: &str = "SLUICE_BENCH_OBJECT";
 const BUILT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/bpfel-unknown-none/release/bench");
 
 #[path = "../../../lb-ebpf/src/bench/settings.rs"]
@@ -24,6 +24,11 @@ pub use settings::Settings;
 
 // SAFETY: plain integers without padding between them.
 unsafe impl Pod for Settings {}
+
+/// Where the object is.
+pub fn built() -> PathBuf {
+    std::env::var_os(OBJECT).map_or_else(|| PathBuf::from(BUILT), PathBuf::from)
+}
 
 /// Frames to run a program on.
 #[derive(Clone, Debug)]
@@ -105,9 +110,12 @@ pub struct Object {
 }
 
 impl Object {
-    pub fn load() -> Result<Self> {
-        let file = std::env::var_os(OBJECT).map_or_else(|| PathBuf::from(BUILT), PathBuf::from);
-        let mut bpf = Ebpf::load_file(&file).with_context(|| format!("loading {}", file.display()))?;
+    /// With a table of so many lines for `touch`.
+    pub fn load(lines: u32) -> Result<Self> {
+        let file = built();
+        let mut loader = EbpfLoader::new();
+        let loaded = loader.map_max_entries("lines", lines).load_file(&file);
+        let mut bpf = loaded.with_context(|| format!("loading {}", file.display()))?;
         let names: Vec<String> = bpf.programs().map(|(name, _)| name.to_owned()).collect();
         for name in names {
             let program: &mut Xdp = bpf.program_mut(&name).context("listed just now")?.try_into()?;

@@ -20,6 +20,9 @@ const ECHOES: u32 = 900;
 /// New flows a sample: with so many samples, few enough to find room.
 const NEW: u32 = 40_000;
 
+/// As many as the largest flow table has.
+const MOST_LINES: u32 = 1 << 21;
+
 /// A thing to be measured.
 struct Case {
     name: String,
@@ -51,7 +54,7 @@ const MOST_TRANSLATED: u32 = 1 << 20;
 /// Measures everything.
 pub fn run(extent: &Extent, sink: Sink<'_>) -> Result<()> {
     pin_to_last_cpu()?;
-    let mut object = Object::load()?;
+    let mut object = Object::load(MOST_LINES)?;
     for (index, &(flows, name)) in extent.flows.iter().enumerate() {
         let mut bench = Bench { object: &mut object, world: World::new(flows)?, extent, sink };
         if index == 0 {

@@ -22,6 +22,12 @@ impl Group {
         Self { part, name: name.into(), unit, series: BTreeMap::new() }
     }
 
+    /// As a line of JSON.
+    pub fn line(&self) -> String {
+        let Self { part, name, unit, series } = self;
+        json!({ "part": part, "name": name, "unit": unit, "series": series }).to_string()
+    }
+
     pub fn add(&mut self, who: &str, sample: f64) {
         self.series.entry(who.to_owned()).or_default().push(sample);
     }
@@ -32,8 +38,7 @@ pub type Sink<'a> = &'a mut dyn FnMut(Group);
 
 /// To the standard output, a line each.
 pub fn print(group: Group) {
-    let Group { part, name, unit, series } = group;
-    println!("{}", json!({ "part": part, "name": name, "unit": unit, "series": series }));
+    println!("{}", group.line());
     let _ = std::io::stdout().flush();
 }
 

@@ -51,9 +51,9 @@ pub fn lay(count: usize) -> Result<(Netns, Vec<Wire>)> {
     Ok((netns, wires))
 }
 
-/// Runs commands in this thread's namespace; the first that fails ends them.
+/// Runs commands in this thread's namespace; the first that fails ends them. Not by `sh`: where that is busybox, it takes its own `ip`.
 pub fn shell(script: &str) -> Result<()> {
-    run_checked(Command::new("sh").args(["-ec", script])).map(drop)
+    run_checked(Command::new("bash").args(["-ec", script])).map(drop)
 }
 
 /// Keeps the calling thread, or another, on one CPU.
@@ -65,7 +65,7 @@ pub fn pin(thread: i32, cpu: usize) -> Result<()> {
 
 impl Wire {
     fn new(number: usize) -> Result<Self> {
-        let mut generator = Object::load()?;
+        let mut generator = Object::load(1)?;
         generator.test_own("transmit")?;
         let end = format!("g{number}");
         let sink = generator.attach("count", &end)?;

@@ -81,12 +81,15 @@ pub(crate) fn wire(groups: &[Group]) -> Option<String> {
         return None;
     }
     costs.push(("Katran, IPIP, 512 K flows".to_owned(), KATRAN_NS));
+    costs.extend(ipvs(groups).map(|above| ("IPVS, dr".to_owned(), above)));
     let mut text = format!(
         "## wire\n\n**An estimate**, not a measurement: cores for a link that is full in one direction. A packet costs what it \
          takes above an empty program at a million flows, and {DRIVER_NS:.0} ns in the driver: a core receives and drops 24 \
          million packets a second with XDP (\"The eXpress Data Path\", CoNEXT 2018), and sending is taken to cost the same \
          again. Packets a second = link / 8 / (frame + {BETWEEN_FRAMES} bytes); cores = packets × cost. The IMIX is of seven \
-         frames of 64 bytes, four of 594 and one of 1,518. Katran's cost was measured on such a machine by the same method.\n\n\
+         frames of 64 bytes, four of 594 and one of 1,518. Katran's cost was measured on such a machine by the same method. That of IPVS is what the kernel's \
+         forwarding takes here of a core, times what IPVS takes of forwarding in the guest, less what a bare XDP program takes \
+         here.\n\n\
          | balancer | ns a packet |"
     );
     let columns = || SIZES.iter().flat_map(|(name, bytes)| LINKS.map(|link| (*name, *bytes, link)));
@@ -98,6 +101,20 @@ pub(crate) fn wire(groups: &[Group]) -> Option<String> {
         text += &format!("| {name} | {above:.0} + {DRIVER_NS:.0} |{}\n", cells.collect::<String>());
     }
     Some(text)
+}
+
+/// Nanoseconds that IPVS takes for a packet above a bare XDP program, by a ratio of the guest's and figures of this machine.
+fn ipvs(groups: &[Group]) -> Option<f64> {
+    let of_part = |part: &str, name: &str| {
+        groups.iter().find(|group| group.part == part && group.name.contains(name))
+    };
+    let here = of_part("live", "closed loop, 1 core, 64 K flows")?;
+    let took = |who: &str| {
+        let figure = here.figures().into_iter().find(|figure| figure.who == who)?;
+        Some(1e3 / figure.value.median)
+    };
+    let slower = of_part("ipvs", "closed loop")?.ratio("forwarding", "IPVS dr")?.median;
+    Some(took("forwarding")? * slower - took("bare XDP")?)
 }
 
 /// Cores that packets of so many nanoseconds and bytes keep busy on a link.
@@ -134,6 +151,19 @@ mod tests {
             "{text}"
         );
         assert_eq!(growth(&groups[..1]), None);
+    }
+
+    #[test]
+    fn the_cost_of_ipvs_is_that_of_forwarding_times_a_ratio() {
+        let rates = |part: &str, series: &[(&str, f64)]| {
+            let series = series.iter().map(|(who, rate)| ((*who).to_owned(), vec![*rate])).collect();
+            let name = "closed loop, 1 core, 64 K flows".into();
+            Group { part: part.into(), name, unit: "Mpps".into(), series }
+        };
+        let here = rates("live", &[("bare XDP", 4.0), ("forwarding", 1.0)]);
+        let guest = rates("ipvs", &[("forwarding", 0.2), ("IPVS dr", 0.1)]);
+        assert_eq!(ipvs(&[here.clone(), guest]), Some(1_750.0));
+        assert_eq!(ipvs(&[here]), None);
     }
 
     #[test]

@@ -26,11 +26,11 @@ use figures::{Figure, Group};
 use machine::Machine;
 
 /// What is measured.
-const MEASURED: [&str; 5] = ["packet", "live", "customers", "attack", "control"];
+const MEASURED: [&str; 6] = ["packet", "live", "ipvs", "customers", "attack", "control"];
 /// What follows from that.
 const DERIVED: [&str; 2] = ["growth", "wire"];
 /// The parts.
-const PARTS: [&str; 7] = ["packet", "live", "customers", "attack", "control", "growth", "wire"];
+const PARTS: [&str; 8] = ["packet", "live", "ipvs", "customers", "attack", "control", "growth", "wire"];
 /// What is committed: tables for readers, and ratios for [`compare`].
 const DOCUMENT: &str = "BENCHMARKS.md";
 const RATIOS: &str = "benchmarks.json";
@@ -59,6 +59,8 @@ impl Options {
         let for_derived = |part: &str| match part {
             "packet" => DERIVED.into_iter().any(named),
             "control" => named("growth"),
+            // What the kernel's own balancer costs.
+            "live" | "ipvs" => named("wire"),
             _ => false,
         };
         MEASURED.into_iter().filter(|part| named(part) || for_derived(part)).collect()
@@ -206,7 +208,7 @@ mod tests {
     fn what_is_derived_has_its_measurements_taken() {
         assert_eq!(options(&[], false, false).measured(), MEASURED);
         assert_eq!(options(&["live"], false, false).measured(), ["live"]);
-        assert_eq!(options(&["wire"], false, false).measured(), ["packet"]);
+        assert_eq!(options(&["wire"], false, false).measured(), ["packet", "live", "ipvs"]);
         assert_eq!(options(&["growth", "live"], false, false).measured(), ["packet", "live", "control"]);
     }
 

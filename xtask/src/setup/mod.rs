@@ -39,10 +39,11 @@ const GUEST_PROGRAMS: [Needed; 3] = [
 ];
 
 /// What the bench runs beyond the lab: a load generator, and what Sluice is compared with.
-const BENCH_PROGRAMS: [Needed; 4] = [
+const BENCH_PROGRAMS: [Needed; 5] = [
     ("wrk", &["wrk"]),
     ("haproxy", &["haproxy"]),
     ("nft", &["nftables"]),
+    ("ipvsadm", &["ipvsadm"]),
     (NGINX_STREAM, &["libnginx-mod-stream"]),
 ];
 
@@ -76,7 +77,7 @@ pub(crate) fn if_missing_for_tests() -> Result<()> {
 
 /// Sets up if a quick look finds something missing that the bench needs.
 pub(crate) fn if_missing_for_bench() -> Result<()> {
-    if_missing()?;
+    if_missing_for_tests()?;
     if missing(&BENCH_PROGRAMS).is_empty() {
         return Ok(());
     }
