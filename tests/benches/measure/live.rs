@@ -10,7 +10,7 @@ use lb_tests::Netns;
 use lb_userspace::io::datapath::Datapath;
 use nix::sched::{CloneFlags, setns};
 
-use crate::object::{Frames, Object, sending};
+use crate::object::{Frames, Object, Settings, sending};
 use crate::samples::{Group, Sink};
 use crate::support::frames::wire::Family;
 use crate::wires::{self, SERVERS, Wire, pin, thread_time};
@@ -34,8 +34,9 @@ enum Subject {
 
 use Subject::{Bare, Ipvs, Kernel, Sluice};
 
-const SUBJECTS: [Subject; 8] = [
+const SUBJECTS: [Subject; 9] = [
     Bare("bare XDP", "forward"),
+    Bare("bare XDP + one line of memory", "forward_known"),
     Sluice(0),
     Bare("bare encapsulation", "encapsulate"),
     Sluice(1),
@@ -107,6 +108,9 @@ const FLOWS: [(u64, &str, u32); 4] = [
     (0, "flood", 1 << 20),
 ];
 
+/// Lines of the flow table for the most of them.
+const MOST_LINES: u32 = 1 << 18;
+
 /// Measures everything.
 pub fn run(quick: bool, sink: Sink<'_>) -> Result<()> {
     let home = File::open("/proc/thread-self/ns/net")?;
@@ -120,9 +124,10 @@ pub fn beside_ipvs(sink: Sink<'_>) -> Result<()> {
     const FLOWS: u32 = 4_096;
     let (netns, mut wires) = wires::lay(1)?;
     let subjects = &BESIDE_IPVS;
-    let mut bench = Bench { netns, wires: &mut wires, bare: Object::load(1)?, subjects, rounds: 5, frames: 20_000 };
-    bench.set_bare()?;
+    let mut bench =
+        Bench { netns, wires: &mut wires, bare: Object::load(1)?, subjects, rounds: 5, frames: 20_000 };
     let mut world = World::new(FLOWS)?;
+    bench.set_bare(&world)?;
     world.kernel.tables().set_interfaces(&[(bench.wires[0].index, EDGE_MAC)]);
     bench.closed_loop(&mut world, FLOWS.into(), "4 K flows", 1, sink)
 }
@@ -132,8 +137,8 @@ fn measure(quick: bool, sink: Sink<'_>) -> Result<()> {
     let (netns, mut wires) = wires::lay(2)?;
     let (rounds, frames) = if quick { (3, 200_000) } else { (5, 1_000_000) };
     let subjects = &SUBJECTS;
-    let mut bench = Bench { netns, wires: &mut wires, bare: Object::load(1)?, subjects, rounds, frames };
-    bench.set_bare()?;
+    let mut bench =
+        Bench { netns, wires: &mut wires, bare: Object::load(MOST_LINES)?, subjects, rounds, frames };
     let chosen = if quick { &FLOWS[1..2] } else { &FLOWS[..] };
     let mut world: Option<(u32, World)> = None;
     for &(flows, name, size) in chosen {
@@ -143,6 +148,7 @@ fn measure(quick: bool, sink: Sink<'_>) -> Result<()> {
         let (_, world) = world.as_mut().context("made just now")?;
         let interfaces: Vec<_> = bench.wires.iter().map(|wire| (wire.index, EDGE_MAC)).collect();
         world.kernel.tables().set_interfaces(&interfaces);
+        bench.set_bare(world)?;
         bench.closed_loop(world, flows, name, 1, sink)?;
         if flows == MOST_TRACKED {
             bench.closed_loop(world, flows, name, 2, sink)?;
@@ -163,9 +169,11 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Tells the measuring programs where they send packets.
-    fn set_bare(&mut self) -> Result<()> {
-        self.bare.set(sending([EDGE_MAC, [2, 0, 0, 0, 1, 1]], [[192, 0, 2, 1].into(), [10, 0, 2, 1].into()]))
+    /// Tells the measuring programs where they send packets, and to read of a table as large as the one of flows.
+    fn set_bare(&mut self, world: &World) -> Result<()> {
+        let lines = world.kernel.tables().capacity().flow_buckets;
+        let sending = sending([EDGE_MAC, [2, 0, 0, 0, 1, 1]], [[192, 0, 2, 1].into(), [10, 0, 2, 1].into()]);
+        self.bare.set(Settings { lines, ..sending })
     }
 
     /// Makes a subject steer the packets of the first wires; they come back by themselves when the links are dropped, and

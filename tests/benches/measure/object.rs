@@ -55,7 +55,8 @@ impl Frames {
             _ => &[],
         };
         replaced.iter().for_each(|range| start[range.clone()].fill(0));
-        let mut words = start.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
+        let mut words =
+            start.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
         Settings {
             flows: self.flows,
             next: self.next,

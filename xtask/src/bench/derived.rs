@@ -105,9 +105,8 @@ pub(crate) fn wire(groups: &[Group]) -> Option<String> {
 
 /// Nanoseconds that IPVS takes for a packet above a bare XDP program, by a ratio of the guest's and figures of this machine.
 fn ipvs(groups: &[Group]) -> Option<f64> {
-    let of_part = |part: &str, name: &str| {
-        groups.iter().find(|group| group.part == part && group.name.contains(name))
-    };
+    let of_part =
+        |part: &str, name: &str| groups.iter().find(|group| group.part == part && group.name.contains(name));
     let here = of_part("live", "closed loop, 1 core, 64 K flows")?;
     let took = |who: &str| {
         let figure = here.figures().into_iter().find(|figure| figure.who == who)?;
