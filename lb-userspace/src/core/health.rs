@@ -175,8 +175,11 @@ impl Monitor {
             self.shown_bad = 0;
             return None;
         };
+        if self.health != Health::Healthy {
+            return None;
+        }
         self.shown_bad = self.shown_bad.saturating_add(1);
-        if self.health != Health::Healthy || self.shown_bad < self.thresholds.fall {
+        if self.shown_bad < self.thresholds.fall {
             return None;
         }
         (self.shown_bad, self.contrary) = (0, 0);
