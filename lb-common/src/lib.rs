@@ -4,6 +4,7 @@
 //! no I/O, no clock, no global state, no allocation.
 
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(test)]
 extern crate std;

@@ -6,10 +6,10 @@ use core::ops::{Deref, DerefMut};
 use network_types::eth::EthHdr;
 
 use crate::abi::{
-    Backend, Control, FlowBucket, FragmentRoute, MAX_BACKENDS, PathMtu, RING_SIZE, Ring, Service,
+    Backend, Control, FlowBucket, FragmentRoute, Latency, MAX_BACKENDS, PathMtu, RING_SIZE, Ring, Service,
     TRANSLATION_WORDS, Translation, TupleKey, Verdicts, VipBucket, Word,
 };
-use crate::datapath::{Header, Inserted, Outcome, Packet, Scratch, Step, Tables};
+use crate::datapath::{Header, Inserted, Instant, Outcome, Packet, Scratch, Step, Tables};
 use crate::flow::{Eviction, Tick};
 use crate::verdict::Verdict;
 
@@ -132,6 +132,10 @@ pub struct TableSlices<'a> {
     pub rings: &'a [Ring],
     /// The map `flows`.
     pub flows: &'a [FlowBucket],
+    /// The map `openings`.
+    pub openings: &'a [Word],
+    /// The map `backend_latency`.
+    pub latency: &'a [Latency],
     /// The maps `translations` and `fragments`.
     pub exact: &'a dyn Exact,
 }
@@ -142,6 +146,8 @@ pub struct SliceTables<'a, F: Fn(Step)> {
     pub tables: TableSlices<'a>,
     /// The time.
     pub now: Tick,
+    /// The time, finer.
+    pub instant: Instant,
     /// Stands in for every bucket of the flow table that is asked for: with it, a packet leaves all arrays as they were. What it
     /// does to [`TableSlices::exact`] is that one's to keep or not, for a new flow must find its translation there.
     pub scratch: Option<&'a FlowBucket>,
@@ -161,6 +167,7 @@ impl<'a, F: Fn(Step)> SliceTables<'a, F> {
         Self {
             tables,
             now,
+            instant: Instant::default(),
             scratch: None,
             icmp_budget: Word::new(0),
             work: RefCell::default(),
@@ -246,6 +253,21 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
 
     fn now(&self, _: &Control) -> Tick {
         self.now
+    }
+
+    fn instant(&self) -> Instant {
+        self.instant
+    }
+
+    fn opening(&self, slot: u32) -> Option<&Word> {
+        if self.scratch.is_some() {
+            return None;
+        }
+        self.tables.openings.get(slot as usize)
+    }
+
+    fn latency(&self, backend: u16) -> Option<&Latency> {
+        self.tables.latency.get(backend as usize)
     }
 
     fn count(&self, verdict: Verdict) {

@@ -5,14 +5,14 @@ use core::ops::{Deref, DerefMut};
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup};
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
-use aya_ebpf::helpers::bpf_jiffies64;
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
-    Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Name, PathMtu, RING_SIZE, Ring,
-    STAGE_SLOTS, Service, Traffic, Translation, TupleKey, Verdicts, VipBucket, Word,
+    Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Latency, Name, OPENING_SLOTS, PathMtu,
+    RING_SIZE, Ring, STAGE_SLOTS, Service, Traffic, Translation, TupleKey, Verdicts, VipBucket, Word,
 };
-use lb_common::datapath::{self, Attempt, Exit, Inserted, Outcome, Scratch, Stage, Tables};
+use lb_common::datapath::{self, Attempt, Exit, Inserted, Instant, Outcome, Scratch, Stage, Tables};
 use lb_common::flow::{Eviction, Tick, Victim};
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
 
@@ -38,6 +38,12 @@ static VERDICTS: PerCpuArray<Verdicts, 1> = PerCpuArray::new();
 static SERVICE_TRAFFIC: PerCpuArray<Traffic, 1> = PerCpuArray::new();
 #[btf_map(name = "backend_traffic")]
 static BACKEND_TRAFFIC: PerCpuArray<Traffic, 1> = PerCpuArray::new();
+#[btf_map(name = "openings")]
+static OPENINGS: Array<Word, { OPENING_SLOTS as usize }, MAPPED> = Array::new();
+#[btf_map(name = "service_latency")]
+static SERVICE_LATENCY: Array<Latency, 1, MAPPED> = Array::new();
+#[btf_map(name = "backend_latency")]
+static BACKEND_LATENCY: Array<Latency, 1, MAPPED> = Array::new();
 #[btf_map(name = "service_names")]
 static SERVICE_NAMES: Array<Name, 1, MAPPED> = Array::new();
 #[btf_map(name = "backend_names")]
@@ -110,6 +116,22 @@ extern "C" fn victim(index: u64, now: u64) -> u64 {
 #[inline(never)]
 extern "C" fn attempt(sequence: u64, late: u64) -> u64 {
     datapath::attempt(&Maps, sequence, late != 0) as u64
+}
+
+/// See [`datapath::note_opening`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_opening(hash: u64) -> u64 {
+    datapath::note_opening(&Maps, hash);
+    0
+}
+
+/// See [`datapath::note_answer`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn note_answer(hash: u64, backend: u64) -> u64 {
+    datapath::note_answer(&Maps, hash, backend as u16);
+    0
 }
 
 /// The maps of this program.
@@ -228,6 +250,32 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn instant(&self) -> Instant {
+        // SAFETY: the helper takes nothing and reads a clock.
+        Instant((unsafe { bpf_ktime_get_ns() } / Latency::UNIT_NS) as u32)
+    }
+
+    #[inline(always)]
+    fn opening(&self, slot: u32) -> Option<&Word> {
+        OPENINGS.get(slot)
+    }
+
+    #[inline(always)]
+    fn latency(&self, backend: u16) -> Option<&Latency> {
+        BACKEND_LATENCY.get(backend.into())
+    }
+
+    #[inline(always)]
+    fn note_opening(&self, hash: u64) {
+        note_opening(hash);
+    }
+
+    #[inline(always)]
+    fn note_answer(&self, hash: u64, backend: u16) {
+        note_answer(hash, backend.into());
+    }
+
+    #[inline(always)]
     fn count(&self, verdict: Verdict) {
         if let Some(verdicts) = VERDICTS.get_ptr_mut(0) {
             let mut index = verdict.index();
@@ -251,11 +299,6 @@ impl Tables for Maps {
     fn count_forwarded(&self, forwarded: &Outcome) {
         let Some(traffic) = BACKEND_TRAFFIC.get_ptr_mut(forwarded.backend.into()) else { return };
         // SAFETY: as above.
-        let traffic = unsafe { &mut *traffic };
-        traffic.packets += 1;
-        traffic.bytes += u64::from(forwarded.bytes);
-        if forwarded.new_flow {
-            traffic.new_flows += 1;
-        }
+        unsafe { (*traffic).count(forwarded) };
     }
 }

@@ -125,11 +125,11 @@ fn an_established_connection_stays_with_a_backend_that_takes_no_new_ones() {
         lab.ack();
         lab.change(first.backend, change);
         let next = lab.ack();
-        assert_eq!((next.backend, next.new_flow), (first.backend, false));
+        assert_eq!((next.backend, next.new_flow()), (first.backend, false));
         lab.pass_ticks(1);
         let reopened = lab.syn();
         assert_ne!(reopened.backend, first.backend, "a new connection from the same port is a new flow");
-        assert!(reopened.new_flow);
+        assert!(reopened.new_flow());
     }
 }
 
@@ -151,10 +151,10 @@ fn a_retransmitted_syn_keeps_its_backend_for_seconds_only() {
     // Whatever the ring says by then.
     lab.change(first.backend, drained);
     lab.pass_ticks(RETRANSMISSION_TICKS);
-    assert_eq!((lab.syn().backend, lab.syn().new_flow), (first.backend, false));
+    assert_eq!((lab.syn().backend, lab.syn().new_flow()), (first.backend, false));
     lab.pass_ticks(1);
     let later = lab.syn();
-    assert!(later.new_flow, "retransmissions do not prolong themselves");
+    assert!(later.new_flow(), "retransmissions do not prolong themselves");
     assert_ne!(later.backend, first.backend);
 }
 

@@ -295,7 +295,7 @@ fn an_id_is_used_again_only_after_its_flows_are_swept() {
     let third = backend_id(&memory.tables().image(), 0, "third").unwrap();
     assert_eq!(third, old, "the id is free again");
     let outcome = send(&memory, 0, 1_000, false);
-    assert!(outcome.new_flow, "and no flow of its former owner comes with it");
+    assert!(outcome.new_flow(), "and no flow of its former owner comes with it");
 }
 
 /// An agent killed between freeing a backend and sweeping its flows leaves entries that name a free id.

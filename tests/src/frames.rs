@@ -78,7 +78,7 @@ fn ask_for_tags(socket: &Socket) -> std::io::Result<()> {
 }
 
 /// Receives one frame, its outer VLAN tag put back where it was.
-fn receive(socket: &Socket, buffer: &mut [u8]) -> std::io::Result<Vec<u8>> {
+pub(crate) fn receive(socket: &Socket, buffer: &mut [u8]) -> std::io::Result<Vec<u8>> {
     // Of u64, for the alignment of what the kernel writes there.
     let mut control = [0_u64; 16];
     let mut data = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
@@ -112,7 +112,7 @@ fn receive(socket: &Socket, buffer: &mut [u8]) -> std::io::Result<Vec<u8>> {
     })
 }
 
-fn packet_socket(host: &Host, interface: &str, ethertype: u16) -> Result<Socket> {
+pub(crate) fn packet_socket(host: &Host, interface: &str, ethertype: u16) -> Result<Socket> {
     let name = CString::new(interface)?;
     host.run(|| -> Result<Socket> {
         let ifindex = nix::net::if_::if_nametoindex(name.as_c_str())

@@ -1,6 +1,7 @@
 //! Settings for the whole datapath, and the word that puts one half of the VIP table in force.
 
 use super::{MAX_INTERFACES, MAX_SOURCES, Word};
+use crate::datapath::TimedOpenings;
 use crate::hash::Key;
 use crate::net::Address;
 
@@ -26,8 +27,10 @@ pub struct Control {
     pub settings: Settings,
     /// `nat`: the ports that translated packets are sent from.
     pub nat_ports: NatPorts,
+    /// Which openings are timed.
+    pub timed_openings: TimedOpenings,
     /// To the end of the cache line.
-    pub padding: [u8; 12],
+    pub padding: [u8; 8],
     /// ICMP answers sent in a tick: the tick in the upper half, their number in the lower. The program's.
     pub icmp_budget: Word,
     /// `nat`: how many of `snat_v4` and of `snat_v6` there are.

@@ -1,8 +1,9 @@
 //! What is counted, per CPU.
 
+use crate::datapath::Outcome;
 use crate::verdict::VERDICT_SLOTS;
 
-/// What went to a backend, or to all of a service.
+/// What went to a backend, or to all of a service. What is counted of TCP is what its customers sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Traffic {
@@ -12,8 +13,48 @@ pub struct Traffic {
     pub bytes: u64,
     /// Flows that were given a backend.
     pub new_flows: u64,
-    /// To half a cache line.
-    pub padding: u64,
+    /// TCP connections that were given a backend by an opening SYN.
+    pub opened: u64,
+    /// SYNs that came again while nothing had followed the first.
+    pub repeated: u64,
+    /// TCP connections of which a second packet came that was none of that.
+    pub answered: u64,
+    /// FINs.
+    pub fins: u64,
+    /// RSTs.
+    pub resets: u64,
+}
+
+impl Traffic {
+    /// Counts a forwarded packet.
+    #[inline(always)]
+    pub fn count(&mut self, forwarded: &Outcome) {
+        self.packets += 1;
+        self.bytes += u64::from(forwarded.bytes);
+        let seen = forwarded.seen;
+        // Nearly always no.
+        if !seen.is_news() {
+            return;
+        }
+        if seen.is_new() {
+            self.new_flows += 1;
+        }
+        let transport = seen.transport();
+        if transport.opens() {
+            if seen.is_new() {
+                self.opened += 1;
+            } else {
+                self.repeated += 1;
+            }
+        } else if transport.resets() {
+            self.resets += 1;
+        } else if transport.closes() {
+            self.fins += 1;
+        }
+        if seen.is_answered() {
+            self.answered += 1;
+        }
+    }
 }
 
 impl core::ops::AddAssign for Traffic {
@@ -21,6 +62,27 @@ impl core::ops::AddAssign for Traffic {
         self.packets += other.packets;
         self.bytes += other.bytes;
         self.new_flows += other.new_flows;
+        self.opened += other.opened;
+        self.repeated += other.repeated;
+        self.answered += other.answered;
+        self.fins += other.fins;
+        self.resets += other.resets;
+    }
+}
+
+impl Traffic {
+    /// What was counted since an earlier reading of the same counters; nothing if they began anew.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            packets: self.packets.saturating_sub(before.packets),
+            bytes: self.bytes.saturating_sub(before.bytes),
+            new_flows: self.new_flows.saturating_sub(before.new_flows),
+            opened: self.opened.saturating_sub(before.opened),
+            repeated: self.repeated.saturating_sub(before.repeated),
+            answered: self.answered.saturating_sub(before.answered),
+            fins: self.fins.saturating_sub(before.fins),
+            resets: self.resets.saturating_sub(before.resets),
+        }
     }
 }
 

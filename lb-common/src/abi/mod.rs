@@ -9,6 +9,7 @@ mod control;
 mod counters;
 mod decap;
 mod exact;
+mod latency;
 mod probe;
 mod service;
 mod vips;
@@ -19,6 +20,7 @@ pub use control::{Control, Interface, MAC_MASK, NatPorts, Settings, VipTable, in
 pub use counters::{Traffic, Verdicts};
 pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
 pub use exact::{FragmentRoute, ReturnPath, TRANSLATION_WORDS, Translation, TranslationState, TupleKey};
+pub use latency::{LATENCY_BUCKETS, Latency};
 pub use probe::{PROBE_MARK, PROBE_MARK_MASK, ProbeTarget, probe_map};
 pub use service::{Ring, Service, ServiceWord};
 pub use vips::{SNAT_MARK, VipBucket, VipFlags, VipSlot, vip_key};
@@ -27,7 +29,7 @@ pub use word::Word;
 use crate::datapath::Stage;
 
 /// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the maps, in the object and under `PIN_DIR/maps`.
 pub mod map {
@@ -50,6 +52,12 @@ pub mod map {
     pub const SERVICE_TRAFFIC: &str = "service_traffic";
     /// [`Traffic`](super::Traffic) by backend id, per CPU.
     pub const BACKEND_TRAFFIC: &str = "backend_traffic";
+    /// [`OPENING_SLOTS`](super::OPENING_SLOTS) words: which flows are being opened, and since when.
+    pub const OPENINGS: &str = "openings";
+    /// [`Latency`](super::Latency) of backends that are gone, by service id. Only the agent writes it.
+    pub const SERVICE_LATENCY: &str = "service_latency";
+    /// [`Latency`](super::Latency) by backend id.
+    pub const BACKEND_LATENCY: &str = "backend_latency";
     /// [`Name`](super::Name) by service id; only the agent reads it.
     pub const SERVICE_NAMES: &str = "service_names";
     /// [`Name`](super::Name) by backend id; only the agent reads it.
@@ -61,7 +69,7 @@ pub mod map {
     /// The programs of the stages, by [`Stage`](crate::datapath::Stage).
     pub const STAGES: &str = "stages";
     /// All of them.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 17] = [
         CONTROL,
         VIPS,
         SERVICES,
@@ -71,6 +79,9 @@ pub mod map {
         VERDICTS,
         SERVICE_TRAFFIC,
         BACKEND_TRAFFIC,
+        OPENINGS,
+        SERVICE_LATENCY,
+        BACKEND_LATENCY,
         SERVICE_NAMES,
         BACKEND_NAMES,
         TRANSLATIONS,
@@ -133,6 +144,8 @@ pub const MAX_EXTENSION_HEADERS: usize = 6;
 pub const FRAGMENTED_DATAGRAMS: u32 = 16_384;
 /// ICMP answers that are sent in a tick, by all CPUs together.
 pub const ICMP_PER_TICK: u32 = 1_000;
+/// Timed openings that are under way at the same time; a later one may take an earlier one's place.
+pub const OPENING_SLOTS: u32 = 8_192;
 /// Services at most; ids are `0..MAX_SERVICES`.
 pub const MAX_SERVICES: u32 = 4_096;
 /// Backends of all services at most; ids are `1..=MAX_BACKENDS`, 0 is none.
@@ -195,7 +208,8 @@ macro_rules! assert_layout {
 assert_layout! {
     Control: 960 {
         abi_version: 0, vip_table: 8, flow_buckets: 16, flow_key: 28, ring_key: 68, settings: 108, nat_ports: 112,
-        icmp_budget: 128, snat_counts: 136, sources: 144, snat_v4: 192, snat_v6: 448, interfaces: 704
+        timed_openings: 116, icmp_budget: 128, snat_counts: 136, sources: 144, snat_v4: 192, snat_v6: 448,
+        interfaces: 704
     }
     Interface: 16 { mac: 0, index: 8 }
     VipSlot: 32 { address: 0, key: 16, service: 20, flags: 22 }
@@ -205,7 +219,8 @@ assert_layout! {
     NextHop: 48 { first: 0, rest: 8, interface: 12, source: 16, source_mask: 32, mtu: 36, vlan: 38 }
     Ring: 131_080 { slots: 0 }
     FlowBucket: 64 { ways: 0 }
-    Traffic: 32 { packets: 0, bytes: 8, new_flows: 16 }
+    Traffic: 64 { packets: 0, bytes: 8, new_flows: 16, opened: 24, repeated: 32, answered: 40, fins: 48, resets: 56 }
+    Latency: 168 { sum: 0, buckets: 8 }
     Verdicts: 544 { packets: 0, evictions: 512 }
     Name: 64 { bytes: 0 }
     TupleKey: 40 { source: 0, destination: 16, ports: 32, protocol: 36 }

@@ -44,6 +44,18 @@ impl Word {
         self.0.store(value, Release)
     }
 
+    /// Adds to the value, which others may be adding to.
+    #[inline(always)]
+    pub fn add(&self, more: u64) {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: the pointer is that of a live, aligned word; the instruction adds to it and does nothing else.
+        unsafe {
+            core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) self.0.as_ptr(), in(reg) more);
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        self.0.fetch_add(more, Relaxed);
+    }
+
     /// Replaces the value if it still is `current`; says whether it was.
     #[cfg(not(target_arch = "bpf"))]
     pub fn replace(&self, current: u64, new: u64) -> bool {

@@ -3,6 +3,7 @@
 use super::nat::Work;
 use super::parse::{Fragment, Parsed};
 use super::pick::Pick;
+use super::signals::Seen;
 use super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, is_vip, rare};
 use crate::abi::{Control, FragmentRoute, TupleKey};
 use crate::flow::Tick;
@@ -47,7 +48,7 @@ pub(super) fn follow<P: Packet, T: Tables>(
         return Err(Verdict::DropFragment.into());
     }
     let hash = hash::flow(&control.flow_key, &parsed.tuple);
-    let pick = Pick { id, backend, word, new_flow: false, hash, now };
+    let pick = Pick { id, backend, word, seen: Seen::NOTHING, hash, now };
     rare::deliver(packet, tables, control, parsed, &pick, service.into())
 }
 

@@ -18,6 +18,7 @@ mod probe;
 mod rare;
 mod rewrite;
 mod settled;
+mod signals;
 mod tables;
 
 pub(crate) use ethernet::ethernet;
@@ -26,6 +27,7 @@ pub use nat::{Attempt, Scratch, Work, attempt};
 pub(crate) use parse::is_extension;
 pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
 pub use probe::{OwnPacket, ProbeAction, ProbeTables, Side, probe_in, probe_out};
+pub use signals::{Instant, Seen, TimedOpenings, note_answer, note_opening, noted};
 pub use tables::{Header, Inserted, Packet, Refusal, Step, Tables};
 
 use network_types::eth::EthHdr;
@@ -68,8 +70,8 @@ pub struct Outcome {
     pub backend: u16,
     /// Bytes by the IP header, if it was forwarded.
     pub bytes: u16,
-    /// Whether the flow was given its backend just now.
-    pub new_flow: bool,
+    /// What it showed of its connection, if it was forwarded.
+    pub seen: Seen,
 }
 
 impl Outcome {
@@ -85,14 +87,20 @@ impl Outcome {
         } else {
             Action::Redirect
         };
-        Self { action, verdict, interface, service: 0, backend: 0, bytes: 0, new_flow: false }
+        Self { action, verdict, interface, service: 0, backend: 0, bytes: 0, seen: Seen::NOTHING }
     }
 
     /// The outcome of a packet sent to a backend.
     #[inline(always)]
-    const fn forwarded(interface: u32, service: u32, backend: u16, bytes: u16, new_flow: bool) -> Self {
+    const fn forwarded(interface: u32, service: u32, backend: u16, bytes: u16, seen: Seen) -> Self {
         let action = if interface == 0 { Action::Transmit } else { Action::Redirect };
-        Self { action, verdict: Verdict::Forward, interface, service, backend, bytes, new_flow }
+        Self { action, verdict: Verdict::Forward, interface, service, backend, bytes, seen }
+    }
+
+    /// Whether the flow was given its backend just now.
+    #[inline(always)]
+    pub const fn new_flow(&self) -> bool {
+        self.seen.is_new()
     }
 }
 
@@ -210,7 +218,7 @@ fn steer_plain<P: Packet, T: Tables>(
     }
     let hop = pick.backend.hop(pick.word);
     let interface = rewrite::send(packet, tables, control, parsed, &pick, hop)?;
-    Ok(Outcome::forwarded(interface, classified.service, pick.id, parsed.bytes, pick.new_flow))
+    Ok(Outcome::forwarded(interface, classified.service, pick.id, parsed.bytes, pick.seen))
 }
 
 /// What becomes of a packet that is for no service: an answer to a translated flow, or the host's.

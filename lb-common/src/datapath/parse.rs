@@ -29,6 +29,10 @@ impl Transport {
     const SYN: u8 = 2;
     const RST: u8 = 4;
     const ACK: u8 = 16;
+    /// All that there may be.
+    pub(super) const ALL: u8 = Self::FIN | Self::SYN | Self::RST | Self::ACK | Self::TCP;
+    /// Flags that open or close a connection.
+    pub(super) const NEWS: u8 = Self::FIN | Self::SYN | Self::RST;
     /// In the place of a flag that says nothing of the connection's state.
     const TCP: u8 = 128;
 

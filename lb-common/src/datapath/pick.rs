@@ -1,6 +1,7 @@
 //! A service's packet → the backend it goes to: the one its flow is with, else the ring's choice.
 
 use super::parse::Transport;
+use super::signals::{self, Seen};
 use super::{Classified, Exit, Refusal, Stage, Step, Tables};
 use crate::abi::{Backend, BackendWord, Control, FLOW_WAYS, FlowBucket, RING_SIZE};
 use crate::flow::{
@@ -18,8 +19,8 @@ pub(super) struct Pick<'a> {
     /// Its record, and the word the choice was made by.
     pub(super) backend: &'a Backend,
     pub(super) word: BackendWord,
-    /// Whether it was chosen just now.
-    pub(super) new_flow: bool,
+    /// What the packet showed of its connection; whether the backend was chosen just now is part of it.
+    pub(super) seen: Seen,
     /// The flow's hash, which nobody outside can tell.
     pub(super) hash: u64,
     /// The time.
@@ -78,12 +79,18 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
         match keep(tables, found.entry, flow.transport, service, now) {
             Ok((backend, word)) => {
                 let kept = advance(found.entry, flow.transport, now);
+                let mut seen = Seen::of(flow.transport);
                 if kept != found.entry {
                     let client = classified.flags.client_affinity() && found.entry.state() == State::Opening;
-                    if client && PLAIN {
+                    // The other stage picks again, and it is that one's to note what is new.
+                    if PLAIN && (client || !word.is_resolved()) {
                         return Err(Stage::Rare.into());
                     }
                     bucket.store(found.way, kept);
+                    if is_answered(found.entry, kept, flow.transport) {
+                        seen = seen.and_answered();
+                        signals::answered(tables, control, hash, kept.backend());
+                    }
                     if client {
                         Client::of(tables, control, flow.tuple, service)?.remember(
                             tables,
@@ -93,7 +100,7 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
                         );
                     }
                 }
-                return Ok(Pick { id: kept.backend(), backend, word, new_flow: false, hash, now });
+                return Ok(Pick { id: kept.backend(), backend, word, seen, hash, now });
             }
             Err(refusal) => tables.observe(Step::EntryRefused(refusal)),
         }
@@ -108,12 +115,18 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
         }
         None => choose(tables, control, flow.tuple, classified, now)?,
     };
+    if PLAIN && !word.is_resolved() {
+        return Err(Stage::Rare.into());
+    }
     let way = match found {
         Some(found) => found.way,
         None => make_way(tables, bucket, index, now),
     };
     bucket.store(way, Entry::new(signature, id, State::Opening, now));
-    Ok(Pick { id, backend, word, new_flow: true, hash, now })
+    if flow.transport.opens() {
+        signals::opened(tables, control, hash);
+    }
+    Ok(Pick { id, backend, word, seen: Seen::of(flow.transport).new_flow(true), hash, now })
 }
 
 /// The backend that packets of a flow go to, without a trace in the tables: for what only quotes the flow.
@@ -135,7 +148,7 @@ pub(super) fn peek<'a, T: Tables>(
     {
         let word = backend.load();
         if word.serves(service) {
-            return Ok(Pick { id: found.entry.backend(), backend, word, new_flow: false, hash, now });
+            return Ok(Pick { id: found.entry.backend(), backend, word, seen: Seen::NOTHING, hash, now });
         }
     }
     let (id, backend, word) = if classified.flags.client_affinity() {
@@ -143,7 +156,7 @@ pub(super) fn peek<'a, T: Tables>(
     } else {
         ring(tables, control, tuple, service)
     }?;
-    Ok(Pick { id, backend, word, new_flow: false, hash, now })
+    Ok(Pick { id, backend, word, seen: Seen::NOTHING, hash, now })
 }
 
 /// Finds a flow's entry.
@@ -194,6 +207,12 @@ fn advance(entry: Entry, transport: Transport, now: Tick) -> Entry {
         return entry;
     }
     entry.followed(transport.closes(), now)
+}
+
+/// Whether a packet is the first one of a TCP connection after its opening, and closes nothing.
+#[inline(always)]
+fn is_answered(before: Entry, after: Entry, transport: Transport) -> bool {
+    transport.is_tcp() && before.state() == State::Opening && after.state() == State::Established
 }
 
 /// The backend that a translation holds the flow with, if it still may.

@@ -9,6 +9,7 @@ use core::ops::Deref;
 
 use super::parse::{self, Parsed};
 use super::pick::Pick;
+use super::signals::Seen;
 use super::{Exit, Packet, rewrite};
 use crate::abi::{Backend, Control, PROBE_MARK, PROBE_MARK_MASK, ProbeTarget, TupleKey};
 use crate::flow::Tick;
@@ -106,7 +107,7 @@ fn forward<P: OwnPacket, T: ProbeTables>(
     let mut parsed = *parsed;
     parsed.tuple.destination = target.vip;
     let hash = hash::flow(&control.flow_key, &parsed.tuple);
-    let pick = Pick { id, backend, word, new_flow: false, hash, now: tables.now(control) };
+    let pick = Pick { id, backend, word, seen: Seen::NOTHING, hash, now: tables.now(control) };
     let hop = backend.hop(word);
     // A tag, if the way needs one, is the business of the interface that the host chose.
     rewrite::wrap(packet, control, &parsed, &pick, hop)?;

@@ -111,7 +111,7 @@ pub(super) fn deliver<P: Packet, T: Tables>(
     let moved = rewrite::retag(packet, parsed.ip_offset, hop.vlan)?;
     parsed.ip_offset = ip_offset(parsed.ip_offset.wrapping_add_signed(moved) as u8);
     let interface = rewrite::dispatch(packet, tables, control, parsed, pick, hop)?;
-    Ok(Outcome::forwarded(interface, service, pick.id, parsed.bytes, pick.new_flow))
+    Ok(Outcome::forwarded(interface, service, pick.id, parsed.bytes, pick.seen))
 }
 
 /// The next hop in force, else the one that the kernel's routes and neighbours tell, which is put into `room`.

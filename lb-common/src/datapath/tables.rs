@@ -10,9 +10,10 @@ use network_types::tcp::TcpHdr;
 use super::Outcome;
 use super::nat::{Attempt, Scratch, attempt};
 use super::parse::{Extensions, extensions};
+use super::signals::{self, Instant};
 use crate::abi::{
-    Backend, Control, FlowBucket, FragmentRoute, NextHop, PathMtu, Service, Translation, TupleKey, VipBucket,
-    Word,
+    Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, PathMtu, Service, Translation, TupleKey,
+    VipBucket, Word,
 };
 use crate::flow::{Eviction, State, Tick, Victim};
 use crate::net::{Address, Tuple};
@@ -140,6 +141,29 @@ pub trait Tables {
     fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute);
     /// The time.
     fn now(&self, control: &Control) -> Tick;
+    /// The time, finer.
+    fn instant(&self) -> Instant;
+    /// A place for the note of a flow that is being opened; `slot` is below [`crate::abi::OPENING_SLOTS`].
+    fn opening(&self, slot: u32) -> Option<&Word>;
+    /// How long connections with a backend took to open.
+    fn latency(&self, backend: u16) -> Option<&Latency>;
+    /// Notes that the flow of this hash is being opened: [`signals::note_opening`]. The kernel's implementation does it in a function
+    /// by itself, for it is rare.
+    #[inline(always)]
+    fn note_opening(&self, hash: u64)
+    where
+        Self: Sized,
+    {
+        signals::note_opening(self, hash);
+    }
+    /// Adds up how long the flow of this hash took to be opened: [`signals::note_answer`]. As above.
+    #[inline(always)]
+    fn note_answer(&self, hash: u64, backend: u16)
+    where
+        Self: Sized,
+    {
+        signals::note_answer(self, hash, backend);
+    }
     /// Counts a packet that goes to no backend.
     fn count(&self, verdict: Verdict);
     /// Counts an entry of the flow table that made way for a new one.

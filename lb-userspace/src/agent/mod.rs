@@ -10,6 +10,7 @@ mod paths;
 mod probing;
 mod reconcile;
 mod requests;
+mod signals;
 mod start;
 mod state;
 mod trend;
@@ -40,6 +41,9 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 const HOP_INTERVAL: Duration = Duration::from_secs(15);
 /// How often next hops that did not answer are asked for again.
 const HOP_RETRY: Duration = Duration::from_secs(1);
+
+/// How often to look at what customers' packets show.
+const SIGNALS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long an agent that is just ending may keep the socket.
 const HANDOVER: Duration = Duration::from_secs(3);
@@ -142,6 +146,7 @@ struct Timers {
     recheck: Interval,
     retry: Interval,
     look: Interval,
+    signals: Interval,
     sweep: Interval,
 }
 
@@ -150,13 +155,15 @@ enum Due {
     Recheck,
     Retry,
     Look,
+    Signals,
     Sweep,
 }
 
 impl Timers {
     fn new() -> Self {
         let (recheck, retry) = (every(HOP_INTERVAL), every(HOP_RETRY));
-        Self { recheck, retry, look: every(STEP), sweep: every(SWEEP_INTERVAL) }
+        let (look, signals) = (every(STEP), every(SIGNALS_INTERVAL));
+        Self { recheck, retry, look, signals, sweep: every(SWEEP_INTERVAL) }
     }
 
     async fn next(&mut self) -> Due {
@@ -164,6 +171,7 @@ impl Timers {
             _ = self.recheck.tick() => Due::Recheck,
             _ = self.retry.tick() => Due::Retry,
             _ = self.look.tick() => Due::Look,
+            _ = self.signals.tick() => Due::Signals,
             _ = self.sweep.tick() => Due::Sweep,
         }
     }
@@ -175,6 +183,7 @@ impl Agent {
             Due::Recheck => self.refresh_network().await,
             Due::Retry => self.retry_hops().await,
             Due::Look => self.note_trend(),
+            Due::Signals => self.look_for_signals(),
             Due::Sweep => self.sweep(),
         }
     }

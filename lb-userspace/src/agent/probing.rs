@@ -13,7 +13,7 @@ use super::state::Agent;
 use super::{AgentError, Next};
 use crate::core::config::{self, Config};
 use crate::core::events::Event;
-use crate::core::health::{Health, Held, Monitor, first_probe_delay, next_probe_delay};
+use crate::core::health::{Health, Held, Monitor, Transition, first_probe_delay, next_probe_delay};
 use crate::core::names;
 use crate::core::slow_start::Ramp;
 use crate::core::wanted::BackendKey;
@@ -131,7 +131,14 @@ impl Agent {
         };
         probed.failure = result.as_ref().err().cloned();
         let Some(transition) = probed.monitor.on_result(result, now) else { return false };
-        let slow_start = probed.health.slow_start;
+        self.on_transition(key, transition);
+        true
+    }
+
+    /// A backend's health changed.
+    pub(super) fn on_transition(&mut self, key: BackendKey, transition: Transition) {
+        let now = self.now();
+        let slow_start = self.probed.get(&key).map(|probed| probed.health.slow_start).unwrap_or_default();
         self.ramps.remove(&key);
         if transition.from == Health::Unhealthy && !slow_start.is_zero() {
             self.ramps.insert(key.clone(), Ramp::new(now, slow_start));
@@ -139,11 +146,11 @@ impl Agent {
         let (from, to) = (names::health(transition.from), names::health(transition.to));
         let reason = transition.reason.map(|reason| match transition.held {
             held if held.is_zero() => reason,
-            held => format!("{reason}; it flaps: held down for {held:?}"),
+            held if transition.flaps => format!("{reason}; it flaps: held down for {held:?}"),
+            held => format!("{reason}; held down for {held:?}"),
         });
         self.events.record(Event::health(&key.service, &key.backend, from, to, reason));
         self.knowledge.health.insert(key, transition.to);
-        true
     }
 
     /// Notes what share of their weight recovering backends have by now; says whether that changed.
@@ -186,7 +193,8 @@ impl Agent {
     /// Why a backend is not well, by its checks.
     pub(super) fn check_reason(&self, key: &BackendKey) -> Option<String> {
         let probed = self.probed.get(key)?;
-        match (probed.failure.clone(), probed.monitor.held(self.now())) {
+        let failure = probed.failure.clone().or_else(|| probed.monitor.shown().map(str::to_owned));
+        match (failure, probed.monitor.held(self.now())) {
             (failure, None) => failure,
             (None, Some(held)) => Some(held_text(held)),
             (Some(failure), Some(held)) => Some(format!("{failure}; {}", held_text(held))),
@@ -200,7 +208,11 @@ impl Agent {
 }
 
 fn held_text(held: Held) -> String {
-    let times = if held.flaps == 1 { "once".to_owned() } else { format!("{} times in a row", held.flaps) };
     let seconds = held.left.as_secs_f64().ceil();
+    let times = match held.flaps {
+        0 => return format!("held down for {seconds} s more"),
+        1 => "once".to_owned(),
+        flaps => format!("{flaps} times in a row"),
+    };
     format!("held down for {seconds} s more, for it fell {times} soon after it had recovered")
 }

@@ -183,6 +183,7 @@ impl Agent {
         let verdicts = self.kernel.verdicts(&forwarded)?;
         Ok(Readings {
             verdicts,
+            timings: self.kernel.timings(),
             services: forwarded.services,
             backends: forwarded.backends,
             flows: tables.live_flows(self.kernel.now()?),

@@ -12,6 +12,7 @@ use crate::core::config::{BackendState, Config};
 use crate::core::events::{Event, clip, state_changes};
 use crate::core::health::ServiceStatus;
 use crate::core::pressure::{Look, PressureWatch};
+use crate::core::signals::PassiveWatch;
 use crate::core::wanted::BackendKey;
 use crate::io::api::ApplyReport;
 use crate::io::datapath::{Datapath, DatapathError};
@@ -21,6 +22,7 @@ use crate::io::datapath::{Datapath, DatapathError};
 pub(super) struct Observed {
     statuses: BTreeMap<String, ServiceStatus>,
     pressure: PressureWatch,
+    pub(super) signals: PassiveWatch,
     /// Drained backends that are known to have no live flow left.
     drained: BTreeSet<BackendKey>,
 }

@@ -3,6 +3,7 @@
 use super::client::Client;
 use super::output::{Columns, percent};
 use super::{Failure, Format, OutputFlag, output};
+use crate::core::signals::TcpStats;
 use crate::core::stats::{BackendStats, ServiceStats, Snapshot};
 
 /// Show what runs and how it is
@@ -85,7 +86,23 @@ pub(super) fn service(service: &ServiceStats) -> String {
         service.bytes,
         service.new_flows,
         columns.render("  "),
-    )
+    ) + &service.tcp.as_ref().filter(|tcp| tcp.opened > 0).map(connections).unwrap_or_default()
+}
+
+/// What customers' packets show of a service's connections, in a line.
+fn connections(tcp: &TcpStats) -> String {
+    let time = match (tcp.opening.quantile(0.5), tcp.opening.quantile(0.99)) {
+        (Some(median), Some(most)) => {
+            let [median, most] = [median, most].map(|seconds| seconds * 1e3);
+            format!(
+                "; opening takes {median:.2} ms, at most {most:.2} ms for 99 % (of {} timed)",
+                tcp.opening.timed
+            )
+        }
+        _ => String::new(),
+    };
+    let TcpStats { opened, repeated, fins, resets, .. } = tcp;
+    format!("\n  customers' packets: {opened} SYNs, {repeated} came again, {fins} FINs, {resets} RSTs{time}")
 }
 
 fn cells(backend: &BackendStats) -> Vec<String> {

@@ -60,6 +60,7 @@ fn flatten(config: &Config) -> BTreeMap<String, String> {
     put("agent.source_v6".into(), sources(&agent.source_v6));
     put("agent.nat_table_size".into(), agent.nat_table_size.to_string());
     put("agent.oversized".into(), names::oversized(agent.oversized).into());
+    put("agent.time_openings".into(), agent.time_openings.to_string());
     for service in &config.services {
         let at = |key: &str| format!("service[{}].{key}", service.name);
         let vips: Vec<String> = service.vips.iter().map(ToString::to_string).collect();
@@ -71,6 +72,7 @@ fn flatten(config: &Config) -> BTreeMap<String, String> {
         put(at("min_healthy"), service.min_healthy.to_string());
         let health = &service.health;
         put(at("health.type"), names::probe(&health.probe).into());
+        put(at("health.passive"), names::passive(health.passive).into());
         if health.probe != Probe::None {
             if let Some(port) = health.port {
                 put(at("health.port"), port.to_string());

@@ -55,8 +55,10 @@ pub struct Transition {
     pub to: Health,
     /// Why the deciding probe failed; `None` when it succeeded.
     pub reason: Option<String>,
-    /// How long it is now held down, because it flaps; 0 if it is not.
+    /// How long it is now held down; 0 if it is not.
     pub held: Duration,
+    /// Whether that is because it flaps.
+    pub flaps: bool,
 }
 
 /// A backend that may not recover yet.
@@ -64,7 +66,7 @@ pub struct Transition {
 pub struct Held {
     /// For so long.
     pub left: Duration,
-    /// Times in a row that it fell soon after it had recovered.
+    /// Times in a row that it fell soon after it had recovered; 0 if it is held for another reason.
     pub flaps: u32,
 }
 
@@ -87,6 +89,10 @@ pub struct Monitor {
     flaps: u32,
     /// It stays unhealthy until then.
     held_until: Duration,
+    /// Bad looks at customers' packets in a row.
+    shown_bad: u32,
+    /// What these showed, while it is unhealthy for that reason.
+    shown: Option<String>,
     last_failure: Option<String>,
     successes: u64,
     failures: u64,
@@ -102,6 +108,8 @@ impl Monitor {
             recovered: None,
             flaps: 0,
             held_until: Duration::ZERO,
+            shown_bad: 0,
+            shown: None,
             last_failure: None,
             successes: 0,
             failures: 0,
@@ -118,7 +126,8 @@ impl Monitor {
     /// new thresholds. A backend that is held down stays so no longer than the new ones allow.
     pub fn reconfigure(&mut self, thresholds: Thresholds, now: Duration) {
         self.thresholds = thresholds;
-        self.held_until = self.held_until.min(now.saturating_add(self.hold()));
+        let most = if self.shown.is_some() { self.hold().max(thresholds.hold_down) } else { self.hold() };
+        self.held_until = self.held_until.min(now.saturating_add(most));
     }
 
     /// Judges one probe: `Err` says why it failed.
@@ -146,13 +155,50 @@ impl Monitor {
         }
         self.contrary = 0;
         let from = std::mem::replace(&mut self.health, says);
+        self.shown = None;
         match (from, says) {
             (Health::Unhealthy, Health::Healthy) => self.recovered = Some(now),
             (Health::Healthy, Health::Unhealthy) => self.on_fall(now),
             _ => {}
         }
         let held = self.held(now).map(|held| held.left).unwrap_or_default();
-        Some(Transition { from, to: says, reason, held })
+        Some(Transition { from, to: says, reason, held, flaps: self.flaps > 0 })
+    }
+
+    /// Judges what customers' packets show: `Err` says what is wrong.
+    ///
+    /// It takes `fall` bad looks in a row without a good one, whatever probes say in between: they may not see what customers see.
+    /// A backend without new flows shows nothing, so only its probes can bring it back; therefore it is held down each time, the
+    /// first one included, as if it flapped.
+    pub fn on_shown(&mut self, result: Result<(), String>, now: Duration) -> Option<Transition> {
+        let Err(reason) = result else {
+            self.shown_bad = 0;
+            return None;
+        };
+        if self.health != Health::Healthy {
+            return None;
+        }
+        self.shown_bad = self.shown_bad.saturating_add(1);
+        if self.shown_bad < self.thresholds.fall {
+            return None;
+        }
+        (self.shown_bad, self.contrary) = (0, 0);
+        self.health = Health::Unhealthy;
+        self.shown = Some(reason.clone());
+        self.last_failure = Some(reason.clone());
+        self.on_fall(now);
+        let flaps = self.flaps > 0;
+        if !flaps {
+            let &Thresholds { hold_down, hold_down_max, .. } = &self.thresholds;
+            self.held_until = now.saturating_add(hold_down.min(hold_down_max));
+        }
+        let held = self.held(now).map(|held| held.left).unwrap_or_default();
+        Some(Transition { from: Health::Healthy, to: Health::Unhealthy, reason: Some(reason), held, flaps })
+    }
+
+    /// What customers' packets showed, if it is unhealthy for that reason.
+    pub fn shown(&self) -> Option<&str> {
+        self.shown.as_deref()
     }
 
     fn on_fall(&mut self, now: Duration) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lb_common::abi::{Forwarding, NextHop, Ring, SNAT_MARK, VipFlags, VipTable};
+use lb_common::datapath::TimedOpenings;
 use lb_common::net::{Address, Protocol};
 
 /// What names an entry of the VIP table.
@@ -32,6 +33,8 @@ pub struct VipTarget {
 pub struct Globals {
     /// Whether the sender of an IPv4 packet that does not fit and may be fragmented is told so.
     pub reply_oversized: bool,
+    /// Which TCP openings are timed.
+    pub timed_openings: TimedOpenings,
     /// Sources where no next hop names one, of IPv4 and of IPv6; zero if there is none.
     pub sources: [Address; 2],
     /// Addresses that translated packets are sent from, of IPv4 and of IPv6; where there are none, the next hop's source is.

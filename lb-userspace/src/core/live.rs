@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
+use super::signals::TcpStats;
 use super::stats::{AgentStatus, BackendStats, FlowTable, NatTable, ServiceStats, Snapshot};
 
 /// What happens right now.
@@ -55,8 +56,28 @@ pub struct LiveService {
     pub new_flows_per_second: f64,
     /// Live flows in the flow table.
     pub active_flows: u64,
+    /// What customers' packets show of its connections; none unless it is a TCP service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<LiveTcp>,
     /// Its backends, in the order of the configuration.
     pub backends: Vec<LiveBackend>,
+}
+
+/// What customers' packets show of TCP connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct LiveTcp {
+    /// Connections that were given a backend, each second.
+    pub opened_per_second: f64,
+    /// SYNs that came again while nothing had followed the first, each second.
+    pub repeated_per_second: f64,
+    /// FINs each second.
+    pub fins_per_second: f64,
+    /// RSTs each second.
+    pub resets_per_second: f64,
+    /// The time in seconds that half of the connections took at most to open, of those timed in this time; of all if none was.
+    pub opening_median: Option<f64>,
+    /// The same of 99 % of them.
+    pub opening_p99: Option<f64>,
 }
 
 /// A backend.
@@ -86,6 +107,9 @@ pub struct LiveBackend {
     pub active_flows: u64,
     /// Its traffic.
     pub rate: Rate,
+    /// What customers' packets show of its connections; none unless its service is one of TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<LiveTcp>,
 }
 
 /// Packets that were dropped under one verdict.
@@ -184,6 +208,7 @@ fn live_service(before: &ServiceStats, after: &ServiceStats, seconds: f64) -> Li
             traffic_share: share(moved(backend), packets),
             active_flows: backend.active_flows,
             rate: rate((before.packets, before.bytes), (backend.packets, backend.bytes), seconds),
+            tcp: tcp(before.tcp.as_ref(), backend.tcp.as_ref(), seconds),
         }
     });
     LiveService {
@@ -195,8 +220,24 @@ fn live_service(before: &ServiceStats, after: &ServiceStats, seconds: f64) -> Li
         rate: rate((before.packets, before.bytes), (after.packets, after.bytes), seconds),
         new_flows_per_second: per_second(before.new_flows, after.new_flows, seconds),
         active_flows: after.backends.iter().map(|backend| backend.active_flows).sum(),
+        tcp: tcp(before.tcp.as_ref(), after.tcp.as_ref(), seconds),
         backends: backends.collect(),
     }
+}
+
+fn tcp(before: Option<&TcpStats>, after: Option<&TcpStats>, seconds: f64) -> Option<LiveTcp> {
+    let after = after?;
+    let before = before.unwrap_or(after);
+    let since = after.opening.since(&before.opening);
+    let opening = if since.timed > 0 { &since } else { &after.opening };
+    Some(LiveTcp {
+        opened_per_second: per_second(before.opened, after.opened, seconds),
+        repeated_per_second: per_second(before.repeated, after.repeated, seconds),
+        fins_per_second: per_second(before.fins, after.fins, seconds),
+        resets_per_second: per_second(before.resets, after.resets, seconds),
+        opening_median: opening.quantile(0.5),
+        opening_p99: opening.quantile(0.99),
+    })
 }
 
 fn wanted_weight(backend: &BackendStats) -> u64 {

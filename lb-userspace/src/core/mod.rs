@@ -17,6 +17,7 @@ pub mod plan;
 pub mod pressure;
 pub mod reach;
 pub mod ring;
+pub mod signals;
 pub mod slow_start;
 pub mod stats;
 pub mod trend;

@@ -1,6 +1,8 @@
 //! Values → the words that users write and read for them: the same in configuration, status, metrics and messages.
 
-use super::config::{Affinity, AllDown, BackendState, Forwarding, Oversized, Probe, Protocol, Via, XdpMode};
+use super::config::{
+    Affinity, AllDown, BackendState, Forwarding, Oversized, Passive, Probe, Protocol, Via, XdpMode,
+};
 use super::health::{Health, ServiceStatus};
 
 /// `agent.xdp_mode`.
@@ -69,6 +71,15 @@ pub fn via(via: Via) -> &'static str {
     match via {
         Via::Backend => "backend",
         Via::Vip => "vip",
+    }
+}
+
+/// `service.health.passive`.
+pub fn passive(passive: Passive) -> &'static str {
+    match passive {
+        Passive::Off => "off",
+        Passive::Event => "event",
+        Passive::Fail => "fail",
     }
 }
 

@@ -12,6 +12,7 @@ use super::config::{self, Config, Probe};
 use super::image::Image;
 use super::names;
 use super::ring::slots_by_id;
+use super::signals::{TcpStats, Timing, Timings};
 use super::wanted::{BackendKey, Knowledge};
 
 /// Everything the agent shows, at one moment.
@@ -93,6 +94,9 @@ pub struct ServiceStats {
     pub bytes: u64,
     /// Flows that were given a backend.
     pub new_flows: u64,
+    /// What customers' packets show of its connections, backends it had before included; none unless it is a TCP service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpStats>,
     /// Its backends, in the order of the configuration.
     pub backends: Vec<BackendStats>,
 }
@@ -122,6 +126,9 @@ pub struct BackendStats {
     pub packets: u64,
     /// Their bytes, by the IP header.
     pub bytes: u64,
+    /// What customers' packets show of its connections; none unless its service is one of TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TcpStats>,
 }
 
 /// What was read from the datapath.
@@ -137,6 +144,8 @@ pub struct Readings {
     pub backends: BTreeMap<u16, Traffic>,
     /// Live flows by backend id.
     pub flows: BTreeMap<u16, u64>,
+    /// How long connections took to open.
+    pub timings: Timings,
     /// The flow table.
     pub flow_table: FlowTable,
     /// The table of translations.
@@ -186,6 +195,10 @@ fn service_stats(
     let ring = id.and_then(|id| readings.image.services.get(&id)?.ring.as_ref()).map(|(_, ring)| ring);
     let slots = ring.map(|ring| slots_by_id(ring)).unwrap_or_default();
     let serving = knowledge.serving(service);
+    let tcp = |traffic: &Traffic, timing: Option<&Timing>| {
+        let timing = timing.copied().unwrap_or_default();
+        (service.protocol == config::Protocol::Tcp).then(|| TcpStats::new(traffic, &timing))
+    };
     let backends = service.backends.iter().zip(&serving.eligible).map(|(backend, &eligible)| {
         let id = id.and_then(|id| ids.get(&(id, backend.name.as_str(), backend.address.into()))).copied();
         let traffic = id.and_then(|id| readings.backends.get(&id)).copied().unwrap_or_default();
@@ -206,6 +219,7 @@ fn service_stats(
             active_flows: id.and_then(|id| readings.flows.get(&id)).copied().unwrap_or(0),
             packets: traffic.packets,
             bytes: traffic.bytes,
+            tcp: tcp(&traffic, id.and_then(|id| readings.timings.backends.get(&id))),
         }
     });
     ServiceStats {
@@ -217,6 +231,7 @@ fn service_stats(
         packets: traffic.packets,
         bytes: traffic.bytes,
         new_flows: traffic.new_flows,
+        tcp: tcp(&traffic, id.and_then(|id| readings.timings.services.get(&id))),
         backends: backends.collect(),
     }
 }

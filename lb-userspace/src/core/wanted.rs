@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{self, NextHop};
+use lb_common::datapath::TimedOpenings;
 use lb_common::net::{Address, Protocol};
 
 use super::config::{self, Affinity, BackendState, Config, Oversized, Probe, Source};
@@ -157,6 +158,7 @@ impl Knowledge {
         let [v4, v6] = configured;
         Globals {
             reply_oversized: config.agent.oversized == Oversized::Reply,
+            timed_openings: TimedOpenings::one_in(config.agent.time_openings),
             sources: [first(v4, own_v4), first(v6, own_v6)],
             snat: configured.map(|sources| {
                 sources

@@ -1,5 +1,7 @@
 //! The snapshot and histograms → OpenMetrics text.
 
+mod tcp;
+
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -81,6 +83,7 @@ pub fn render(snapshot: &Snapshot, histograms: &Histograms) -> String {
     let mut registry = Registry::with_prefix("sluice");
     services(&mut registry, snapshot);
     backends(&mut registry, snapshot);
+    tcp::register(&mut registry, snapshot);
     agent(&mut registry, snapshot);
     registry.register_with_unit(
         "probe_duration",

@@ -64,11 +64,11 @@ pub fn kept(input: &[u8]) -> (usize, usize) {
             !syn && serving(flow.backend).is_some_and(|backend| number != 2 || backend.healthy)
         });
         if let Some(flow) = stays {
-            assert_eq!((id, sent.outcome.new_flow), (flow.backend, false), "a flow keeps its backend");
+            assert_eq!((id, sent.outcome.new_flow()), (flow.backend, false), "a flow keeps its backend");
             by_flow += 1;
         }
         let at = (number, from);
-        if number != 0 && sent.outcome.new_flow {
+        if number != 0 && sent.outcome.new_flow() {
             let home = model.clients.get(&at).copied();
             if let Some(home) = home.filter(|id| serving(*id).is_some_and(|b| b.healthy && b.takes_new)) {
                 assert_eq!(id, home, "a client keeps its backend");
@@ -76,11 +76,11 @@ pub fn kept(input: &[u8]) -> (usize, usize) {
             }
         }
         let settles = stays.is_some_and(|flow| flow.opening);
-        if sent.outcome.new_flow || settles {
+        if sent.outcome.new_flow() || settles {
             model.clients.insert(at, id);
         }
-        if sent.outcome.new_flow || !syn {
-            model.flows.insert(key, Flow { backend: id, opening: sent.outcome.new_flow });
+        if sent.outcome.new_flow() || !syn {
+            model.flows.insert(key, Flow { backend: id, opening: sent.outcome.new_flow() });
         }
     }
     (by_flow, by_client)

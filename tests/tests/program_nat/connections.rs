@@ -31,10 +31,10 @@ fn a_retransmitted_syn_keeps_its_translation() {
         nat.twins.set_time(START);
         let syn = setup.customer(40_000, SYN, b"");
         let (first, outcome) = nat.forward(&syn);
-        assert!(outcome.new_flow);
+        assert!(outcome.new_flow());
         nat.twins.set_time(SOON);
         let (again, outcome) = nat.forward(&syn);
-        assert!(!outcome.new_flow);
+        assert!(!outcome.new_flow());
         assert_eq!(way(&again), way(&first));
         assert_eq!(nat.translations(), 2);
     }
@@ -56,7 +56,7 @@ fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
         let first = first.unwrap();
         nat.twins.set_time(LATER);
         let (second, outcome) = nat.forward(&setup.customer(40_000, SYN, b""));
-        assert!(outcome.new_flow, "{history:?}");
+        assert!(outcome.new_flow(), "{history:?}");
         assert_ne!(way(&second), way(&first), "{history:?}");
         assert_eq!(nat.translations(), 2, "the old one is gone, in both directions: {history:?}");
         nat.unchanged(&answer(&first, ACK, b""), Verdict::PassNotVip);
@@ -84,7 +84,7 @@ fn a_backend_that_is_gone_or_disabled_costs_its_connections_their_translations()
         }
         nat.twins.apply(&wanted);
         let (second, outcome) = nat.forward(&setup.customer(40_000, ACK, b""));
-        assert!(outcome.new_flow);
+        assert!(outcome.new_flow());
         assert_ne!(second.destination, first.destination);
         assert_eq!(nat.translations(), 2);
     }
@@ -112,7 +112,7 @@ fn a_translation_wins_over_a_lost_entry_of_the_flow_table() {
         }
         let (again, outcome) = nat.forward(&packet);
         assert_eq!(way(&again), way(&first));
-        assert!(!outcome.new_flow, "it had its backend before");
+        assert!(!outcome.new_flow(), "it had its backend before");
         let (other, _) = nat.forward(&setup.customer(40_001, SYN, b""));
         assert_ne!(other.destination, first.destination, "the ring says otherwise");
     }
@@ -135,7 +135,7 @@ fn an_unhealthy_backend_keeps_connections_only() {
         nat.twins.apply(&wanted);
         let (second, outcome) = nat.forward(&packet);
         assert_eq!(way(&second) == way(&first), tcp);
-        assert_eq!(outcome.new_flow, !tcp);
+        assert_eq!(outcome.new_flow(), !tcp);
         assert_eq!(nat.translations(), 2);
     }
 }
@@ -151,7 +151,16 @@ fn new_connections_and_traffic_are_counted_for_their_backend() {
             let (left, outcome) = nat.forward(&packet);
             let traffic = expected.entry(outcome.backend).or_default();
             let (bytes, new_flows) = (packet.packet().len() as u64, u64::from(flags == SYN));
-            *traffic += Traffic { packets: 1, bytes, new_flows, padding: 0 };
+            let [opened, went_on, fins] = [SYN, ACK, ACK | FIN].map(|seen| u64::from(flags == seen));
+            *traffic += Traffic {
+                packets: 1,
+                bytes,
+                new_flows,
+                opened,
+                answered: went_on,
+                fins,
+                ..Traffic::default()
+            };
             let answer = answer(&left, ACK, b"not counted for the backend");
             nat.back(&answer, &answered(&packet, &answer));
         }
@@ -271,7 +280,7 @@ fn the_table_may_be_full() {
     // A single free place is not enough, and is not lost.
     nat.twins.set_time(LATER);
     let fresh = setup.customer(40_000, SYN, b"");
-    assert!(nat.forward(&fresh).1.new_flow, "in the place of its own old one");
+    assert!(nat.forward(&fresh).1.new_flow(), "in the place of its own old one");
     assert_eq!(nat.translations(), 128);
 }
 

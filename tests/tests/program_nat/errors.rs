@@ -62,7 +62,7 @@ pub fn errors_of(nat: &mut Nat, connection: &Connection, kind: [u8; 2], rest: [u
     (expected.hops, expected.tags) = (from_customers.hops - 1, retagged(&customer.tags, nat.setup.vlan));
     let (outcome, frame) = nat.twins.agree_on(&from_customers.frame());
     assert_eq!(outcome.verdict, Verdict::Forward, "{from_customers:?}");
-    assert!(!outcome.new_flow);
+    assert!(!outcome.new_flow());
     assert_eq!(frame, expected.frame(), "of {from_customers:?} must become {expected:?}");
 
     let from_servers =

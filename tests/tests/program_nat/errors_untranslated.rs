@@ -105,7 +105,7 @@ fn errors_go_to_the_backend_that_has_the_flow() {
                     let error = quoted.error([EDGE, ROUTER], vips.client(200), *kind, *rest, length);
                     let (outcome, frame) = twins.agree_on(&error.frame());
                     assert_eq!(outcome.verdict, Verdict::Forward, "{forwarding:?} {error:?}");
-                    assert!(!outcome.new_flow);
+                    assert!(!outcome.new_flow());
                     went_to(&frame, &error, forwarding, servers, host);
                 }
             }

@@ -15,7 +15,7 @@ const TWO_TAGS: &[u8] = &[0x88, 0xa8, 0, 100, 0x81, 0, 0, 101];
 /// A connection from its first packet to its last, with answers.
 fn connection(nat: &mut Nat, first: &Packet) {
     let (left, outcome) = nat.forward(first);
-    assert!(outcome.new_flow, "{first:?}");
+    assert!(outcome.new_flow(), "{first:?}");
     for (flags, payload, answer_flags, answer_payload) in [
         (SYN, &b""[..], SYN | ACK, &b""[..]),
         (ACK, b"", ACK, b""),
@@ -29,7 +29,7 @@ fn connection(nat: &mut Nat, first: &Packet) {
             udp => udp.with_payload(payload.to_vec()),
         };
         let (again, outcome) = nat.forward(&next);
-        assert!(!outcome.new_flow, "{next:?}");
+        assert!(!outcome.new_flow(), "{next:?}");
         assert_eq!((again.source, again.body.ports()), (left.source, left.body.ports()), "{next:?}");
         let answer = answer(&left, answer_flags, answer_payload);
         nat.back(&answer, &answered(first, &answer));

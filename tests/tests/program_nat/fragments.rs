@@ -44,7 +44,7 @@ fn flow(nat: &mut Nat, tags: &[u8], extra: &[u8]) -> Cut {
 fn forwards(nat: &mut Nat, packet: &Packet, left: &Packet) {
     let (outcome, frame) = nat.twins.agree_on(&packet.frame());
     assert_eq!(outcome.verdict, Verdict::Forward, "{packet:?}");
-    assert!(!outcome.new_flow);
+    assert!(!outcome.new_flow());
     assert_eq!(frame, left.frame(), "of {packet:?} must become {left:?}");
 }
 
@@ -76,10 +76,10 @@ fn a_first_fragment_opens_a_flow() {
         nat.change(setup);
         let parts = cut(&setup.customer(40_000, SYN, &[0xa5; 1_400]), 9);
         let (outcome, frame) = nat.twins.agree_on(&parts[0].frame());
-        assert_eq!((outcome.verdict, outcome.new_flow), (Verdict::Forward, true));
+        assert_eq!((outcome.verdict, outcome.new_flow()), (Verdict::Forward, true));
         assert_eq!(nat.translations(), 2);
         let (left, outcome) = nat.forward(&setup.customer(40_000, ACK, b""));
-        assert!(!outcome.new_flow);
+        assert!(!outcome.new_flow());
         let ports = left.body.ports();
         let pass = |part: &Packet| part.passed_on(left.macs, &[], left.source, left.destination, ports);
         assert_eq!(frame, pass(&parts[0]).frame());

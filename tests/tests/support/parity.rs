@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use lb_common::abi::{
     FragmentRoute, HEADROOM, NatPorts, TRANSLATION_WORDS, Traffic, TupleKey, Verdicts, Word,
 };
-use lb_common::datapath::{self, Action, Outcome};
+use lb_common::datapath::{self, Action, Outcome, TimedOpenings};
 use lb_common::hash::Key;
 use lb_common::slice::{Exact, SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
@@ -59,6 +59,10 @@ pub struct Changed {
     pub icmp_budget: u64,
     pub verdicts: Verdicts,
     pub traffic: BTreeMap<u16, Traffic>,
+    /// For each place where openings are noted, whose is. Not since when: the clocks differ.
+    pub openings: Vec<u32>,
+    /// How many connections with a backend were timed. Not how long they took.
+    pub timed: BTreeMap<u16, u64>,
 }
 
 impl Twins {
@@ -90,6 +94,13 @@ impl Twins {
         let (flow_key, ring_key, ports) = (memory.flow_key, memory.ring_key, memory.nat_ports);
         let kernel = self.kernel.tables_mut().control_mut().unwrap();
         (kernel.flow_key, kernel.ring_key, kernel.nat_ports) = (flow_key, ring_key, ports);
+    }
+
+    /// Has one in so many openings be timed.
+    pub fn set_timed(&mut self, one_in: u32) {
+        for tables in [self.memory.tables_mut(), self.kernel.tables_mut()] {
+            tables.control_mut().unwrap().timed_openings = TimedOpenings::one_in(one_in);
+        }
     }
 
     /// Has flows be hashed by this key.
@@ -203,12 +214,7 @@ impl Twins {
         evictions.for_each(|(sum, count)| *sum += count);
         if outcome.verdict == Verdict::Forward {
             let traffic = self.memory.traffic.entry(Account::Backend(outcome.backend)).or_default();
-            *traffic += Traffic {
-                packets: 1,
-                bytes: outcome.bytes.into(),
-                new_flows: outcome.new_flow.into(),
-                padding: 0,
-            };
+            traffic.count(outcome);
         } else {
             self.memory.not_forwarded.packets[outcome.verdict.index()] += 1;
         }
@@ -276,13 +282,16 @@ impl Changed {
         }
         let backends = self.backends.iter().zip(&other.backends).filter(|(one, two)| one != two);
         texts.extend(backends.map(|both| format!("backend {both:x?}")));
+        let openings = self.openings.iter().zip(&other.openings).filter(|(one, two)| one != two);
+        texts.extend(openings.map(|both| format!("opening {both:x?}")));
+        texts.push(format!("timed {:?} {:?}", self.timed, other.timed));
         texts.push(format!("budget {:x} {:x}", self.icmp_budget, other.icmp_budget));
         texts.join("\n")
     }
 }
 
-fn changed(datapath: &impl Datapath, fragments: &BTreeSet<TupleKey>) -> Changed {
-    let tables = datapath.tables();
+fn changed(from: &impl Datapath, fragments: &BTreeSet<TupleKey>) -> Changed {
+    let tables = from.tables();
     let slices = tables.slices().unwrap();
     let ways = slices.flows.iter().flat_map(|bucket| &bucket.ways);
     let fragment = |key: &TupleKey| Some((*key, route_words(&slices.exact.fragment(key)?)));
@@ -292,8 +301,10 @@ fn changed(datapath: &impl Datapath, fragments: &BTreeSet<TupleKey>) -> Changed 
         fragments: fragments.iter().filter_map(fragment).collect(),
         backends: slices.backends.iter().map(|backend| (backend.word.load(), backend.path.load())).collect(),
         icmp_budget: slices.control.icmp_budget.load(),
-        verdicts: datapath.not_forwarded().unwrap(),
-        traffic: datapath.forwarded().unwrap().backends,
+        verdicts: from.not_forwarded().unwrap(),
+        traffic: from.forwarded().unwrap().backends,
+        openings: datapath::noted(slices.openings).collect(),
+        timed: from.timings().backends.iter().map(|(&id, timing)| (id, timing.count())).collect(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use lb_common::abi::{Forwarding, NextHop};
+use lb_common::datapath::TimedOpenings;
 use lb_common::net::{Address, Protocol};
 use lb_userspace::core::image::{Globals, VipKey, Wanted, WantedBackend, WantedService};
 
@@ -37,7 +38,8 @@ fn globals(dice: &mut Dice) -> Globals {
     let snat = [list(Family::V4), list(Family::V6)];
     let sources = [Family::V4, Family::V6]
         .map(|family| if dice.once_in(2) { family.snat(50).into() } else { Address::ZERO });
-    Globals { reply_oversized: dice.once_in(2), sources, snat }
+    let timed_openings = TimedOpenings::one_in(dice.of(&[0, 1, 1, 8]));
+    Globals { reply_oversized: dice.once_in(2), timed_openings, sources, snat }
 }
 
 /// The addresses whose packets are looked up as answers: as the agent has them.

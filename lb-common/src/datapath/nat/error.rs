@@ -3,6 +3,7 @@
 use super::super::parse::{self, Parsed, Quoted};
 use super::super::pick::Pick;
 use super::super::settled::{settle, settle_quoted};
+use super::super::signals::Seen;
 use super::super::{Exit, Outcome, Packet, Step, Tables, classify, rare};
 use super::state::{Found, Leaves, Scratch, Work};
 use super::{TCP_CHECKSUM, UDP_CHECKSUM, address_packet, check, leave, leave_to, observe};
@@ -64,13 +65,13 @@ fn send_error<P: Packet, T: Tables>(
     if !word.serves(service) {
         return Err(Verdict::DropNoBackend.into());
     }
-    let pick = Pick { id, backend, word, new_flow: false, hash: 0, now: tables.now(control) };
+    let pick = Pick { id, backend, word, seen: Seen::NOTHING, hash: 0, now: tables.now(control) };
     let hop = rare::resolve(packet, control, parsed, &pick, room)?;
     observe(tables, parsed, leaves, false, false);
     translate_quoted(packet, parsed, quoted, leaves).ok_or(Verdict::PassIcmp)?;
     tables.observe(Step::NextHop { backend: id, hop: *hop });
     let interface = leave_to(packet, parsed, hop)?;
-    Ok(Outcome::forwarded(interface, service, id, parsed.bytes, false))
+    Ok(Outcome::forwarded(interface, service, id, parsed.bytes, Seen::NOTHING))
 }
 
 /// Writes what a quoted packet and the error around it leave with: the quoted one goes the other way, so its source is the

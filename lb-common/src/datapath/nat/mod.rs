@@ -18,6 +18,7 @@ use super::parse::{self, Fragment, Parsed};
 use super::pick::{self, Flow, Pick};
 use super::rewrite::{self, address_frame, check_size};
 use super::settled::settle;
+use super::signals::Seen;
 use super::{Classified, Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, fragment, rare};
 use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, TupleKey};
 use crate::checksum::Change;
@@ -102,7 +103,7 @@ fn forward<P: Packet, T: Tables>(
     translate(packet, parsed, &work.found.leaves, false)?;
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
     let interface = leave_to(packet, parsed, hop)?;
-    Ok(Outcome::forwarded(interface, service, pick.id, parsed.bytes, new))
+    Ok(Outcome::forwarded(interface, service, pick.id, parsed.bytes, pick.seen.new_flow(new)))
 }
 
 /// The translation's backend, if it may serve the packet and the flow table has been told of the flow in this tick: once is
@@ -137,7 +138,7 @@ fn translated_to<'a, T: Tables>(
         id,
         backend,
         word,
-        new_flow: false,
+        seen: Seen::of(parsed.transport),
         hash: 0,
         now,
     })
@@ -227,13 +228,13 @@ fn follow<P: Packet, T: Tables>(
     if !word.serves(service.into()) {
         return Err(Verdict::DropFragment.into());
     }
-    let pick = Pick { id, backend, word, new_flow: false, hash: 0, now };
+    let pick = Pick { id, backend, word, seen: Seen::NOTHING, hash: 0, now };
     let hop = rare::resolve(packet, control, parsed, &pick, room)?;
     check(packet, control, parsed, hop.mtu)?;
     translate(packet, parsed, &leaves, true)?;
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
     let interface = leave_to(packet, parsed, hop)?;
-    Ok(Outcome::forwarded(interface, service.into(), pick.id, parsed.bytes, false))
+    Ok(Outcome::forwarded(interface, service.into(), pick.id, parsed.bytes, Seen::NOTHING))
 }
 
 /// Whether the packet may be routed on: it is small enough, and its time to live is not at its end.

@@ -39,7 +39,8 @@ const QUICKEST: Duration = Duration::from_millis(100);
 /// Watch services and backends live: rates, shares, health, drops, table pressure, events
 ///
 /// Keys: arrows move, Enter opens a service, s sorts, / filters, d drains and e enables a backend (after a question), ? lists
-/// the others. `NO_COLOR` does without colour. Without a terminal, it prints once what happens, as --once does.
+/// the others. OPEN is the median time that TCP connections took to open. Only customers' packets are seen, so it is the backend's
+/// answer plus the customer's way to and fro; answers that get lost do not show. `NO_COLOR` does without colour. Without a terminal, it prints once what happens, as --once does.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// Time between two looks, over which rates are taken

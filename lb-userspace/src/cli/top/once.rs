@@ -7,9 +7,9 @@ use serde::Serialize;
 use super::super::output::{self, Columns};
 use super::super::{Failure, Format};
 use super::rows::{Row, Selection, rows};
-use super::text::{duration, share, short};
+use super::text::{duration, share, short, span};
 use crate::core::events::Recorded;
-use crate::core::live::Live;
+use crate::core::live::{Live, LiveTcp};
 
 /// Events that the text has.
 const EVENTS: usize = 10;
@@ -46,7 +46,8 @@ fn render(live: &Live, events: &[Recorded]) -> String {
         live.nat.size,
     )];
     let mut table = Columns::with_header(&[
-        "name", "state", "pkt/s", "bit/s", "new/s", "flows", "want", "ring", "got", "",
+        "name", "state", "pkt/s", "bit/s", "new/s", "flows", "want", "ring", "got", "open", "99 %",
+        "again/s", "rst/s", "",
     ]);
     for row in rows(live, &Selection::default()) {
         table.line(cells(&row));
@@ -81,6 +82,9 @@ fn cells(row: &Row<'_>) -> Vec<String> {
     };
     let [want, ring, got] = shares;
     let rate = row.rate();
+    let tcp = row.tcp();
+    let time = |of: fn(&LiveTcp) -> Option<f64>| tcp.and_then(of).map(span).unwrap_or_default();
+    let per_second = |of: fn(&LiveTcp) -> f64| tcp.map(of).map(short).unwrap_or_default();
     vec![
         name,
         row.state(),
@@ -91,6 +95,10 @@ fn cells(row: &Row<'_>) -> Vec<String> {
         want,
         ring,
         got,
+        time(|tcp| tcp.opening_median),
+        time(|tcp| tcp.opening_p99),
+        per_second(|tcp| tcp.repeated_per_second),
+        per_second(|tcp| tcp.resets_per_second),
         reason.into_owned(),
     ]
 }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use crate::core::live::{Live, LiveBackend, LiveService, Rate};
+use crate::core::live::{Live, LiveBackend, LiveService, LiveTcp, Rate};
 
 /// Which line: a service, or a backend of one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,6 +39,14 @@ impl Row<'_> {
         match self {
             Self::Service(service) => service.active_flows,
             Self::Backend(_, backend) => backend.active_flows,
+        }
+    }
+
+    /// What customers' packets show of its connections, if it is about TCP.
+    pub(super) fn tcp(&self) -> Option<&LiveTcp> {
+        match self {
+            Self::Service(service) => service.tcp.as_ref(),
+            Self::Backend(_, backend) => backend.tcp.as_ref(),
         }
     }
 

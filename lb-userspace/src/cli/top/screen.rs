@@ -11,9 +11,9 @@ use super::look::Look;
 use super::rows::Row;
 use super::state::{Mode, Top};
 use super::table::Table;
-use super::text::{duration, short};
+use super::text::{duration, short, span};
 use crate::core::events::{Recorded, Severity};
-use crate::core::live::Live;
+use crate::core::live::{Live, LiveTcp};
 
 /// From this width on, drops and events stand beside each other.
 const WIDE: u16 = 110;
@@ -22,7 +22,7 @@ const MIN_FOR_PANELS: u16 = 9;
 /// Lines that drops and events take at most.
 const MAX_PANELS: u16 = 12;
 
-const HELP: [&str; 13] = [
+const HELP: [&str; 16] = [
     "Keys",
     "  up, down, k, j, PgUp, PgDn, g, G   move",
     "  Enter      only this service        Esc    back",
@@ -35,6 +35,9 @@ const HELP: [&str; 13] = [
     "  WANT   the share of new flows that a backend's weight asks for",
     "  RING   its share of the ring's slots: 0 while it is not to take any",
     "  GOT    its share of the service's packets just now",
+    "  OPEN   half of the TCP connections took at most so long from the customer's SYN to its next packet",
+    "         (the backend's answer and the way to the customer and back: only customers' packets are seen)",
+    "  AGAIN  SYNs a second that came again with nothing after the first: answers that are late or lost",
     "  TREND  packets a second, the latest on the right, each line in a scale of its own",
 ];
 
@@ -212,18 +215,36 @@ fn detail_line(top: &Top, look: &Look) -> Line<'static> {
         Some(Row::Backend(service, backend)) => {
             let reason = if backend.reason.is_empty() { "nothing is wrong with it" } else { &backend.reason };
             let text = format!(
-                "{}/{} {} weight {}: {reason}",
-                service.name, backend.name, backend.address, backend.weight
+                "{}/{} {} weight {}: {reason}{}",
+                service.name,
+                backend.name,
+                backend.address,
+                backend.weight,
+                opening(backend.tcp.as_ref())
             );
             Line::styled(text, look.title())
         }
         Some(Row::Service(service)) => {
             let vips = service.vips.join(" ");
-            let text = format!("{}: {} {vips} by {}", service.name, service.protocol, service.forwarding);
+            let opening = opening(service.tcp.as_ref());
+            let text =
+                format!("{}: {} {vips} by {}{opening}", service.name, service.protocol, service.forwarding);
             Line::styled(text, look.title())
         }
         None => Line::default(),
     }
+}
+
+/// How connections open and end, in a clause that may be cut at its end.
+fn opening(tcp: Option<&LiveTcp>) -> String {
+    let Some(tcp) = tcp else { return String::new() };
+    let time = match (tcp.opening_median, tcp.opening_p99) {
+        (Some(median), Some(p99)) => format!("opens in {}, 99 % in {}; ", span(median), span(p99)),
+        _ => String::new(),
+    };
+    let [again, fins, resets] =
+        [tcp.repeated_per_second, tcp.fins_per_second, tcp.resets_per_second].map(short);
+    format!("; {time}SYN again {again}/s, FIN {fins}/s, RST {resets}/s")
 }
 
 /// What the keys do, what is asked, or what came of it.

@@ -6,7 +6,7 @@ use ratatui::text::{Line, Span};
 use super::look::Look;
 use super::rows::Row;
 use super::state::Top;
-use super::text::{Trail, share, short};
+use super::text::{Trail, share, short, span};
 
 /// What a column shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ enum What {
     Weight,
     Ring,
     Got,
+    Opening,
+    Repeated,
     Trail,
     Reason,
 }
@@ -27,7 +29,7 @@ enum What {
 /// A column: what, its title, its width, and the narrowest screen that shows it.
 struct Column(What, &'static str, usize, usize);
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 13] = [
     Column(What::Name, "NAME", 12, 0),
     Column(What::State, "STATE", 12, 0),
     Column(What::Packets, "PKT/S", 5, 0),
@@ -37,6 +39,8 @@ const COLUMNS: [Column; 11] = [
     Column(What::Weight, "WANT", 5, 58),
     Column(What::Ring, "RING", 5, 64),
     Column(What::Got, "GOT", 5, 70),
+    Column(What::Opening, "OPEN", 6, 92),
+    Column(What::Repeated, "AGAIN", 5, 98),
     Column(What::Trail, "TREND", 10, 80),
     Column(What::Reason, "REASON", 24, 120),
 ];
@@ -107,6 +111,8 @@ fn cell(what: What, row: &Row<'_>) -> String {
         (What::Weight, Row::Backend(_, backend)) => share(backend.weight_share),
         (What::Ring, Row::Backend(_, backend)) => share(backend.ring_share),
         (What::Got, Row::Backend(_, backend)) => share(backend.traffic_share),
+        (What::Opening, row) => row.tcp().and_then(|tcp| tcp.opening_median).map(span).unwrap_or_default(),
+        (What::Repeated, row) => row.tcp().map(|tcp| short(tcp.repeated_per_second)).unwrap_or_default(),
         (What::Reason, Row::Backend(_, backend)) => backend.reason.clone(),
         (What::Reason, Row::Service(service)) => service.vips.join(" "),
         _ => String::new(),

@@ -33,6 +33,17 @@ pub(super) fn share(share: f64) -> String {
     }
 }
 
+/// A short time in at most six characters: `950us`, `1.2ms`, `2.5s`.
+pub(super) fn span(seconds: f64) -> String {
+    let (value, unit) = match seconds.max(0.0) {
+        seconds if seconds < 999.5e-6 => (seconds * 1e6, "us"),
+        seconds if seconds < 999.5e-3 => (seconds * 1e3, "ms"),
+        seconds => (seconds, "s"),
+    };
+    let decimals = usize::from(value < 9.95 && unit != "us");
+    format!("{value:.decimals$}{unit}")
+}
+
 /// A time in seconds as people read it: its two largest units.
 pub(super) fn duration(seconds: u64) -> String {
     match seconds {
@@ -121,6 +132,8 @@ mod tests {
         }
         assert_eq!([0.0, 0.0004, 1.0 / 3.0, 0.9996].map(share), ["0%", "0.0%", "33.3%", "100%"]);
         assert_eq!(duration(3_725), "1 h 2 min");
+        let spans = [0.0, 16.4e-6, 999.4e-6, 1.23e-3, 0.9994, 4.29].map(span);
+        assert_eq!(spans, ["0us", "16us", "999us", "1.2ms", "999ms", "4.3s"]);
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::ops::RangeInclusive;
 
 use lb_common::abi::{MAX_FLOWS, MAX_INTERFACES, MAX_NAT_CONNECTIONS, MIN_FLOWS, MIN_NAT_CONNECTIONS};
 
+use lb_common::datapath::TimedOpenings;
+use toml::de::DeValue;
+
 use super::reader::Section;
 use super::sources::Sources;
 use super::{Agent, Oversized, XdpMode, values};
@@ -14,6 +17,7 @@ const FLOW_TABLE_SIZE: RangeInclusive<u32> = MIN_FLOWS..=MAX_FLOWS;
 const FLOW_TABLE_SIZE_DEFAULT: u32 = 1_048_576;
 const NAT_TABLE_SIZE: RangeInclusive<u32> = MIN_NAT_CONNECTIONS..=MAX_NAT_CONNECTIONS;
 const NAT_TABLE_SIZE_DEFAULT: u32 = 131_072;
+const TIME_OPENINGS_DEFAULT: u32 = 16;
 /// TOML promises no integers beyond this.
 const RING_SEED_MAX: u64 = i64::MAX as u64;
 
@@ -40,6 +44,7 @@ pub(super) fn read(mut agent: Section<'_>, sources: &mut Sources) -> Option<Agen
         Oversized::Drop,
         values::choice(&[("drop", Oversized::Drop), ("reply", Oversized::Reply)]),
     );
+    let time_openings = agent.or("time_openings", TIME_OPENINGS_DEFAULT, one_in);
     agent.finish();
     Some(Agent {
         interfaces,
@@ -51,7 +56,17 @@ pub(super) fn read(mut agent: Section<'_>, sources: &mut Sources) -> Option<Agen
         source_v6: sources.v6(),
         nat_table_size: nat_table_size?,
         oversized: oversized?,
+        time_openings: time_openings?,
     })
+}
+
+/// A share: one in so many, a power of two; 0 is none.
+fn one_in(value: &DeValue<'_>) -> Result<u32, String> {
+    let number = values::integer(0..=TimedOpenings::MOST)(value)?;
+    if number == 0 || number.is_power_of_two() {
+        return Ok(number);
+    }
+    Err(format!("must be a power of two up to {}, or 0 for none, not {number}", TimedOpenings::MOST))
 }
 
 fn interfaces(agent: &mut Section<'_>) -> Vec<String> {

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::reader::Section;
-use super::{Backend, Forwarding, Health, Probe, Protocol, Tls, Via, Vip, values};
+use super::{Backend, Forwarding, Health, Passive, Probe, Protocol, Tls, Via, Vip, values};
 
 const INTERVAL: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(3_600);
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(2);
@@ -58,6 +58,7 @@ pub(super) fn default(protocol: Protocol, port: DefaultPort) -> Health {
         slow_start: Duration::ZERO,
         hold_down: INTERVAL_DEFAULT * HOLD_DOWN_DEFAULT,
         hold_down_max: INTERVAL_DEFAULT * HOLD_DOWN_DEFAULT * HOLD_DOWN_MAX_DEFAULT,
+        passive: Passive::Event,
     }
 }
 
@@ -84,6 +85,7 @@ pub(super) fn read(
     let fall = health.or("fall", FALL_DEFAULT, values::integer(THRESHOLD));
     let slow_start = health.or("slow_start", Duration::ZERO, values::duration(SLOW_START));
     let (hold_down, hold_down_max) = hold_down(&mut health, interval);
+    let passive = passive(&mut health, kind);
     health.finish();
     Some(Health {
         probe: probe?,
@@ -96,7 +98,20 @@ pub(super) fn read(
         slow_start: slow_start?,
         hold_down: hold_down?,
         hold_down_max: hold_down_max?,
+        passive: passive?,
     })
+}
+
+/// What customers' packets show can take a backend out of service, but only its checks can bring it back.
+fn passive(health: &mut Section<'_>, kind: Option<Kind>) -> Option<Passive> {
+    let choices = [("off", Passive::Off), ("event", Passive::Event), ("fail", Passive::Fail)];
+    let passive = health.or("passive", Passive::Event, values::choice(&choices));
+    if passive == Some(Passive::Fail) && kind == Some(Kind::None) {
+        let message =
+            "\"fail\" needs checks, which bring a backend back; choose a type or write passive = \"event\"";
+        health.wrong("passive", message.to_owned());
+    }
+    passive
 }
 
 fn probe(health: &mut Section<'_>, kind: Option<Kind>) -> Option<Probe> {

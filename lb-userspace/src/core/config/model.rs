@@ -36,6 +36,8 @@ pub struct Agent {
     pub nat_table_size: u32,
     /// What becomes of an IPv4 packet that no longer fits once it is encapsulated, and may be fragmented.
     pub oversized: Oversized,
+    /// One in so many TCP openings is timed: a power of two up to [`lb_common::datapath::TimedOpenings::MOST`]; 0 = none.
+    pub time_openings: u32,
 }
 
 /// An address, or a prefix whose rest is filled in per flow. Unicast, and nothing of it is a VIP.
@@ -224,6 +226,19 @@ pub struct Health {
     pub hold_down: Duration,
     /// The longest that this becomes. A backend that stays healthy as long is no longer held against.
     pub hold_down_max: Duration,
+    /// What is made of what customers' packets show.
+    pub passive: Passive,
+}
+
+/// `service.health.passive`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passive {
+    /// Nothing.
+    Off,
+    /// It is told.
+    Event,
+    /// It is told, and counts as failed checks.
+    Fail,
 }
 
 /// `service.health.via`.

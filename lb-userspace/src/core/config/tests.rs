@@ -21,6 +21,7 @@ source_v4  = "192.0.2.1"
 source_v6  = ["2001:db8:1::1", "2001:db8:2::/64"]
 nat_table_size = 65536
 oversized  = "reply"
+time_openings = 1
 
 [[service]]
 name       = "web"
@@ -112,6 +113,7 @@ fn the_documented_example_is_read_in_full() {
             source_v6: vec![source("2001:db8:1::1", 128), source("2001:db8:2::", 64)],
             nat_table_size: 65_536,
             oversized: Oversized::Reply,
+            time_openings: 1,
         },
         services: vec![Service {
             name: "web".to_owned(),
@@ -141,6 +143,7 @@ fn the_documented_example_is_read_in_full() {
                 slow_start: Duration::ZERO,
                 hold_down: Duration::from_secs(10),
                 hold_down_max: Duration::from_secs(300),
+                passive: Passive::Event,
             },
             backends: vec![Backend {
                 name: "web1".to_owned(),
@@ -169,6 +172,7 @@ fn absent_keys_have_their_defaults() {
             source_v6: vec![],
             nat_table_size: 131_072,
             oversized: Oversized::Drop,
+            time_openings: 16,
         }
     );
     let service = &config.services[0];
@@ -187,6 +191,7 @@ fn absent_keys_have_their_defaults() {
         slow_start: Duration::ZERO,
         hold_down: Duration::from_secs(10),
         hold_down_max: Duration::from_secs(300),
+        passive: Passive::Event,
     };
     assert_eq!(service.health, default_health);
     assert_eq!(service.probe_port(&service.backends[0]), Some(80));
@@ -228,6 +233,9 @@ fn every_word_has_its_value() {
     for (word, oversized) in [("drop", Oversized::Drop), ("reply", Oversized::Reply)] {
         let config = parse(&with_agent(&format!("oversized = \"{word}\""))).unwrap();
         assert_eq!(config.agent.oversized, oversized);
+    }
+    for (word, passive) in [("off", Passive::Off), ("event", Passive::Event), ("fail", Passive::Fail)] {
+        assert_eq!(only_service(&with_health(&format!("passive = \"{word}\""))).health.passive, passive);
     }
     for (word, via) in [("backend", Via::Backend), ("vip", Via::Vip)] {
         assert_eq!(only_service(&with_health(&format!("via = \"{word}\""))).health.via, via);

@@ -17,6 +17,7 @@ use super::config::Config;
 use super::diff::Change;
 use super::health::ServiceStatus;
 use super::names;
+use super::signals::Showing;
 
 #[cfg(test)]
 mod tests;
@@ -209,6 +210,21 @@ pub enum Event {
         /// What the verdict means.
         meaning: String,
     },
+    /// What customers' packets show of a backend: a sign that it is not well begins or ends.
+    Signal {
+        /// Its service.
+        service: String,
+        /// Its name.
+        backend: String,
+        /// `unanswered`, `resets` or `reset_flood`.
+        signal: String,
+        /// Whether it begins; else it is over.
+        begins: bool,
+        /// What is wrong, with what was counted; empty if it is over.
+        reason: String,
+        /// Whether it counts as a failed check.
+        counts: bool,
+    },
     /// Written by a newer version.
     #[serde(other)]
     Unknown,
@@ -256,7 +272,7 @@ fn duration(ms: u64) -> String {
 
 impl Event {
     /// The names of all kinds.
-    pub const KINDS: [&'static str; 20] = [
+    pub const KINDS: [&'static str; 21] = [
         "ready",
         "ending",
         "adopted",
@@ -277,6 +293,7 @@ impl Event {
         "not_reconciled",
         "table_pressure",
         "drops",
+        "signal",
     ];
 
     /// A configuration came into force.
@@ -311,6 +328,19 @@ impl Event {
         }
     }
 
+    /// A sign that a backend is not well begins or ends.
+    pub fn signal(showing: &Showing, counts: bool) -> Self {
+        let &Showing { ref key, signal, begins, ref counted } = showing;
+        Self::Signal {
+            service: key.service.clone(),
+            backend: key.backend.clone(),
+            signal: signal.name().to_owned(),
+            begins,
+            reason: if begins { signal.reason(counted) } else { String::new() },
+            counts: counts && signal.is_of_the_backend(),
+        }
+    }
+
     /// Its name in filters and JSON.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -335,6 +365,7 @@ impl Event {
             Self::NotReconciled { .. } => "not_reconciled",
             Self::TablePressure { .. } => "table_pressure",
             Self::Drops { .. } => "drops",
+            Self::Signal { .. } => "signal",
             Self::Unknown => "unknown",
         }
     }
@@ -351,7 +382,9 @@ impl Event {
             Self::Health { to, .. } if to == "unhealthy" => Severity::Warn,
             Self::ServiceStatus { to, .. } if to == "degraded" => Severity::Warn,
             Self::ServiceStatus { to, .. } if to != "healthy" => Severity::Error,
-            Self::TablePressure { begins: true, .. } | Self::Drops { begins: true, .. } => Severity::Warn,
+            Self::TablePressure { begins: true, .. }
+            | Self::Drops { begins: true, .. }
+            | Self::Signal { begins: true, .. } => Severity::Warn,
             _ => Severity::Info,
         }
     }
@@ -362,7 +395,8 @@ impl Event {
             Self::Health { service, .. }
             | Self::ServiceStatus { service, .. }
             | Self::BackendState { service, .. }
-            | Self::Drained { service, .. } => Some(service),
+            | Self::Drained { service, .. }
+            | Self::Signal { service, .. } => Some(service),
             _ => None,
         }
     }
@@ -372,7 +406,8 @@ impl Event {
         match self {
             Self::Health { backend, .. }
             | Self::BackendState { backend, .. }
-            | Self::Drained { backend, .. } => Some(backend),
+            | Self::Drained { backend, .. }
+            | Self::Signal { backend, .. } => Some(backend),
             _ => None,
         }
     }
@@ -391,6 +426,7 @@ impl Event {
             }
             Self::TablePressure { table, .. } => named(&["pressure", table]),
             Self::Drops { verdict, .. } => named(&["drops", verdict]),
+            Self::Signal { service, backend, signal, .. } => named(&["signal", service, backend, signal]),
             _ => None,
         }
     }

@@ -1,5 +1,9 @@
+use lb_common::abi::Traffic;
+
 use super::*;
 use crate::core::config;
+use crate::core::signals::Signal;
+use crate::core::wanted::BackendKey;
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_millisecond(1_800_000_000_123 + seconds * 1_000).unwrap()
@@ -69,7 +73,22 @@ fn every_field_of_a_filter_narrows() {
 fn what_is_written_is_read_back_and_names_its_kind() {
     let applied = Event::applied("apply", 2, &[], 0);
     let refused = Event::refused("reload", &["f:1: wrong".to_owned()]);
-    for event in [health("web1", "healthy", "unhealthy"), applied, refused] {
+    let counted = Traffic { opened: 9, repeated: 12, ..Traffic::default() };
+    let key = BackendKey::new("web", "web1");
+    let signal = |signal, begins| Event::signal(&Showing { key: key.clone(), signal, begins, counted }, true);
+    let told = signal(Signal::Unanswered, true);
+    assert!(
+        told.to_string().contains("12 SYNs came again, 9 connections were opened and 0 went on"),
+        "{told}"
+    );
+    assert!(told.to_string().ends_with("counts as a failed check"), "{told}");
+    let flood = signal(Signal::ResetFlood, true);
+    assert!(!flood.to_string().contains("counts"), "{flood}");
+    assert_eq!(
+        (told.severity(), signal(Signal::Unanswered, false).severity()),
+        (Severity::Warn, Severity::Info)
+    );
+    for event in [health("web1", "healthy", "unhealthy"), applied, refused, told, flood] {
         let recorded = Journal::default().record(event.clone(), at(0));
         let line = serde_json::to_string(&recorded).unwrap();
         assert_eq!(serde_json::from_str::<Recorded>(&line).unwrap(), recorded, "{line}");

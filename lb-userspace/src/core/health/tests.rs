@@ -336,6 +336,39 @@ fn new_settings_let_go_of_who_is_held_down_too_long() {
     assert!(monitor.on_result(result(UP), now).is_some());
 }
 
+const MOMENT: Duration = Duration::from_millis(1);
+const SHOWN: Result<(), &str> = Err("customers get no answer");
+
+#[test]
+fn what_customers_show_takes_a_backend_down_though_its_probes_succeed() {
+    let thresholds = Thresholds { rise: 2, fall: 3, ..damped().thresholds };
+    let mut monitor = Monitor::new(thresholds);
+    assert_eq!(monitor.on_shown(result(SHOWN), NOW), None, "nothing is known of it yet");
+    monitor.on_result(result(UP), NOW);
+    for shown in [SHOWN, UP, SHOWN, SHOWN] {
+        assert_eq!(monitor.on_shown(result(shown), NOW), None, "a good look begins anew");
+        assert_eq!(monitor.on_result(result(UP), NOW), None);
+    }
+    let transition = monitor.on_shown(result(SHOWN), NOW).unwrap();
+    assert_eq!((transition.from, transition.to, transition.flaps), (Healthy, Unhealthy, false));
+    assert_eq!((transition.held, transition.reason), (10 * SECOND, Some(SHOWN.unwrap_err().to_owned())));
+    assert_eq!((monitor.shown(), monitor.on_shown(result(SHOWN), NOW)), (Some(SHOWN.unwrap_err()), None));
+    assert_eq!(monitor.held(NOW), Some(Held { left: 10 * SECOND, flaps: 0 }));
+    // Its probes bring it back, but not at once; and if they were wrong, later each time.
+    let mut now = NOW;
+    for held in [10, 10, 20, 40, 60, 60] {
+        assert_eq!(monitor.on_result(result(UP), now + held * SECOND - MOMENT), None);
+        assert_eq!(monitor.on_result(result(UP), now + held * SECOND - MOMENT), None);
+        now += held * SECOND;
+        assert_eq!(monitor.on_result(result(UP), now).map(|transition| transition.to), Some(Healthy));
+        assert_eq!(monitor.shown(), None);
+        let fell: Vec<_> = (0..3).filter_map(|_| monitor.on_shown(result(SHOWN), now)).collect();
+        assert_eq!(fell.len(), 1, "{fell:?}");
+    }
+    monitor.reconfigure(plainly(1, 1), now);
+    assert_eq!(monitor.held(now), None);
+}
+
 proptest! {
     /// Whatever the probes say: it is never held for longer than the cap, and a success after that time turns it up.
     #[test]

@@ -144,6 +144,9 @@ impl Kernel {
                 backends: region(pins, map::BACKENDS, access)?,
                 rings: region(pins, map::RINGS, access)?,
                 flows: region(pins, map::FLOWS, access)?,
+                openings: region(pins, map::OPENINGS, access)?,
+                service_latency: region(pins, map::SERVICE_LATENCY, access)?,
+                backend_latency: region(pins, map::BACKEND_LATENCY, access)?,
                 service_names: region(pins, map::SERVICE_NAMES, access)?,
                 backend_names: region(pins, map::BACKEND_NAMES, access)?,
                 exact: Box::new(exact(pins)?),
@@ -348,7 +351,7 @@ pub(super) fn pin_programs(pins: &PinDir, bpf: &mut Ebpf) -> Result<(), LoadErro
 }
 
 /// The sizes of the maps that have no fixed one.
-pub(super) fn sizes(capacity: Capacity) -> [(&'static str, u32); 10] {
+pub(super) fn sizes(capacity: Capacity) -> [(&'static str, u32); 12] {
     [
         (map::VIPS, capacity.vip_buckets * 2),
         (map::SERVICES, capacity.services),
@@ -357,6 +360,8 @@ pub(super) fn sizes(capacity: Capacity) -> [(&'static str, u32); 10] {
         (map::FLOWS, capacity.flow_buckets),
         (map::SERVICE_TRAFFIC, capacity.services + 1),
         (map::BACKEND_TRAFFIC, capacity.backends + 1),
+        (map::SERVICE_LATENCY, capacity.services + 1),
+        (map::BACKEND_LATENCY, capacity.backends + 1),
         (map::SERVICE_NAMES, capacity.services),
         (map::BACKEND_NAMES, capacity.backends + 1),
         (map::TRANSLATIONS, capacity.translations),

@@ -8,6 +8,7 @@ mod exact;
 mod flows;
 mod fresh;
 mod kernel;
+mod latency;
 mod memory;
 mod pins;
 mod probe_path;
@@ -34,6 +35,7 @@ use lb_common::verdict::Verdict;
 
 use crate::core::image::Capacity;
 use crate::core::plan::Action;
+use crate::core::signals::{Timing, Timings};
 use crate::core::vips;
 
 /// An effect on the datapath that failed.
@@ -109,12 +111,39 @@ pub trait Datapath {
         Ok(verdicts)
     }
 
+    /// Empties an account.
+    fn begin(&mut self, account: Account) -> Result<(), DatapathError> {
+        self.set_traffic(account, Traffic::default())?;
+        self.tables().set_timing(account, &Timing::default());
+        Ok(())
+    }
+
+    /// How long connections took to open: of each backend, and of each service, backends it had before included.
+    fn timings(&self) -> Timings {
+        let mut timings = Timings::default();
+        for id in self.tables().service_ids() {
+            timings.services.insert(id, self.tables().timing(Account::Service(id)));
+        }
+        for (id, service) in self.tables().backend_ids() {
+            let timing = self.tables().timing(Account::Backend(id));
+            if timing.count() > 0 {
+                timings.services.entry(service).or_default().add(&timing);
+                timings.backends.insert(id, timing);
+            }
+        }
+        timings
+    }
+
     /// Moves what an account holds to another.
     fn fold(&mut self, from: Account, to: Account) -> Result<(), DatapathError> {
         let mut sum = self.traffic(to)?;
         sum += self.traffic(from)?;
         self.set_traffic(to, sum)?;
-        self.set_traffic(from, Traffic::default())
+        self.set_traffic(from, Traffic::default())?;
+        let timing = self.tables().timing(from);
+        self.tables().add_timing(to, &timing);
+        self.tables().set_timing(from, &Timing::default());
+        Ok(())
     }
 
     /// Waits for a grace period, after which replaced next hops may be overwritten.
@@ -130,7 +159,7 @@ pub trait Datapath {
             Action::WriteGlobals(globals) => self.tables_mut().write_globals(globals),
             Action::WriteBackend { id, backend, new } => {
                 if *new {
-                    self.set_traffic(Account::Backend(*id), Traffic::default())?;
+                    self.begin(Account::Backend(*id))?;
                 }
                 if self.tables_mut().write_backend(*id, backend).is_err() {
                     self.grace()?;
@@ -140,7 +169,7 @@ pub trait Datapath {
             Action::WriteRing { slot, ring } => self.tables_mut().write_ring(*slot, ring),
             Action::WriteService { id, name, word, new } => {
                 if *new {
-                    self.set_traffic(Account::Service(*id), Traffic::default())?;
+                    self.begin(Account::Service(*id))?;
                 }
                 self.tables_mut().write_service(*id, name, *word);
             }

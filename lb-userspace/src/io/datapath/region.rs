@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use lb_common::abi::{
-    Backend, Control, DecapControl, FlowBucket, Name, ProbeTarget, Ring, Service, SourcePrefix, VipBucket,
+    Backend, Control, DecapControl, FlowBucket, Latency, Name, ProbeTarget, Ring, Service, SourcePrefix,
+    VipBucket, Word,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -27,6 +28,8 @@ unsafe impl Record for DecapControl {}
 // SAFETY: as above.
 unsafe impl Record for FlowBucket {}
 // SAFETY: as above.
+unsafe impl Record for Latency {}
+// SAFETY: as above.
 unsafe impl Record for Name {}
 // SAFETY: as above.
 unsafe impl Record for ProbeTarget {}
@@ -38,6 +41,8 @@ unsafe impl Record for Service {}
 unsafe impl Record for SourcePrefix {}
 // SAFETY: as above.
 unsafe impl Record for VipBucket {}
+// SAFETY: as above.
+unsafe impl Record for Word {}
 
 /// An array of records that the kernel's program may read, and change through [`lb_common::abi::Word`]s, at any time.
 pub struct Region<T: Record> {

@@ -21,6 +21,7 @@ use super::pins::PinDir;
 use super::region::Access;
 use super::{Account, Datapath, DatapathError};
 use crate::core::image::Capacity;
+use crate::core::signals::Timing;
 
 /// What came of a change of sizes.
 pub type Resized = Lost;
@@ -126,14 +127,16 @@ impl Kernel {
         }
         for account in accounts {
             self.set_traffic(account, former.traffic(account)?)?;
+            self.tables.set_timing(account, &former.tables.timing(account));
         }
         Ok(())
     }
 
     /// What is counted for each backend.
-    fn counted(&self) -> Result<BTreeMap<u16, Traffic>, DatapathError> {
+    fn counted(&self) -> Result<BTreeMap<u16, (Traffic, Timing)>, DatapathError> {
+        let of = |account| Ok((self.traffic(account)?, self.tables.timing(account)));
         let ids = self.tables.backend_ids();
-        ids.map(|(id, _)| Ok((id, self.traffic(Account::Backend(id))?))).collect()
+        ids.map(|(id, _)| Ok((id, of(Account::Backend(id))?))).collect()
     }
 
     /// Adds what former counters counted after they were taken over. The program counts for the backends by now, and nobody else
@@ -141,19 +144,16 @@ impl Kernel {
     fn add_counted_since(
         &mut self,
         former: &Self,
-        counted: &BTreeMap<u16, Traffic>,
+        counted: &BTreeMap<u16, (Traffic, Timing)>,
     ) -> Result<(), DatapathError> {
         let ids: Vec<(u16, u32)> = former.tables.backend_ids().collect();
         let mut since: BTreeMap<u32, Traffic> = BTreeMap::new();
         for (id, service) in ids {
             let last = former.traffic(Account::Backend(id))?;
-            let taken = counted.get(&id).copied().unwrap_or_default();
-            *since.entry(service).or_default() += Traffic {
-                packets: last.packets.saturating_sub(taken.packets),
-                bytes: last.bytes.saturating_sub(taken.bytes),
-                new_flows: last.new_flows.saturating_sub(taken.new_flows),
-                padding: 0,
-            };
+            let (taken, timed) = counted.get(&id).copied().unwrap_or_default();
+            *since.entry(service).or_default() += last.since(&taken);
+            let timing = former.tables.timing(Account::Backend(id)).since(&timed);
+            self.tables.add_timing(Account::Backend(id), &timing);
         }
         for (service, traffic) in since.into_iter().filter(|(_, traffic)| traffic.packets > 0) {
             let mut sum = self.traffic(Account::Service(service))?;

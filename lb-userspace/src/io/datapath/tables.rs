@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use lb_common::abi::{
-    Backend, BackendFlags, BackendWord, Control, FlowBucket, MAX_INTERFACES, Name, Ring, Service,
-    ServiceWord, Settings, Translation, TupleKey, VipBucket, VipTable, interface_slot, mac_word,
+    Backend, BackendFlags, BackendWord, Control, FlowBucket, Latency, MAX_INTERFACES, Name, OPENING_SLOTS,
+    Ring, Service, ServiceWord, Settings, Translation, TupleKey, VipBucket, VipTable, Word, interface_slot,
+    mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::net::{Address, Be16};
@@ -28,6 +29,9 @@ pub struct TableSet {
     pub(super) backends: Region<Backend>,
     pub(super) rings: Region<Ring>,
     pub(super) flows: Region<FlowBucket>,
+    pub(super) openings: Region<Word>,
+    pub(super) service_latency: Region<Latency>,
+    pub(super) backend_latency: Region<Latency>,
     pub(super) service_names: Region<Name>,
     pub(super) backend_names: Region<Name>,
     /// What is no array.
@@ -56,6 +60,9 @@ impl TableSet {
             backends: Region::heap(capacity.backends + 1),
             rings: Region::heap(capacity.rings),
             flows: Region::heap(capacity.flow_buckets),
+            openings: Region::heap(OPENING_SLOTS),
+            service_latency: Region::heap(capacity.services + 1),
+            backend_latency: Region::heap(capacity.backends + 1),
             service_names: Region::heap(capacity.services),
             backend_names: Region::heap(capacity.backends + 1),
             exact: Box::new(MemoryExact::new(capacity.translations)),
@@ -75,6 +82,8 @@ impl TableSet {
             backends: self.backends.records(),
             rings: self.rings.records(),
             flows: self.flows.records(),
+            openings: self.openings.records(),
+            latency: self.backend_latency.records(),
             exact: &*self.exact,
         })
     }
@@ -277,6 +286,7 @@ impl TableSet {
         let list = |sources: &[Address], count| sources.iter().take(count).copied().collect();
         Globals {
             reply_oversized: control.settings.reply_oversized(),
+            timed_openings: control.timed_openings,
             sources: control.sources,
             snat: [list(&control.snat_v4, v4), list(&control.snat_v6, v6)],
         }
@@ -286,6 +296,7 @@ impl TableSet {
     pub(super) fn write_globals(&mut self, globals: &Globals) {
         let Some(control) = self.control_mut() else { return };
         control.settings = Settings::new(globals.reply_oversized);
+        control.timed_openings = globals.timed_openings;
         control.sources = globals.sources;
         control.snat_counts = [0; 2];
         let lists = [&mut control.snat_v4, &mut control.snat_v6];

@@ -8,7 +8,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::core::config::{Tls, Via};
+use crate::core::config::{Passive, Tls, Via};
 
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
@@ -277,6 +277,7 @@ fn check(probe: Probe, interval: Duration, timeout: Duration) -> Check {
         slow_start: Duration::ZERO,
         hold_down: Duration::ZERO,
         hold_down_max: Duration::ZERO,
+        passive: Passive::Off,
     };
     Check::new(&health, &mut TlsClients::default()).unwrap()
 }

@@ -49,6 +49,11 @@ fn wrong_agents_are_refused() {
             with_agent("oversized = \"fragment\""),
             "3: agent.oversized: \"fragment\" is not known; known here: drop, reply",
         ),
+        (
+            with_agent("time_openings = 12"),
+            "3: agent.time_openings: must be a power of two up to 1024, or 0 for none",
+        ),
+        (with_agent("time_openings = 2048"), "3: agent.time_openings: must be 0 to 1024, not 2048"),
         (with_agent("metrisc = 1"), "3: agent.metrisc: unknown key; did you mean \"metrics\"?"),
         (with_agent("flwo_tabel_siez = 1"), "3: agent.flwo_tabel_siez: unknown key; known here: interfaces"),
         (with_agent("x = 1"), "3: agent.x: unknown key; known here: interfaces, xdp_mode"),
@@ -169,6 +174,14 @@ fn wrong_health_checks_are_refused() {
         ("host = \"a.example\"", "7: service[0].health.host: only http checks have it"),
         ("expect = \"200\"", "7: service[0].health.expect: only http checks have it"),
         ("via = \"vpi\"", "7: service[0].health.via: \"vpi\" is not known; did you mean \"vip\"?"),
+        (
+            "passive = \"loud\"",
+            "7: service[0].health.passive: \"loud\" is not known; known here: off, event, fail",
+        ),
+        (
+            "type = \"none\"\npassive = \"fail\"",
+            "8: service[0].health.passive: \"fail\" needs checks, which bring a backend back",
+        ),
         ("body = \"ok\"", "7: service[0].health.body: only http checks have it"),
         ("ca = \"/ca.pem\"", "7: service[0].health.ca: only https checks have it"),
         ("hold_down = \"61m\"", "7: service[0].health.hold_down: must be 0s to 60m, not 61m"),

@@ -1,0 +1,131 @@
+//! What is counted of customers' connections, and how long they took to open, frame by frame through kernel and slices.
+
+mod support;
+
+use std::time::Duration;
+
+use lb_common::abi::{Latency, Traffic};
+use lb_common::verdict::Verdict;
+use lb_userspace::core::signals::Timing;
+use lb_userspace::io::datapath::{Account, Datapath};
+
+use support::frames::wire::{self, FAMILIES, Family, Packet};
+use support::frames::{self, CLIENT, VIP};
+use support::parity::Twins;
+use support::services::{L2_STICKY, TUNNELS};
+use support::wanted;
+
+const FIN: u8 = 1;
+const RST: u8 = 4;
+
+/// A VIP of each kind of service, by number and port: its packets take other ways through the program.
+fn vips() -> Vec<(Family, u8, u16)> {
+    let plain = [(10, 80), (L2_STICKY.0, 80)].into_iter();
+    let tunnels = TUNNELS.iter().map(|tunnel| (tunnel.vip, 443));
+    plain.chain(tunnels).flat_map(|(vip, port)| FAMILIES.map(|family| (family, vip, port))).collect()
+}
+
+#[test]
+fn connections_are_counted_in_every_mode_and_timed_once() {
+    let mut twins = Twins::new(&wanted());
+    twins.set_timed(1);
+    let (syn, ack, fin) = (wire::SYN, wire::ACK, wire::ACK | FIN);
+    // A connection whose SYN came twice and that ends with a FIN, which comes twice, and an RST; then an opening that goes nowhere.
+    let course =
+        [(1, syn), (1, syn), (1, ack), (1, ack), (1, fin), (1, fin), (1, RST), (2, syn), (2, syn), (2, syn)];
+    let vips = vips();
+    for &(family, vip, port) in &vips {
+        let before = twins.kernel.forwarded().unwrap().all;
+        for (number, flags) in course {
+            let packet = Packet::tcp(family.client(), family.vip(vip), [2_000 + number, port], flags, b"");
+            assert_eq!(twins.agree(&packet.frame()).verdict, Verdict::Forward, "{family:?} {vip}");
+        }
+        let since = twins.kernel.forwarded().unwrap().all.since(&before);
+        let Traffic { packets, new_flows, opened, repeated, answered, fins, resets, .. } = since;
+        assert_eq!((packets, new_flows), (10, 2), "{family:?} {vip}");
+        assert_eq!([opened, repeated, answered, fins, resets], [2, 3, 1, 2, 1], "{family:?} {vip}");
+    }
+    let [kernel, memory] = twins.changed();
+    assert_eq!(kernel.timed.values().sum::<u64>(), vips.len() as u64, "each of them once");
+    assert!(kernel == memory, "the tables differ: {}", kernel.difference(&memory));
+    let timings = twins.kernel.timings();
+    let sum = |timings: Vec<&Timing>| {
+        let mut sum = Timing::default();
+        timings.into_iter().for_each(|timing| sum.add(timing));
+        sum
+    };
+    assert_eq!(sum(timings.backends.values().collect()), sum(timings.services.values().collect()));
+}
+
+fn tcp(port: u16, flags: frames::Flags) -> Vec<u8> {
+    frames::tcp_from(frames::ipv4(CLIENT, VIP), port, 80, flags, b"")
+}
+
+/// By the kernel's own clock: no more than the time around it, and no less than the time within.
+#[test]
+fn the_time_from_syn_to_ack_is_that_on_the_clock() {
+    const APART: Duration = Duration::from_millis(30);
+    let units = |time: Duration| time.as_nanos() as u64 / Latency::UNIT_NS;
+    let mut twins = Twins::new(&wanted());
+    twins.set_timed(1);
+    let began = std::time::Instant::now();
+    let backend = twins.agree(&tcp(1, frames::Flags::Syn)).backend;
+    let opened = std::time::Instant::now();
+    std::thread::sleep(APART);
+    // A SYN that comes again keeps the first one's time.
+    twins.agree(&tcp(1, frames::Flags::Syn));
+    let least = units(opened.elapsed());
+    twins.agree(&tcp(1, frames::Flags::Ack));
+    let most = units(began.elapsed()) + 1;
+    let timing = twins.kernel.tables().timing(Account::Backend(backend));
+    assert_eq!(timing.count(), 1);
+    assert!((least..=most).contains(&timing.sum), "{least} to {most}: {}", timing.sum);
+    let bucket = timing.buckets.iter().position(|&count| count == 1).unwrap();
+    assert!(
+        Latency::bound(bucket).unwrap() > timing.sum && Latency::bound(bucket - 1).unwrap() <= timing.sum
+    );
+}
+
+#[test]
+fn one_in_so_many_is_timed_or_none() {
+    const FLOWS: u16 = 4_000;
+    for (one_in, least, most) in [(0, 0, 0), (16, 180, 330)] {
+        let mut twins = Twins::new(&wanted());
+        twins.set_timed(one_in);
+        for port in 0..FLOWS {
+            twins.agree(&tcp(port, frames::Flags::Syn));
+            twins.agree(&tcp(port, frames::Flags::Ack));
+        }
+        let [kernel, memory] = twins.changed();
+        assert_eq!(kernel.timed, memory.timed);
+        let timed = kernel.timed.values().sum::<u64>();
+        assert!((least..=most).contains(&timed), "1 in {one_in}: {timed} of {FLOWS}");
+    }
+}
+
+/// What a backend was timed with stays with its service when it goes, and none of it comes to who gets its id.
+#[test]
+fn times_stay_with_the_service() {
+    let mut twins = Twins::new(&wanted());
+    twins.set_timed(1);
+    let mut outcome = twins.agree(&tcp(1, frames::Flags::Syn));
+    for port in 1..40 {
+        twins.agree(&tcp(port, frames::Flags::Syn));
+        outcome = twins.agree(&tcp(port, frames::Flags::Ack));
+    }
+    let before = twins.kernel.timings();
+    let (service, gone) = (outcome.service, outcome.backend);
+    assert_eq!(before.services[&service].count(), 39);
+    assert!(before.backends[&gone].count() > 0);
+    let mut changed = wanted();
+    let name = twins.kernel.tables().image().backends[&gone].name.clone();
+    changed.services[0].backends.retain(|backend| backend.name != name);
+    support::apply(&mut twins.kernel, &changed);
+    let after = twins.kernel.timings();
+    assert_eq!(after.services[&service], before.services[&service]);
+    assert_eq!(after.backends.get(&gone), None);
+    support::apply(&mut twins.kernel, &wanted());
+    let again = twins.kernel.timings();
+    assert_eq!(again.services[&service], before.services[&service]);
+    assert!(again.backends.len() < before.backends.len(), "the new one has none");
+}
