@@ -198,6 +198,7 @@ impl Agent {
             image,
         })
     }
+            program: self.kernel.runs(),
 
     /// One line about what runs.
     pub(super) fn describe(&self) -> String {
