@@ -32,7 +32,7 @@ use state::Agent;
 use crate::core::events::Event;
 use crate::core::trend::STEP;
 use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
-use crate::io::events;
+use crate::io::{events, report};
 
 /// How often idle flows are swept out of the flow table.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -95,7 +95,9 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let mut changes = agent.resolver.changes();
     // What changed while the agent started was told to nobody.
     agent.refresh_network().await;
-    let routes = api::control_routes(request_sender).merge(events::routes(agent.events.clone()));
+    let routes = api::control_routes(request_sender)
+        .merge(events::routes(agent.events.clone()))
+        .merge(report::routes(agent.events.clone()));
     let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Peer>()).into_future();
     tokio::pin!(server);
     let mut timers = Timers::new();
@@ -182,7 +184,10 @@ impl Agent {
         match due {
             Due::Recheck => self.refresh_network().await,
             Due::Retry => self.retry_hops().await,
-            Due::Look => self.note_trend(),
+            Due::Look => {
+                self.note_trend();
+                self.events.sign_of_life();
+            }
             Due::Signals => self.look_for_signals(),
             Due::Sweep => self.sweep(),
         }

@@ -64,6 +64,7 @@ pub(super) async fn start(
     let image = kernel.tables().image();
     kernel.tables().sweep_orphans(&image.backends)?;
     let events = EventLog::open(&options.state_dir);
+    events.note_lapse();
     if adopted {
         events.record(Event::Adopted { services: image.services.len() });
     }

@@ -184,6 +184,7 @@ impl Agent {
         Ok(Readings {
             verdicts,
             timings: self.kernel.timings(),
+            program: self.kernel.runs(),
             services: forwarded.services,
             backends: forwarded.backends,
             flows: tables.live_flows(self.kernel.now()?),

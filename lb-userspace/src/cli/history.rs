@@ -82,12 +82,12 @@ fn render(report: &HistoryReport) -> String {
 }
 
 /// A time in UTC, to the second.
-fn when(at: Timestamp) -> String {
+pub(super) fn when(at: Timestamp) -> String {
     Timestamp::from_second(at.as_second()).unwrap_or(at).to_string()
 }
 
 /// The name of a user, if this host knows it.
-fn who(uid: u32) -> String {
+pub(super) fn who(uid: u32) -> String {
     match User::from_uid(Uid::from_raw(uid)) {
         Ok(Some(user)) => user.name,
         _ => format!("uid {uid}"),

@@ -2,6 +2,7 @@
 
 mod agent;
 mod apply;
+mod availability;
 mod backend;
 mod check;
 mod client;
@@ -67,6 +68,7 @@ enum Command {
     Detach(detach::Arguments),
     Doctor(doctor::Arguments),
     Events(events::Arguments),
+    Report(availability::Arguments),
     Top(top::Arguments),
     Flows(flows::Arguments),
     Completions(manual::CompletionsArguments),
@@ -156,6 +158,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Man(_) => manual::manual(),
         Command::Flows(command) => flows::run(&command),
         Command::Events(command) => events::run(&command, &client).await,
+        Command::Report(command) => availability::run(&command, &client).await,
         Command::Top(command) => top::run(&command, &client).await,
     }
 }

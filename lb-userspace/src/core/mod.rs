@@ -16,6 +16,7 @@ pub mod names;
 pub mod plan;
 pub mod pressure;
 pub mod reach;
+pub mod report;
 pub mod ring;
 pub mod signals;
 pub mod slow_start;

@@ -28,6 +28,18 @@ pub struct Snapshot {
     pub flow_table: FlowTable,
     /// The table of translations.
     pub nat: NatTable,
+    /// How long the program ran; only while the kernel counts that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<ProgramRuns>,
+}
+
+/// How long the program ran, the stages that it went on with included, since it was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgramRuns {
+    /// Runs: one a packet.
+    pub count: u64,
+    /// All of them together, in nanoseconds.
+    pub nanoseconds: u64,
 }
 
 /// The agent itself.
@@ -150,6 +162,8 @@ pub struct Readings {
     pub flow_table: FlowTable,
     /// The table of translations.
     pub nat: NatTable,
+    /// How long the program ran, while the kernel counts that.
+    pub program: Option<ProgramRuns>,
 }
 
 /// Puts the snapshot together; `reasons` says what is wrong with a backend.
@@ -168,6 +182,7 @@ pub fn snapshot(
         verdicts: verdicts(&readings.verdicts),
         flow_table: FlowTable { evictions: evictions(&readings.verdicts), ..readings.flow_table.clone() },
         nat: readings.nat,
+        program: readings.program,
     }
 }
 

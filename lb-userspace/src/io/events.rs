@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -22,6 +22,8 @@ use crate::core::events::{Event, Filter, Journal, MAX_LIMIT, Recorded, Severity}
 const FILE: &str = "events.jsonl";
 /// The one before.
 const FORMER_FILE: &str = "events.1.jsonl";
+/// Touched while an agent serves: its time is the last sign of life.
+const ALIVE_FILE: &str = "alive";
 /// Size at which a new file is begun: twice this is kept, some ten thousand events.
 const MAX_FILE_BYTES: u64 = 8 << 20;
 /// Longest that a question for events that are yet to come is kept waiting, in seconds.
@@ -92,6 +94,28 @@ impl EventLog {
         }
         drop(inner);
         self.0.last.send_replace(recorded.seq);
+    }
+
+    /// Tells if the agent before ended without a word.
+    pub fn note_lapse(&self) {
+        let last = self.latest(1).events.pop();
+        let Some(last) = last.filter(|last| !matches!(last.event, Event::Ending { .. })) else { return };
+        let since = last_sign_of_life(&self.0.folder).map_or(last.time, |alive| alive.max(last.time));
+        self.record(Event::Lapsed { since });
+    }
+
+    /// The agent serves: if it ends without a word, this says until when it did.
+    pub fn sign_of_life(&self) {
+        let path = self.0.folder.join(ALIVE_FILE);
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        if let Err(error) = file.and_then(|file| file.set_modified(SystemTime::now())) {
+            log::debug!("{}: {error}", path.display());
+        }
+    }
+
+    /// Where they are kept.
+    pub fn folder(&self) -> &Path {
+        &self.0.folder
     }
 
     /// The last events that are in memory, at most so many.
@@ -177,6 +201,12 @@ fn append_to(path: &Path) -> io::Result<(File, u64)> {
     Ok((file, bytes))
 }
 
+/// When an agent that keeps its events in this folder was last seen to serve, to about five seconds.
+pub fn last_sign_of_life(folder: &Path) -> Option<Timestamp> {
+    let modified = fs::metadata(folder.join(ALIVE_FILE)).and_then(|metadata| metadata.modified()).ok()?;
+    Timestamp::try_from(modified).ok()
+}
+
 /// The kept events that the filter lets through, without an agent; oldest first.
 pub fn from_folder(folder: &Path, filter: &Filter) -> Vec<Recorded> {
     let limit = filter.limit.min(MAX_LIMIT);
@@ -193,7 +223,7 @@ pub fn from_folder(folder: &Path, filter: &Filter) -> Vec<Recorded> {
 }
 
 /// Has `work` go through the kept events in order. Lines that cannot be read are left out: a crash may have cut one.
-fn read<T>(folder: &Path, work: impl FnOnce(&mut dyn Iterator<Item = Recorded>) -> T) -> T {
+pub(super) fn read<T>(folder: &Path, work: impl FnOnce(&mut dyn Iterator<Item = Recorded>) -> T) -> T {
     let files = [FORMER_FILE, FILE].into_iter().filter_map(|name| File::open(folder.join(name)).ok());
     let lines = files.flat_map(|file| BufReader::new(file).split(b'\n').map_while(Result::ok));
     work(&mut lines.filter_map(|line| serde_json::from_slice(&line).ok()))

@@ -3,6 +3,7 @@
 mod tcp;
 
 use std::fmt::Write;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
@@ -85,6 +86,7 @@ pub fn render(snapshot: &Snapshot, histograms: &Histograms) -> String {
     backends(&mut registry, snapshot);
     tcp::register(&mut registry, snapshot);
     agent(&mut registry, snapshot);
+    program(&mut registry, snapshot);
     registry.register_with_unit(
         "probe_duration",
         "Time a health probe took",
@@ -169,6 +171,19 @@ fn agent(registry: &mut Registry, snapshot: &Snapshot) {
     registry.register("build_info", "The agent's version", build);
 }
 
+/// How long the program runs, while the kernel counts that.
+fn program(registry: &mut Registry, snapshot: &Snapshot) {
+    let Some(program) = snapshot.program else { return };
+    let runs = Counter::<u64>::default();
+    runs.inc_by(program.count);
+    let help = "Runs of the program, one a packet, while kernel.bpf_stats_enabled is 1";
+    registry.register("program_runs", help, runs);
+    let time = Counter::<f64, AtomicU64>::default();
+    time.inc_by(Duration::from_nanos(program.nanoseconds).as_secs_f64());
+    let help = "Time that these runs took; divided by their number, the time a packet takes";
+    registry.register_with_unit("program_run", help, Unit::Seconds, time);
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -194,11 +209,14 @@ mod tests {
             "verdicts": {"forward": 1},
             "flow_table": {"size": 8, "entries": 4, "evictions": {"established": 1}},
             "nat": {"size": 0, "entries": 0},
+            "program": {"count": 4, "nanoseconds": 500_000_000},
         }))
         .unwrap();
         let histograms = Histograms::default();
         histograms.probed("web", Duration::from_millis(1));
         let text = render(&snapshot, &histograms);
+        assert!(text.contains("sluice_program_runs_total 4\n"), "{text}");
+        assert!(text.contains("sluice_program_run_seconds_total 0.5\n"), "{text}");
         let exported: BTreeSet<&str> = text
             .lines()
             .filter(|line| !line.starts_with('#'))

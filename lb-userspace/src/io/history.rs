@@ -135,6 +135,26 @@ impl History {
         self.folder.join("unconfirmed.json")
     }
 
+    /// Reads what there is below the state directory, changing nothing.
+    pub fn look(state_dir: &Path) -> Result<Vec<(Entry, String)>, StoreError> {
+        let folder = state_dir.join("history");
+        match fs::read_dir(&folder) {
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(cause) => return Err(StoreError { path: folder, cause }),
+            Ok(_) => {}
+        }
+        let history = Self { folder, entries: VecDeque::new() };
+        let mut kept = Vec::new();
+        for revision in history.revisions_on_disk() {
+            let path = history.path_of(revision);
+            // One that was dropped meanwhile, or cannot be read, is none that is kept.
+            if let Ok(Some((Kept { entry, config }, _))) = read_json::<Kept<Entry, String>>(&path) {
+                kept.push((entry, config));
+            }
+        }
+        Ok(kept)
+    }
+
     /// The changes that are kept, the oldest first.
     pub fn entries(&self) -> impl DoubleEndedIterator<Item = &Entry> {
         self.entries.iter().map(|(entry, _)| entry)

@@ -11,4 +11,5 @@ pub mod host;
 pub mod neighbours;
 pub mod pcap;
 pub mod probes;
+pub mod report;
 pub mod store;

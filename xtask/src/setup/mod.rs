@@ -3,6 +3,7 @@
 mod apt;
 mod kernels;
 mod linker;
+mod promtool;
 #[path = "../../../lb-userspace/build/toolchain.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the build script, which uses the rest")]
 mod toolchain;
@@ -31,11 +32,12 @@ const PROGRAMS: [Needed; 9] = [
     ("nsenter", &["util-linux"]),
 ];
 
-/// What the tests run beyond the lab: guests with other kernels, and a browser.
-const GUEST_PROGRAMS: [Needed; 3] = [
+/// What the tests run beyond the lab: guests with other kernels, a browser, and a reader of captures.
+const GUEST_PROGRAMS: [Needed; 4] = [
     ("qemu-system-x86_64", &["qemu-system-x86"]),
     ("busybox", &["busybox-static", "busybox"]),
     ("chromium", &["chromium"]),
+    ("tshark", &["tshark"]),
 ];
 
 /// What the bench runs beyond the lab: a load generator, and what Sluice is compared with.
@@ -69,10 +71,10 @@ pub(crate) fn if_missing() -> Result<()> {
 /// Sets up if a quick look finds something missing that the tests need.
 pub(crate) fn if_missing_for_tests() -> Result<()> {
     if_missing()?;
-    if missing(&GUEST_PROGRAMS).is_empty() && kernels::complete() {
+    if missing(&GUEST_PROGRAMS).is_empty() && kernels::complete() && promtool::complete() {
         return Ok(());
     }
-    complete(&[guest_programs, kernels::ensure])
+    complete(&[guest_programs, kernels::ensure, promtool::ensure])
 }
 
 /// Sets up if a quick look finds something missing that the bench needs.
@@ -101,7 +103,7 @@ fn ebpf_target() -> PathBuf {
 
 /// Installs everything that is missing and proves that the toolchain works.
 pub(crate) fn run() -> Result<()> {
-    complete(&[lab_programs, components, ebpf_toolchain, guest_programs, kernels::ensure])
+    complete(&[lab_programs, components, ebpf_toolchain, guest_programs, kernels::ensure, promtool::ensure])
 }
 
 /// Each part goes on without the others: one run names everything that is left to do.
@@ -124,7 +126,7 @@ fn lab_programs() -> Result<()> {
 }
 
 fn guest_programs() -> Result<()> {
-    programs("the tests' guests and browser", &GUEST_PROGRAMS)
+    programs("the tests' guests, browser and reader of captures", &GUEST_PROGRAMS)
 }
 
 fn programs(what: &str, programs: &[Needed]) -> Result<()> {

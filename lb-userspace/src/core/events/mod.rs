@@ -55,6 +55,11 @@ pub enum Event {
         /// What becomes of the data plane.
         data_plane: String,
     },
+    /// The agent before ended without a word: it was killed, or the host went down.
+    Lapsed {
+        /// Its last sign of life.
+        since: Timestamp,
+    },
     /// Tables that a former agent had pinned were adopted.
     Adopted {
         /// Services in them.
@@ -260,7 +265,7 @@ impl Recorded {
 }
 
 /// A time in milliseconds as people read it: the two largest units, tenths below a minute.
-fn duration(ms: u64) -> String {
+pub fn duration(ms: u64) -> String {
     let seconds = ms / 1_000;
     match seconds {
         0..60 => format!("{seconds}.{} s", ms % 1_000 / 100),
@@ -272,10 +277,12 @@ fn duration(ms: u64) -> String {
 
 impl Event {
     /// The names of all kinds.
-    pub const KINDS: [&'static str; 21] = [
+    pub const KINDS: [&'static str; 23] = [
         "ready",
         "ending",
+        "lapsed",
         "adopted",
+        "resized",
         "attached",
         "took_over",
         "mode_fallback",
@@ -346,6 +353,7 @@ impl Event {
         match self {
             Self::Ready { .. } => "ready",
             Self::Ending { .. } => "ending",
+            Self::Lapsed { .. } => "lapsed",
             Self::Adopted { .. } => "adopted",
             Self::Resized { .. } => "resized",
             Self::Attached { .. } => "attached",
@@ -374,7 +382,8 @@ impl Event {
     pub fn severity(&self) -> Severity {
         match self {
             Self::Refused { .. } | Self::NotReconciled { .. } => Severity::Error,
-            Self::ModeFallback { .. }
+            Self::Lapsed { .. }
+            | Self::ModeFallback { .. }
             | Self::ModeKept { .. }
             | Self::InterfaceReplaced { .. }
             | Self::NextHopLost { .. } => Severity::Warn,

@@ -9,6 +9,9 @@ impl Display for Event {
         match self {
             Self::Ready { what, .. } => write!(f, "ready: {what}"),
             Self::Ending { data_plane } => write!(f, "ending; {data_plane}"),
+            Self::Lapsed { since } => {
+                write!(f, "the agent before ended without a word; its last sign of life was at {since:.0}")
+            }
             Self::Adopted { services } => write!(f, "adopted {services} services with their flows"),
             Self::Resized { flows, connections, services, backends, flows_lost } => write!(
                 f,

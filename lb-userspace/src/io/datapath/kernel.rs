@@ -19,6 +19,7 @@ use super::pins::{PinDir, PinError, Pinned};
 use super::region::{Access, Record, Region};
 use super::{Account, Datapath, DatapathError, TableSet};
 use crate::core::image::Capacity;
+use crate::core::stats::ProgramRuns;
 
 /// The eBPF object, aligned as the loader wants it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.bpf.o"));
@@ -192,6 +193,15 @@ impl Kernel {
     /// Instructions the verifier went through for the program.
     pub fn verified_instructions(&mut self) -> Result<Option<u32>, LoadError> {
         Ok(self.program()?.info()?.verified_instruction_count())
+    }
+
+    /// How long the program ran so far; none while the kernel does not count that (`kernel.bpf_stats_enabled`).
+    pub fn runs(&self) -> Option<ProgramRuns> {
+        let counts =
+            std::fs::read("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|value| value.starts_with(b"1"));
+        let info = self.program.as_ref().filter(|_| counts)?.program(abi::PROGRAM)?.info().ok()?;
+        let nanoseconds = u64::try_from(info.run_time().as_nanos()).unwrap_or(u64::MAX);
+        Some(ProgramRuns { count: info.run_count(), nanoseconds })
     }
 
     /// Lets rings be asked with the key of this seed.
