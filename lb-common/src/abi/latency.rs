@@ -64,7 +64,7 @@ mod tests {
             assert!(below.is_none_or(|bound| u64::from(time) >= bound), "{time}");
         }
         let latency = Latency::default();
-        [3, 15, 16, u32::MAX].map(|time| latency.add(time));
+        [3, 15, 16, u32::MAX].into_iter().for_each(|time| latency.add(time));
         let (sum, buckets) = latency.read();
         assert_eq!(sum, 34 + u64::from(u32::MAX));
         assert_eq!((buckets[0], buckets[1], buckets[LATENCY_BUCKETS - 1]), (2, 1, 1));
