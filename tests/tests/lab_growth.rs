@@ -150,7 +150,7 @@ fn tables_grow_and_shrink_under_load_and_lose_nothing() {
     // From now on the flow table alone knows who is with web1.
     apply(&lab, &sized(&lab, FLOWS, 131_072, 0));
     let datagrams = amid_traffic(&lab, |flow_on| {
-        let mut packets = 0;
+        let (mut packets, mut opened) = (0, [Some(0); 2]);
         let steps = [
             (131_072, 131_072, 0),
             (131_072, 131_072, 40),
@@ -172,6 +172,10 @@ fn tables_grow_and_shrink_under_load_and_lose_nothing() {
             let service = agent.service("web").expect("web");
             assert!(service["packets"].as_u64() > Some(packets), "{when}: {service}");
             packets = service["packets"].as_u64().unwrap_or_default();
+            let now =
+                [&service["tcp"]["opened"], &service["tcp"]["opening"]["timed"]].map(|count| count.as_u64());
+            assert!(now[0] > opened[0] && now[1] >= opened[1], "{when}: {service}");
+            opened = now;
             let web1 = agent.backend("web", "web1").expect("web1");
             assert_eq!(web1["active_flows"], of_web1, "{when}: each counts once: {web1}");
             assert!(!lab.pins().join("maps_other").exists(), "{when}");

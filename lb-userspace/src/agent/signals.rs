@@ -1,5 +1,7 @@
 //! The datapath's counters at regular looks → events about what customers' packets show, and health where that is wished for.
 
+use std::collections::BTreeSet;
+
 use lb_common::abi::Traffic;
 
 use super::state::Agent;
@@ -16,10 +18,10 @@ impl Agent {
             Ok(services) => services,
             Err(error) => return log::error!("no look at customers' packets: {error}"),
         };
-        let is_seen =
-            |key: &BackendKey| services.iter().flat_map(|(_, sights)| sights).any(|s| s.key == *key);
         if services.iter().map(|(_, sights)| sights.len()).sum::<usize>() < self.observed.signals.len() {
-            self.observed.signals.retain(is_seen);
+            let sights = services.iter().flat_map(|(_, sights)| sights);
+            let seen: BTreeSet<&BackendKey> = sights.map(|sight| &sight.key).collect();
+            self.observed.signals.retain(|key| seen.contains(key));
         }
         let mut changed = false;
         for (passive, sights) in &services {

@@ -22,7 +22,7 @@ const MIN_FOR_PANELS: u16 = 9;
 /// Lines that drops and events take at most.
 const MAX_PANELS: u16 = 12;
 
-const HELP: [&str; 16] = [
+const HELP: [&str; 17] = [
     "Keys",
     "  up, down, k, j, PgUp, PgDn, g, G   move",
     "  Enter      only this service        Esc    back",
@@ -35,9 +35,10 @@ const HELP: [&str; 16] = [
     "  WANT   the share of new flows that a backend's weight asks for",
     "  RING   its share of the ring's slots: 0 while it is not to take any",
     "  GOT    its share of the service's packets just now",
-    "  OPEN   half of the TCP connections took at most so long from the customer's SYN to its next packet",
-    "         (the backend's answer and the way to the customer and back: only customers' packets are seen)",
-    "  AGAIN  SYNs a second that came again with nothing after the first: answers that are late or lost",
+    "  OPEN   median time from a customer's SYN to its next packet: the server's",
+    "         answer and the way to and fro. Lost answers, and a server's own RSTs",
+    "         and FINs, do not show: only customers' packets are seen",
+    "  AGAIN  SYNs a second that came again with nothing after the first",
     "  TREND  packets a second, the latest on the right, each line in a scale of its own",
 ];
 

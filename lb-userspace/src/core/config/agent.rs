@@ -17,7 +17,7 @@ const FLOW_TABLE_SIZE: RangeInclusive<u32> = MIN_FLOWS..=MAX_FLOWS;
 const FLOW_TABLE_SIZE_DEFAULT: u32 = 1_048_576;
 const NAT_TABLE_SIZE: RangeInclusive<u32> = MIN_NAT_CONNECTIONS..=MAX_NAT_CONNECTIONS;
 const NAT_TABLE_SIZE_DEFAULT: u32 = 131_072;
-const TIME_OPENINGS_DEFAULT: u32 = 16;
+const TIME_OPENINGS_DEFAULT: u32 = 32;
 /// TOML promises no integers beyond this.
 const RING_SEED_MAX: u64 = i64::MAX as u64;
 

@@ -172,7 +172,7 @@ fn absent_keys_have_their_defaults() {
             source_v6: vec![],
             nat_table_size: 131_072,
             oversized: Oversized::Drop,
-            time_openings: 16,
+            time_openings: 32,
         }
     );
     let service = &config.services[0];

@@ -69,20 +69,25 @@ impl Display for Event {
                 write!(f, "{verdict}: {packets} packets dropped: {meaning}")
             }
             Self::Drops { verdict, begins: false, .. } => write!(f, "{verdict}: no more packets are dropped"),
-            Self::Signal { service, backend, begins: true, reason, counts, .. } => {
-                let counts = if *counts { "; this counts as a failed check" } else { "" };
-                write!(f, "service {service}: backend {backend}: {reason}{counts}")
-            }
-            Self::Signal { service, backend, signal, .. } => {
-                let over = match signal.as_str() {
-                    "unanswered" => "no more SYNs come again in vain",
-                    "resets" => "customers no longer reset its connections",
-                    _ => "the flood of RSTs is over",
-                };
-                write!(f, "service {service}: backend {backend}: {over}")
+            Self::Signal { service, backend, signal, begins, reason, counts } => {
+                write!(f, "service {service}: backend {backend}: ")?;
+                if *begins { shown(f, reason, *counts) } else { f.write_str(shown_no_more(signal)) }
             }
             Self::Unknown => f.write_str("an event that this version does not know"),
         }
+    }
+}
+
+fn shown(f: &mut Formatter<'_>, reason: &str, counts: bool) -> fmt::Result {
+    let counts = if counts { "; this counts as a failed check" } else { "" };
+    write!(f, "{reason}{counts}")
+}
+
+fn shown_no_more(signal: &str) -> &'static str {
+    match signal {
+        "unanswered" => "no more SYNs come again in vain",
+        "resets" => "customers no longer reset its connections",
+        _ => "the flood of RSTs is over",
     }
 }
 

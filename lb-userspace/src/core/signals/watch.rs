@@ -244,6 +244,9 @@ impl Watched {
 mod tests {
     use super::*;
 
+    /// A backend's number, a sign, and whether that begins.
+    type Shown = (usize, Signal, bool);
+
     /// A service's backends, whose counters grow from look to look.
     struct Backends {
         watch: PassiveWatch,
@@ -259,7 +262,7 @@ mod tests {
             backends
         }
 
-        fn look(&mut self, more: &[Traffic]) -> (Vec<(usize, Signal, bool)>, Vec<(usize, Option<Signal>)>) {
+        fn look(&mut self, more: &[Traffic]) -> (Vec<Shown>, Vec<(usize, Option<Signal>)>) {
             for (sum, more) in self.sums.iter_mut().zip(more) {
                 *sum += *more;
             }

@@ -133,7 +133,7 @@ mod tests {
         for labels in ["service=\"web\"", "service=\"web\",backend=\"web1\""] {
             let name = if labels.contains("backend") { "backend" } else { "service" };
             let bucket = format!("sluice_{name}_opening_seconds_bucket{{le=");
-            has(&format!("{bucket}\"1.6384e-5\",{labels}}} 1"));
+            has(&format!("{bucket}\"0.000016384\",{labels}}} 1"));
             has(&format!("{bucket}\"0.001048576\",{labels}}} 3"));
             has(&format!("{bucket}\"+Inf\",{labels}}} 4"));
             has(&format!("sluice_{name}_opening_seconds_count{{{labels}}} 4"));

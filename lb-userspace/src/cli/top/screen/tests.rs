@@ -16,10 +16,19 @@ use crate::core::stats::Snapshot;
 const COLOURED: Look = Look { colour: true, glyphs: Glyphs::UNICODE };
 const PLAIN: Look = Look { colour: false, glyphs: Glyphs::ASCII };
 
+/// One in sixteen is timed; each backend takes twice as long as the one before.
+fn tcp(number: u64, packets: u64) -> Value {
+    let opened = packets / 20;
+    let mut buckets = [0; 20];
+    buckets[number as usize + 3] = opened / 16;
+    json!({"opened": opened, "repeated": opened / 50, "answered": opened, "fins": opened, "resets": opened / 9,
+        "opening": {"timed": opened / 16, "seconds": 1.5, "buckets": buckets}})
+}
+
 fn backend(number: u64, packets: u64, differs: &Value) -> Value {
     let mut backend = json!({"name": format!("web{number}"), "address": format!("10.0.1.1{number}"), "weight": 100,
         "state": "enabled", "health": "healthy", "reason": "", "serving": true, "ring_share": 0.5,
-        "active_flows": 1_200 * number, "packets": packets, "bytes": packets * 700});
+        "active_flows": 1_200 * number, "packets": packets, "bytes": packets * 700, "tcp": tcp(number, packets)});
     let values = backend.as_object_mut().unwrap();
     values.extend(differs.as_object().unwrap().clone());
     backend
@@ -33,7 +42,7 @@ fn snapshot(seconds: u64) -> Snapshot {
     let service = |name: &str, status: &str, packets: u64, backends: Vec<Value>| {
         json!({"name": name, "vips": ["203.0.113.10:80", "[2001:db8::10]:80"], "protocol": "tcp",
             "forwarding": "l2-dsr", "status": status, "packets": packets, "bytes": packets * 700,
-            "new_flows": packets / 20, "backends": backends})
+            "new_flows": packets / 20, "tcp": tcp(2, packets), "backends": backends})
     };
     let at = |rate: u64| seconds * rate * (10 + seconds % 7);
     serde_json::from_value(json!({
