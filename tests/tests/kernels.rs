@@ -129,7 +129,15 @@ fn serve(by_kernel: bool, report: Report<'_>) -> Costs {
 /// All capturing programs load, attach and hand over packets, and go again. The answer is what the first of them costs.
 fn captured(lab: &Lab) -> ProgramCost {
     let mut command = lab.sluice_command().expect("sluice");
-    command.args(["capture", "-w", &text(&lab.directory().join("kernel.pcapng")), "-c", "10"]);
+    command.args([
+        "capture",
+        "-w",
+        &text(&lab.directory().join("kernel.pcapng")),
+        "--verdict",
+        "forward",
+        "-c",
+        "10",
+    ]);
     let log = lab.directory().join("capture.log");
     let mut capture = Daemon::spawn(command, "sluice capture", &log).expect("sluice capture");
     wait_until("it captures", TIMEOUT, || capture.log().contains("capturing on"))
