@@ -220,6 +220,17 @@ fn a_capture_ends_by_its_bounds_and_with_whoever_wanted_it() {
     killed.daemon.signal(Signal::SIGKILL).expect("kill");
     is_plain();
 
+    // Tables of another size take other programs.
+    let mut resized = Capture::start(&lab, "resized", &["--count", "1000000"]);
+    let larger = lab.config().to_string().replace("flow_table_size = 65536", "flow_table_size = 131072");
+    let file = lab.directory().join("larger.toml");
+    fs::write(&file, &larger).expect("write");
+    let applied = agent.sluice(&["apply", file.to_str().expect("a path")]).expect("sluice");
+    assert!(applied.status.success(), "{applied:?}");
+    assert_eq!(resized.daemon.wait(PATIENCE).expect("it ends").code(), Some(1), "{}", resized.daemon.log());
+    assert!(resized.daemon.log().contains("another size"), "{}", resized.daemon.log());
+    let plain = program(&lab);
+
     // Without the agent the capturing programs go on forwarding, all stages of them.
     let mut orphan = Capture::start(&lab, "orphan", &["--count", "1000000"]);
     let told = || fs::metadata(&orphan.file).is_ok_and(|file| file.len() > 10_000);
@@ -231,7 +242,7 @@ fn a_capture_ends_by_its_bounds_and_with_whoever_wanted_it() {
     assert!(!orphan.frames().is_empty(), "what had been told of is in the file");
     let before = load.done();
     wait_until("requests go on", PATIENCE, || load.done() > before + 50).expect("load");
-    let agent = lab.start_healthy_agent(&lab.config()).expect("a new agent");
+    let agent = lab.start_agent(&larger).expect("a new agent");
     let fresh = program(&lab);
     let mut after = Capture::start(&lab, "after", &["--count", "20"]);
     after.ended();
