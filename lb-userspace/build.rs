@@ -1,4 +1,4 @@
-//! `lb-ebpf` → the object files that are embedded: the load balancer's, that of `sluice decap`, and that of health checks through the
+//! `lb-ebpf` → the object files that are embedded: the load balancer's, the same for who captures, that of `sluice decap`, and that of health checks through the
 //! forwarding path.
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use std::{env, fs, process};
 mod toolchain;
 
 /// The objects, by the names of their binaries in `lb-ebpf`.
-const OBJECTS: [&str; 3] = ["sluice", "decap", "probe"];
+const OBJECTS: [&str; 4] = ["sluice", "capture", "decap", "probe"];
 
 fn main() {
     let (Some(manifest), Some(out)) = (path("CARGO_MANIFEST_DIR"), path("OUT_DIR")) else {

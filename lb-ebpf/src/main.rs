@@ -7,6 +7,7 @@
 mod maps;
 mod stages;
 mod steered;
+mod tap;
 
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -18,6 +19,7 @@ use maps::Maps;
 #[xdp(frags)]
 #[inline(always)]
 pub fn prog(context: XdpContext) -> u32 {
+    tap::enter(&context);
     stages::enter(&context, Stage::Plain.into())
 }
 

@@ -12,9 +12,11 @@ use lb_common::abi::{
     Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Latency, Name, OPENING_SLOTS, PathMtu,
     RING_SIZE, Ring, STAGE_SLOTS, Service, Traffic, Translation, TupleKey, Verdicts, VipBucket, Word,
 };
-use lb_common::datapath::{self, Attempt, Exit, Inserted, Instant, Outcome, Scratch, Stage, Tables};
+use lb_common::datapath::{self, Attempt, Exit, Inserted, Instant, Outcome, Scratch, Stage, Step, Tables};
 use lb_common::flow::{Eviction, Tick, Victim};
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
+
+use crate::tap;
 
 /// The agent maps these into its memory: it reads and writes them without system calls, and atomically.
 const MAPPED: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
@@ -101,7 +103,7 @@ pub fn handed_over() -> Exit {
 #[inline(always)]
 pub fn call(context: &XdpContext, stage: Stage) {
     // SAFETY: nothing of this program is needed any more.
-    unsafe { STAGES.tail_call(context, stage as u32) };
+    unsafe { STAGES.tail_call(context, tap::FIRST_STAGE + stage as u32) };
 }
 
 /// See [`FlowBucket::victim`]: of the bucket with this index, as [`Victim::to_word`].
@@ -293,6 +295,11 @@ impl Tables for Maps {
             // SAFETY: as above.
             unsafe { (*verdicts).evictions[eviction as usize & 3] += 1 };
         }
+    }
+
+    #[inline(always)]
+    fn observe(&self, step: Step) {
+        tap::observe(step);
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use core::arch::asm;
 use core::intrinsics::is_val_statically_known;
 
-use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len};
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use lb_common::datapath::{Header, Packet};
 
@@ -12,6 +12,24 @@ use lb_common::datapath::{Header, Packet};
 pub struct XdpPacket<'a>(pub &'a XdpContext);
 
 impl XdpPacket<'_> {
+    /// Bytes of the frame, fragments included.
+    #[inline(always)]
+    pub fn length(&self) -> u32 {
+        // SAFETY: the context is the running program's.
+        unsafe { bpf_xdp_get_buff_len(self.0.ctx) as u32 }
+    }
+
+    /// Copies the first bytes of the frame; `false` if there are not so many.
+    ///
+    /// # Safety
+    ///
+    /// `to` has room for `bytes`, which is more than 0, and the verifier can tell.
+    #[inline(always)]
+    pub unsafe fn copy(&self, to: *mut u8, bytes: u32) -> bool {
+        // SAFETY: the context is the running program's; the rest is the caller's.
+        unsafe { bpf_xdp_load_bytes(self.0.ctx, 0, to.cast(), bytes) == 0 }
+    }
+
     /// The address of `size` bytes at `offset`, unless they reach beyond the frame: the check the verifier asks for.
     #[inline(always)]
     fn at(&self, offset: usize, size: usize) -> Option<usize> {

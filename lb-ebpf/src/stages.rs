@@ -13,6 +13,7 @@ use lb_ebpf::packet::XdpPacket;
 
 use crate::maps::{self, Maps};
 use crate::steered::Steered;
+use crate::tap;
 
 /// Runs the stage that an exit leads to, and what follows.
 #[inline(always)]
@@ -25,6 +26,7 @@ pub fn enter(context: &XdpContext, exit: Exit) -> u32 {
     maps::call(context, next.stage);
     // There is no such program, or too many were called: a fault.
     Maps.count(Verdict::DropInconsistent);
+    tap::leave(context, &Outcome::without_backend(Verdict::DropInconsistent, 0));
     Action::Drop as u32
 }
 
@@ -32,6 +34,7 @@ pub fn enter(context: &XdpContext, exit: Exit) -> u32 {
 fn leave(context: &XdpContext, outcome: &Outcome) -> u32 {
     // The agent overrides `AYA_LOG_LEVEL` when it loads the program, so that this is dead code unless asked for.
     debug!(context, "verdict {}", outcome.verdict as u32);
+    tap::leave(context, outcome);
     if outcome.action == Action::Redirect {
         // SAFETY: the helper takes two integers; an index that is no interface makes it answer XDP_ABORTED.
         return unsafe { bpf_redirect(outcome.interface, 0) as u32 };

@@ -11,8 +11,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lb_tests::{
-    Agent, BACKEND_PORT, Decap, GUEST_RESULTS, Guest, GuestKernel, Host, Lab, ProgramCost, run_checked,
-    sluice_binary,
+    Agent, BACKEND_PORT, Daemon, Decap, GUEST_RESULTS, Guest, GuestKernel, Host, Lab, ProgramCost,
+    run_checked, sluice_binary, wait_until,
 };
 use serde_json::Value;
 
@@ -113,6 +113,7 @@ fn serve(by_kernel: bool, report: Report<'_>) -> Costs {
     }
     transfer(&lab, &agent, "", |mode| by_kernel || !mode.tunnels(), report);
     let mut costs: Costs = ProgramCost::pinned_in(lab.pins()).expect("pinned programs").into_iter().collect();
+    costs.insert("capture".to_owned(), captured(&lab));
     if by_kernel {
         // From here on nobody but `sluice decap` takes a tunnel off.
         on_webs(&lab, DECAPSULATORS.iter().map(|decapsulator| decapsulator.stop));
@@ -123,6 +124,29 @@ fn serve(by_kernel: bool, report: Report<'_>) -> Costs {
     costs.insert("decap".to_owned(), ProgramCost::attached(lab.web(0), "eth0").expect("a program"));
     check_decapsulated(decaps);
     costs
+}
+
+/// All capturing programs load, attach and hand over packets, and go again. The answer is what the first of them costs.
+fn captured(lab: &Lab) -> ProgramCost {
+    let mut command = lab.sluice_command().expect("sluice");
+    command.args([
+        "capture",
+        "-w",
+        &text(&lab.directory().join("kernel.pcapng")),
+        "--verdict",
+        "forward",
+        "-c",
+        "10",
+    ]);
+    let log = lab.directory().join("capture.log");
+    let mut capture = Daemon::spawn(command, "sluice capture", &log).expect("sluice capture");
+    wait_until("it captures", TIMEOUT, || capture.log().contains("capturing on"))
+        .unwrap_or_else(|error| panic!("{error}: {}", capture.log()));
+    let cost = ProgramCost::attached(lab.edge(), "eth0").expect("a program");
+    lab.transfer(MODES[0].vip()).expect("a transfer");
+    assert!(capture.wait(TIMEOUT).expect("it ends").success(), "{}", capture.log());
+    assert!(capture.log().contains("10 packets in "), "{}", capture.log());
+    cost
 }
 
 /// Customers find the VIPs, and the backends take those as their own whose packets come as they were.

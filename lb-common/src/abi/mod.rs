@@ -5,6 +5,7 @@
 //! packet can see it.
 
 mod backend;
+mod capture;
 mod control;
 mod counters;
 mod decap;
@@ -16,6 +17,10 @@ mod vips;
 mod word;
 
 pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop, PathMtu};
+pub use capture::{
+    CAPTURE_STAGES, CaptureControl, CaptureCounts, CaptureRecord, CaptureSeen, MAX_SNAP, NO_SERVICE,
+    capture_map,
+};
 pub use control::{Control, Interface, MAC_MASK, NatPorts, Settings, VipTable, interface_slot, mac_word};
 pub use counters::{Traffic, Verdicts};
 pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
@@ -109,8 +114,8 @@ pub fn programs() -> impl Iterator<Item = &'static str> {
     [PROGRAM, CLOCK_PROGRAM].into_iter().chain(STAGE_PROGRAMS.map(|(name, _)| name))
 }
 
-/// Room in the map `stages`.
-pub const STAGE_SLOTS: u32 = 16;
+/// Room in the map `stages`: for those of the load balancer, and from [`CAPTURE_STAGES`] on for those that capture.
+pub const STAGE_SLOTS: u32 = 32;
 /// Name of the program that tells the time of the flow table's clock, in the object and under the pin directory.
 pub const CLOCK_PROGRAM: &str = "clock";
 /// Name of the decapsulating program in its object, which is not the main program's.
@@ -227,6 +232,15 @@ assert_layout! {
     Translation: 72 { state: 0, source: 8, destination: 24, ports: 40, backend: 44, first: 48, rest: 56, vlan: 64 }
     FragmentRoute: 64 { source: 0, destination: 16, tick: 32, service: 36, backend: 38, first: 40, rest: 48, vlan: 56 }
     ProbeTarget: 64 { vip: 0, address: 16, backend: 32, sent: 40, answered: 48 }
+    CaptureControl: 8_272 {
+        until: 0, verdicts: 8, service: 16, by_backend: 24, snap: 32, sample: 36, network: 40, mask: 56, port: 72, backends: 80
+    }
+    CaptureSeen: 80 { source: 0, destination: 16, other_source: 32, other_destination: 48, ports: 64, service: 72, backend: 76 }
+    CaptureCounts: 32 { seen: 0, wanted: 8, lost: 16 }
+    CaptureRecord: 56 {
+        time: 0, verdict: 8, action: 12, ingress: 16, egress: 20, service: 24, backend: 28, before_length: 32, after_length: 36,
+        before_bytes: 40, after_bytes: 44, new_flow: 48
+    }
     DecapControl: 16 { first_bucket: 0, sources: 8 }
     SourcePrefix: 32 { address: 0, mask: 16 }
 }

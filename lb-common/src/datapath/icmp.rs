@@ -64,6 +64,7 @@ pub(super) fn spend<T: Tables>(tables: &T, control: &Control) -> Result<(), Verd
 pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Exit> {
     let control = tables.control().ok_or(Verdict::DropInconsistent)?;
     let (parsed, _) = parse::whole(packet)?;
+    tables.observe(Step::Parsed(parsed.tuple));
     if !is_vip(tables, control, parsed.tuple.destination) {
         return Err(Verdict::PassNotVip.into());
     }
@@ -127,6 +128,7 @@ pub(super) fn write_ipv4<P: Packet>(
 pub(super) fn steer_error<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Exit> {
     let control = tables.control().ok_or(Verdict::DropInconsistent)?;
     let (mut parsed, _) = settle(tables, parse::whole(packet)?)?;
+    tables.observe(Step::Parsed(parsed.tuple));
     let to = parsed.tuple.destination;
     let vip = is_vip(tables, control, to);
     let untouched = if vip { Verdict::PassIcmp } else { Verdict::PassNotVip };

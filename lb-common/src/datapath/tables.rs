@@ -222,6 +222,8 @@ pub enum Step {
         /// Whether this is an answer.
         reply: bool,
     },
+    /// The packet is an answer of this backend.
+    AnswerOf(u16),
     /// The backend is chosen and its next hop known.
     NextHop {
         /// The backend's id.

@@ -9,6 +9,7 @@ use super::hops::targets;
 use super::packet_log;
 use super::start::{self, capacity_beside};
 use super::state::{Agent, Server};
+use crate::core::capture::EndReason;
 use crate::core::config::Config;
 use crate::core::diff::diff;
 use crate::core::effect::effects;
@@ -148,6 +149,8 @@ impl Agent {
         if self.kernel.tables().capacity() == capacity {
             return Ok(());
         }
+        // Its programs know the tables in force only.
+        self.end_capture(EndReason::Resized);
         let resized = self.kernel.resize(&self.pins, capacity, self.options.log_packets)?;
         if self.options.log_packets {
             packet_log::spawn(&mut self.kernel);

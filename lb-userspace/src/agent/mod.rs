@@ -1,6 +1,7 @@
 //! The agent's loop: events from io → decisions of core → actions of io.
 
 mod apply;
+mod capture;
 mod change;
 mod confirm;
 mod error;
@@ -29,6 +30,7 @@ pub use error::AgentError;
 use probing::Report;
 use state::Agent;
 
+use crate::core::capture::EndReason;
 use crate::core::events::Event;
 use crate::core::trend::STEP;
 use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
@@ -183,7 +185,10 @@ impl Agent {
     async fn on_due(&mut self, due: Due) {
         match due {
             Due::Recheck => self.refresh_network().await,
-            Due::Retry => self.retry_hops().await,
+            Due::Retry => {
+                self.retry_hops().await;
+                self.tell_capture_names();
+            }
             Due::Look => {
                 self.note_trend();
                 self.events.sign_of_life();
@@ -198,6 +203,7 @@ impl Agent {
 async fn hand_over(mut agent: Agent, socket: SocketFile, server: impl Future) {
     if !agent.detached {
         agent.end_unconfirmed().await;
+        agent.end_capture(EndReason::AgentEnds);
     }
     agent.record(Event::Ending { data_plane: agent.farewell().to_owned() });
     // A new agent takes over when the socket goes: by then pin directory and metrics port are to be free, once the

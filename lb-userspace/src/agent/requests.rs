@@ -48,6 +48,7 @@ impl Agent {
                     return Next::End;
                 }
             }
+            Request::Capture(call) => self.on_capture(call),
             Request::Health(answer) => {
                 let _ = answer.send(Ok(()));
             }

@@ -7,6 +7,7 @@ use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::capture::Capturing;
 use super::confirm::undo_unconfirmed;
 use super::hops::targets;
 use super::probing::{KnownHealth, Report};
@@ -23,7 +24,9 @@ use crate::core::reach::{Target, reach};
 use crate::core::trend::Trends;
 use crate::core::wanted::{BackendKey, Knowledge, forwarding};
 use crate::io::api::{self, Requests};
-use crate::io::datapath::{AttachError, Attached, Datapath, Kernel, LoadError, PinDir, capacity_for};
+use crate::io::datapath::{
+    AttachError, Attached, Datapath, Kernel, LoadError, PinDir, capacity_for, forget_capture,
+};
 use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
 use crate::io::history::History;
@@ -100,6 +103,7 @@ pub(super) async fn start(
         trends: Trends::default(),
         rings: RingCache::default(),
         unsettled: false,
+        capturing: Capturing::default(),
         detached: false,
     };
     agent.make_room_first(adopted)?;
@@ -269,6 +273,8 @@ impl Agent {
                 self.record(Event::Detached { interface: name });
             }
         }
+        // A former agent may have ended amid a capture.
+        forget_capture(&self.pins)?;
         Ok(())
     }
 

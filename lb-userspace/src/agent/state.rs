@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::Options;
+use super::capture::Capturing;
 use super::confirm::Waiting;
 use super::paths::PathKey;
 use super::probing::{Checks, Probed, Report};
@@ -89,6 +90,8 @@ pub(super) struct Agent {
     pub(super) rings: RingCache,
     /// Set while a change of the datapath is under way, and after one that was broken off.
     pub(super) unsettled: bool,
+    /// The capture under way.
+    pub(super) capturing: Capturing,
     /// Set when the program was removed on request.
     pub(super) detached: bool,
 }
@@ -197,6 +200,7 @@ impl Agent {
                 size: image.capacity.translations.into(),
                 entries: tables.translations()?.len() as u64,
             },
+            program: self.kernel.runs(),
             image,
         })
     }

@@ -4,6 +4,7 @@ mod agent;
 mod apply;
 mod availability;
 mod backend;
+mod capture;
 mod check;
 mod client;
 mod decap;
@@ -68,6 +69,7 @@ enum Command {
     Detach(detach::Arguments),
     Doctor(doctor::Arguments),
     Events(events::Arguments),
+    Capture(capture::Arguments),
     Report(availability::Arguments),
     Top(top::Arguments),
     Flows(flows::Arguments),
@@ -158,6 +160,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Man(_) => manual::manual(),
         Command::Flows(command) => flows::run(&command),
         Command::Events(command) => events::run(&command, &client).await,
+        Command::Capture(command) => capture::run(&command, &client).await,
         Command::Report(command) => availability::run(&command, &client).await,
         Command::Top(command) => top::run(&command, &client).await,
     }

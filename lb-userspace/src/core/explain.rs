@@ -11,7 +11,7 @@ use etherparse::PacketBuilder;
 use lb_common::abi::{FlowBucket, FragmentRoute, HEADROOM, TRANSLATION_WORDS, TupleKey};
 use lb_common::datapath::{self, Action, Refusal, Step};
 use lb_common::flow::{State, Tick};
-use lb_common::net::Tuple;
+use lb_common::net::{Protocol, Tuple};
 use lb_common::slice::{Exact, SlicePacket, SliceTables, TableSlices};
 use serde::{Deserialize, Serialize};
 
@@ -267,6 +267,7 @@ fn describe(step: Step, image: &Image) -> String {
             five_fields(&tuple),
             if new { ", newly" } else { "" },
         ),
+        Step::AnswerOf(backend) => format!("an answer of backend {}", backend_name(image, backend)),
         Step::Classified { service, any_port } => format!(
             "service: {}{}",
             service_name(image, service),
@@ -315,6 +316,9 @@ fn describe(step: Step, image: &Image) -> String {
 }
 
 fn five_fields(tuple: &Tuple) -> String {
+    if matches!(tuple.protocol, Protocol::ICMP | Protocol::ICMPV6) {
+        return format!("{} from {} to {}", tuple.protocol, tuple.source.to_ip(), tuple.destination.to_ip());
+    }
     format!(
         "{} from {} to {}",
         tuple.protocol,

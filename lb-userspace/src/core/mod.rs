@@ -1,5 +1,6 @@
 //! Pure: values in, values out. Nothing here knows of aya, tokio, files, sockets or the clock.
 
+pub mod capture;
 pub mod config;
 pub mod decap;
 pub mod diff;

@@ -1,5 +1,6 @@
 //! The agent's API: HTTP requests on a Unix socket or a TCP port → [`Request`]s to the agent, and its answers.
 
+mod capture;
 mod changes;
 
 use std::fs;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 
+pub use capture::{CaptureAnswer, CaptureCall, CaptureLines};
 pub use changes::{
     ApplyReport, ApplyRequest, Asked, ChangeRequest, Confirmed, EditRequest, HistoryReport, Peer,
     RollbackRequest, Unconfirmed,
@@ -47,6 +49,8 @@ pub enum Request {
     Explain(Question, oneshot::Sender<Result<Explanation, ApiError>>),
     /// The program is to be removed, and the agent to end.
     Detach(DetachRequest, oneshot::Sender<Result<Detached, ApiError>>),
+    /// A capture of packets.
+    Capture(CaptureCall),
     /// Does the agent serve?
     Health(oneshot::Sender<Result<(), ApiError>>),
 }
@@ -123,6 +127,7 @@ pub type Requests = mpsc::Sender<Request>;
 pub fn control_routes(requests: Requests) -> Router {
     public_router()
         .merge(changes::routes())
+        .merge(capture::routes())
         .route("/v1/status", get(status))
         .route("/v1/explain", post(explain))
         .route("/v1/detach", post(detach))

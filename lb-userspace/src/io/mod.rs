@@ -10,6 +10,7 @@ pub mod history;
 pub mod host;
 pub mod neighbours;
 pub mod pcap;
+pub mod pcapng;
 pub mod probes;
 pub mod report;
 pub mod store;

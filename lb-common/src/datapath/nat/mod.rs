@@ -183,6 +183,7 @@ fn answer<P: Packet, T: Tables>(
         fragment::remember(tables, parsed, fragment, work);
     }
     observe(tables, parsed, &leaves, false, true);
+    tables.observe(Step::AnswerOf(work.found.backend));
     translate(packet, parsed, &leaves, false)?;
     let interface = leave(packet, parsed, &path)?;
     Ok(Outcome::without_backend(Verdict::ForwardReturn, interface))

@@ -2,6 +2,7 @@
 //! program and its maps, the other plain memory for tests.
 
 mod attach;
+mod capture;
 mod carry;
 mod decap;
 mod exact;
@@ -17,6 +18,7 @@ mod resize;
 mod tables;
 
 pub use attach::{AttachError, Attached};
+pub use capture::{CaptureFeed, CapturePrograms, CaptureRecords, forget_capture, since_epoch_ns};
 pub use decap::{DecapAttachError, Decapsulator};
 pub use exact::{ExactMaps, Words};
 pub use kernel::{FrameRun, Kernel, LoadError};

@@ -76,7 +76,7 @@ pub enum PinError {
 }
 
 /// A pin directory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PinDir {
     root: PathBuf,
     maps: &'static str,

@@ -7,8 +7,8 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use lb_common::abi::{
-    Backend, Control, DecapControl, FlowBucket, Latency, Name, ProbeTarget, Ring, Service, SourcePrefix,
-    VipBucket, Word,
+    Backend, CaptureControl, Control, DecapControl, FlowBucket, Latency, Name, ProbeTarget, Ring, Service,
+    SourcePrefix, VipBucket, Word,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -21,6 +21,8 @@ pub unsafe trait Record {}
 
 // SAFETY: integers, and arrays and structures of them.
 unsafe impl Record for Backend {}
+// SAFETY: as above.
+unsafe impl Record for CaptureControl {}
 // SAFETY: as above.
 unsafe impl Record for Control {}
 // SAFETY: as above.
