@@ -26,8 +26,10 @@ pub struct Control {
     pub settings: Settings,
     /// `nat`: the ports that translated packets are sent from.
     pub nat_ports: NatPorts,
+    /// `nat`: buckets of the table of translations.
+    pub translation_buckets: u32,
     /// To the end of the cache line.
-    pub padding: [u8; 12],
+    pub padding: [u8; 8],
     /// ICMP answers sent in a tick: the tick in the upper half, their number in the lower. The program's.
     pub icmp_budget: Word,
     /// `nat`: how many of `snat_v4` and of `snat_v6` there are.

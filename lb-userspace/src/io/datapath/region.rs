@@ -7,7 +7,8 @@ use std::os::fd::AsFd;
 use std::ptr::NonNull;
 
 use lb_common::abi::{
-    Backend, Control, DecapControl, FlowBucket, Name, ProbeTarget, Ring, Service, SourcePrefix, VipBucket,
+    Backend, Control, DecapControl, FlowBucket, Name, ProbeTarget, Ring, Service, SourcePrefix,
+    TranslationBucket, VipBucket,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -36,6 +37,8 @@ unsafe impl Record for Ring {}
 unsafe impl Record for Service {}
 // SAFETY: as above.
 unsafe impl Record for SourcePrefix {}
+// SAFETY: as above.
+unsafe impl Record for TranslationBucket {}
 // SAFETY: as above.
 unsafe impl Record for VipBucket {}
 
