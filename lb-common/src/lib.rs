@@ -4,7 +4,8 @@
 //! no I/O, no clock, no global state, no allocation.
 
 #![no_std]
-#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", allow(internal_features, reason = "atomics have no other way to BPF"))]
 
 #[cfg(test)]
 extern crate std;
@@ -17,4 +18,5 @@ pub mod flow;
 pub mod hash;
 pub mod net;
 pub mod slice;
+pub mod translations;
 pub mod verdict;

@@ -1,16 +1,17 @@
 //! Byte slices and table slices → the datapath's [`Packet`] and [`Tables`], for userspace.
 
 use core::cell::RefCell;
-use core::ops::{Deref, DerefMut};
+use core::ops::DerefMut;
 
 use network_types::eth::EthHdr;
 
 use crate::abi::{
     Backend, Control, FlowBucket, FragmentRoute, Latency, MAX_BACKENDS, PathMtu, RING_SIZE, Ring, Service,
-    TRANSLATION_WORDS, Translation, TupleKey, Verdicts, VipBucket, Word,
+    TranslationBucket, TupleKey, Verdicts, VipBucket, Word,
 };
-use crate::datapath::{Header, Inserted, Instant, Outcome, Packet, Scratch, Step, Tables};
+use crate::datapath::{Header, Instant, Outcome, Packet, Scratch, Step, Tables};
 use crate::flow::{Eviction, Tick};
+use crate::translations::Buckets;
 use crate::verdict::Verdict;
 
 /// A frame in memory, with room in front of it.
@@ -80,41 +81,12 @@ impl Packet for SlicePacket<'_> {
     }
 }
 
-/// The maps that are no arrays.
-pub trait Exact {
-    /// The words of the translation under this key.
-    fn translation(&self, key: &TupleKey) -> Option<[u64; TRANSLATION_WORDS]>;
-    /// Puts a translation under this key, or none; says whether there was room.
-    fn set_translation(&self, key: &TupleKey, words: Option<[u64; TRANSLATION_WORDS]>) -> bool;
+/// The map `fragments`, which is no array.
+pub trait Fragments {
     /// Which way the fragments of a datagram go.
     fn fragment(&self, key: &TupleKey) -> Option<FragmentRoute>;
     /// Remembers which way the fragments of a datagram go.
     fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute);
-}
-
-/// A translation taken out of its map, to which it goes back if it was changed.
-struct TranslationCopy<'a> {
-    translation: Translation,
-    key: TupleKey,
-    words: [u64; TRANSLATION_WORDS],
-    to: &'a dyn Exact,
-}
-
-impl Deref for TranslationCopy<'_> {
-    type Target = Translation;
-
-    fn deref(&self) -> &Translation {
-        &self.translation
-    }
-}
-
-impl Drop for TranslationCopy<'_> {
-    fn drop(&mut self) {
-        let words = self.translation.to_words();
-        if words != self.words {
-            self.to.set_translation(&self.key, Some(words));
-        }
-    }
 }
 
 /// The maps as slices.
@@ -136,8 +108,10 @@ pub struct TableSlices<'a> {
     pub openings: &'a [Word],
     /// The map `backend_latency`.
     pub latency: &'a [Latency],
-    /// The maps `translations` and `fragments`.
-    pub exact: &'a dyn Exact,
+    /// The map `translations`.
+    pub translations: &'a [TranslationBucket],
+    /// The map `fragments`.
+    pub fragments: &'a dyn Fragments,
 }
 
 /// [`Tables`] over slices, at a time that stands still, and with someone who follows the steps.
@@ -148,9 +122,11 @@ pub struct SliceTables<'a, F: Fn(Step)> {
     pub now: Tick,
     /// The time, finer.
     pub instant: Instant,
-    /// Stands in for every bucket of the flow table that is asked for: with it, a packet leaves all arrays as they were. What it
-    /// does to [`TableSlices::exact`] is that one's to keep or not, for a new flow must find its translation there.
+    /// Stands in for every bucket of the flow table that is asked for: with it, and with [`Self::aside`], a packet leaves all arrays as
+    /// they were.
     pub scratch: Option<&'a FlowBucket>,
+    /// Stands in for [`TableSlices::translations`].
+    pub aside: Option<&'a dyn Buckets>,
     /// Stands in for [`Control::icmp_budget`].
     pub icmp_budget: Word,
     /// Room to translate packets in.
@@ -169,10 +145,20 @@ impl<'a, F: Fn(Step)> SliceTables<'a, F> {
             now,
             instant: Instant::default(),
             scratch: None,
+            aside: None,
             icmp_budget: Word::new(0),
             work: RefCell::default(),
             verdicts: RefCell::default(),
             observer,
+        }
+    }
+}
+
+impl<F: Fn(Step)> Buckets for SliceTables<'_, F> {
+    fn translation_bucket(&self, index: u32) -> Option<&TranslationBucket> {
+        match self.aside {
+            Some(aside) => aside.translation_bucket(index),
+            None => self.tables.translations.translation_bucket(index),
         }
     }
 }
@@ -219,36 +205,16 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
         Some(scratch)
     }
 
-    fn translation(&self, key: &TupleKey) -> Option<impl Deref<Target = Translation>> {
-        let words = self.tables.exact.translation(key)?;
-        let translation = Translation::from_words(words);
-        Some(TranslationCopy { translation, key: *key, words, to: self.tables.exact })
-    }
-
-    fn add_translation(&self, key: &TupleKey, translation: &Translation) -> Inserted {
-        if self.tables.exact.translation(key).is_some() {
-            Inserted::Exists
-        } else if self.tables.exact.set_translation(key, Some(translation.to_words())) {
-            Inserted::Done
-        } else {
-            Inserted::Full
-        }
-    }
-
-    fn remove_translation(&self, key: &TupleKey) {
-        self.tables.exact.set_translation(key, None);
-    }
-
     fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>> {
         self.work.try_borrow_mut().ok()
     }
 
     fn fragment<R>(&self, key: &TupleKey, then: impl FnOnce(&FragmentRoute) -> R) -> Option<R> {
-        self.tables.exact.fragment(key).as_ref().map(then)
+        self.tables.fragments.fragment(key).as_ref().map(then)
     }
 
     fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute) {
-        self.tables.exact.set_fragment(key, route);
+        self.tables.fragments.set_fragment(key, route);
     }
 
     fn now(&self, _: &Control) -> Tick {

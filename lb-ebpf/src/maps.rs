@@ -1,19 +1,20 @@
 //! BPF maps → the datapath's [`Tables`]. The only place where maps are declared.
 
 use core::arch::asm;
-use core::ops::{Deref, DerefMut};
+use core::ops::DerefMut;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup};
-use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::bindings::{BPF_ANY, bpf_fib_lookup};
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Latency, Name, OPENING_SLOTS, PathMtu,
-    RING_SIZE, Ring, STAGE_SLOTS, Service, Traffic, Translation, TupleKey, Verdicts, VipBucket, Word,
+    RING_SIZE, Ring, STAGE_SLOTS, Service, Traffic, TranslationBucket, TupleKey, Verdicts, VipBucket, Word,
 };
-use lb_common::datapath::{self, Attempt, Exit, Inserted, Instant, Outcome, Scratch, Stage, Step, Tables};
+use lb_common::datapath::{self, Exit, Instant, Outcome, Scratch, Stage, Step, Tables};
 use lb_common::flow::{Eviction, Tick, Victim};
+use lb_common::translations::{Buckets, Inserted};
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
 
 use crate::tap;
@@ -52,7 +53,7 @@ static SERVICE_NAMES: Array<Name, 1, MAPPED> = Array::new();
 static BACKEND_NAMES: Array<Name, 1, MAPPED> = Array::new();
 
 #[btf_map(name = "translations")]
-static TRANSLATIONS: HashMap<TupleKey, Translation, 1, ON_DEMAND> = HashMap::new();
+static TRANSLATIONS: Array<TranslationBucket, 1, MAPPED> = Array::new();
 #[btf_map(name = "fragments")]
 static FRAGMENTS: LruHashMap<TupleKey, FragmentRoute, { FRAGMENTED_DATAGRAMS as usize }> = LruHashMap::new();
 
@@ -66,11 +67,6 @@ static FIB: PerCpuArray<[u64; FIB_WORDS], 1> = PerCpuArray::new();
 static STAGES: ProgramArray<{ STAGE_SLOTS as usize }> = ProgramArray::new();
 #[btf_map(name = "handed_over")]
 static HANDED_OVER: PerCpuArray<u64, 1> = PerCpuArray::new();
-
-/// Entries take memory when they come: hosts without `nat` pay for none.
-const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
-/// What an insertion answers if the key is there.
-const EEXIST: i32 = -17;
 
 /// Words in a question to the kernel's routes and neighbours.
 const FIB_WORDS: usize = size_of::<bpf_fib_lookup>() / size_of::<u64>();
@@ -117,7 +113,21 @@ extern "C" fn victim(index: u64, now: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn attempt(sequence: u64, late: u64) -> u64 {
-    datapath::attempt(&Maps, sequence, late != 0) as u64
+    datapath::attempt(&Maps, sequence, late != 0).into()
+}
+
+/// See [`datapath::locate`]; the arguments are [`TupleKey::words`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn locate(a: u64, b: u64, c: u64, d: u64, e: u64) -> u64 {
+    datapath::locate(&Maps, &TupleKey::from_words([a, b, c, d, e]))
+}
+
+/// See [`datapath::add`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn add() -> u64 {
+    datapath::add(&Maps) as u64
 }
 
 /// See [`datapath::note_opening`].
@@ -138,6 +148,20 @@ extern "C" fn note_answer(hash: u64, backend: u64) -> u64 {
 
 /// The maps of this program.
 pub struct Maps;
+
+impl Buckets for Maps {
+    #[inline(always)]
+    fn translation_bucket(&self, index: u32) -> Option<&TranslationBucket> {
+        TRANSLATIONS.get(index)
+    }
+
+    #[inline(always)]
+    fn hide(&self, mut value: u64) -> u64 {
+        // SAFETY: the instruction adds nothing.
+        unsafe { asm!("{0} += 0", inout(reg) value) };
+        value
+    }
+}
 
 impl Tables for Maps {
     #[inline(always)]
@@ -200,30 +224,19 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn translation(&self, key: &TupleKey) -> Option<impl Deref<Target = Translation>> {
-        // SAFETY: what changes in an entry is words; one that is removed meanwhile may be used again for another key, and
-        // then at worst one packet is sent astray, as with any hash map of the kernel.
-        unsafe { TRANSLATIONS.get(key) }
+    fn locate(&self, key: &TupleKey) -> u64 {
+        let [a, b, c, d, e] = key.words();
+        locate(a, b, c, d, e)
     }
 
     #[inline(always)]
-    fn add_translation(&self, key: &TupleKey, translation: &Translation) -> Inserted {
-        match TRANSLATIONS.insert(key, translation, BPF_NOEXIST.into()) {
-            Ok(()) => Inserted::Done,
-            Err(EEXIST) => Inserted::Exists,
-            Err(_) => Inserted::Full,
-        }
+    fn add_translation(&self) -> Inserted {
+        Inserted::from_word(add())
     }
 
     #[inline(always)]
-    fn attempt(&self, sequence: u64, late: bool) -> Attempt {
-        Attempt::from_word(attempt(sequence, late.into()))
-    }
-
-    #[inline(always)]
-    fn remove_translation(&self, key: &TupleKey) {
-        // One that is not there is as well as removed.
-        let _ = TRANSLATIONS.remove(key);
+    fn attempt(&self, sequence: u64, late: bool) -> bool {
+        attempt(sequence, late.into()) != 0
     }
 
     #[inline(always)]

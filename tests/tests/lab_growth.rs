@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lb_tests::{Agent, HttpConnection, Lab, Load, SluiceToml, UdpEcho, wait_until};
+use lb_tests::{Agent, Host, HttpConnection, Lab, Load, SluiceToml, UdpEcho, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const UDP_PORT: u16 = 7_000;
+const TRANSLATED_PORT: u16 = 8_080;
 /// Flows in the table at first, as the lab's configuration says.
 const FLOWS: u32 = 65_536;
 
@@ -19,7 +20,8 @@ fn config(lab: &Lab) -> SluiceToml {
     lab.config().udp(UDP_PORT)
 }
 
-/// The configuration with so many flows, translated connections and further services of 30 backends each.
+/// The configuration with a translated service, and with so many flows, translated connections and further services of 30 backends
+/// each.
 fn sized(lab: &Lab, flows: u32, connections: u32, services: u8) -> String {
     let text = config(lab).weights(&[0, 100]).to_string();
     let text = text.replace(
@@ -36,13 +38,30 @@ fn sized(lab: &Lab, flows: u32, connections: u32, services: u8) -> String {
             |at: u8| format!("[[service.backend]]\nname = \"b{at}\"\naddress = \"{a}.{b}.{c}.{at}\"\n");
         head + &(100..130).map(backend).collect::<String>()
     };
-    text + &(0..services).map(service).collect::<String>()
+    text + &translated(lab) + &(0..services).map(service).collect::<String>()
+}
+
+/// A service whose customers are translated.
+fn translated(lab: &Lab) -> String {
+    let backend = |web: &Host| {
+        format!("[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\nport = 80\n", web.name(), web.address())
+    };
+    let head = format!(
+        "\n[[service]]\nname = \"translated\"\nvips = [\"{}\"]\nforwarding = \"nat\"\nhealth = {{ type = \"none\" }}\n",
+        lab.vip(TRANSLATED_PORT)
+    );
+    head + &lab.webs().iter().map(backend).collect::<String>()
 }
 
 /// Connections that stay open, with the server that each began with.
 fn shoppers(lab: &Lab) -> Vec<(HttpConnection, String)> {
+    shoppers_at(lab, 80)
+}
+
+fn shoppers_at(lab: &Lab, vip_port: u16) -> Vec<(HttpConnection, String)> {
     let connect = |port| {
-        let mut connection = HttpConnection::open(lab.customer(), lab.vip(80), Some(port)).expect("connect");
+        let mut connection =
+            HttpConnection::open(lab.customer(), lab.vip(vip_port), Some(port)).expect("connect");
         let server = connection.get("/").expect("answer").served_by().to_owned();
         (connection, server)
     };
@@ -147,8 +166,10 @@ fn tables_grow_and_shrink_under_load_and_lose_nothing() {
     let mut shoppers = shoppers(&lab);
     let of_web1 = shoppers.iter().filter(|(_, server)| server == "web1").count() as u64;
     assert!(of_web1 > 5);
-    // From now on the flow table alone knows who is with web1.
+    assert_eq!(number(&agent, "/nat/size"), 8, "nothing is translated");
+    // From now on the flow table alone knows who is with web1. A table for translations is made.
     apply(&lab, &sized(&lab, FLOWS, 131_072, 0));
+    let mut translated = shoppers_at(&lab, TRANSLATED_PORT);
     let datagrams = amid_traffic(&lab, |flow_on| {
         let (mut packets, mut opened) = (0, [Some(0); 2]);
         let steps = [
@@ -169,6 +190,8 @@ fn tables_grow_and_shrink_under_load_and_lose_nothing() {
             assert_eq!(number(&agent, "/nat/size"), u64::from(connections) * 2, "{when}");
             flow_on();
             still_served(&mut shoppers, &when);
+            still_served(&mut translated, &when);
+            assert_eq!(number(&agent, "/nat/entries"), 2 * translated.len() as u64, "{when}");
             let service = agent.service("web").expect("web");
             assert!(service["packets"].as_u64() > Some(packets), "{when}: {service}");
             packets = service["packets"].as_u64().unwrap_or_default();
@@ -188,6 +211,15 @@ fn tables_grow_and_shrink_under_load_and_lose_nothing() {
     let agent = lab.start_agent(&sized(&lab, 524_288, 131_072, 20)).expect("an agent");
     assert_eq!(number(&agent, "/flow_table/size"), 524_288);
     still_served(&mut shoppers, "after a restart");
+    still_served(&mut translated, "after a restart");
+    // Without the service, what is left of its connections stays until the agent starts again.
+    drop(translated);
+    apply(&lab, &config(&lab).to_string());
+    assert_eq!(number(&agent, "/nat/size"), 262_144);
+    agent.terminate().expect("end");
+    let agent = lab.start_agent(&config(&lab).to_string()).expect("an agent");
+    assert_eq!(number(&agent, "/nat/size"), 8);
+    still_served(&mut shoppers, "without a translated service");
     assert_eq!(agent.service("udp").expect("udp")["packets"], datagrams);
 }
 

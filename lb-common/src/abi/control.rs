@@ -29,8 +29,10 @@ pub struct Control {
     pub nat_ports: NatPorts,
     /// Which openings are timed.
     pub timed_openings: TimedOpenings,
+    /// `nat`: buckets of the table of translations.
+    pub translation_buckets: u32,
     /// To the end of the cache line.
-    pub padding: [u8; 8],
+    pub padding: [u8; 4],
     /// ICMP answers sent in a tick: the tick in the upper half, their number in the lower. The program's.
     pub icmp_budget: Word,
     /// `nat`: how many of `snat_v4` and of `snat_v6` there are.

@@ -1,4 +1,4 @@
-//! What must be exact, in kernel hash maps: the translations of `nat`, and which way a datagram's fragments go.
+//! What must be exact: the translations of `nat`, and which way a datagram's fragments go.
 
 #[cfg(doc)]
 use super::NextHop;
@@ -45,7 +45,26 @@ impl TupleKey {
         }
     }
 
+    /// As words.
+    #[inline(always)]
+    pub const fn words(&self) -> [u64; 5] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.source.words(), self.destination.words());
+        [pair(a, b), pair(c, d), pair(e, f), pair(g, h), pair(self.ports, self.protocol)]
+    }
+
+    /// From those words.
+    #[inline(always)]
+    pub const fn from_words([a, b, c, d, e]: [u64; 5]) -> Self {
+        Self {
+            source: Address::from_words([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]),
+            destination: Address::from_words([c as u32, (c >> 32) as u32, d as u32, (d >> 32) as u32]),
+            ports: e as u32,
+            protocol: (e >> 32) as u32,
+        }
+    }
+
     /// The tuple of a packet with ports.
+    #[inline(always)]
     pub const fn tuple(&self) -> Tuple {
         Tuple {
             source: self.source,
@@ -56,12 +75,16 @@ impl TupleKey {
     }
 }
 
+/// Two words as one.
+#[inline(always)]
+const fn pair(low: u32, high: u32) -> u64 {
+    low as u64 | (high as u64) << 32
+}
+
 /// One direction of a translated connection: what its packets become.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Translation {
-    /// See [`TranslationState`].
-    pub state: Word,
     /// The source address its packets leave with.
     pub source: Address,
     /// The destination address.
@@ -72,28 +95,34 @@ pub struct Translation {
     pub backend: u16,
     /// 1 for what the backend answers, else 0.
     pub reply: u16,
-    /// MAC addresses, as [`NextHop::first`]: where the customer's packets came from, with the two exchanged.
-    pub first: Word,
-    /// As [`NextHop::rest`] in the lower half and [`NextHop::interface`] in the upper.
-    pub rest: Word,
-    /// VLAN id the customer's packets came with, as [`NextHop::vlan`].
-    pub vlan: Word,
+    /// Where the customer's packets came from.
+    pub path: ReturnPath,
 }
 
 /// The words a [`Translation`] is made of.
-pub const TRANSLATION_WORDS: usize = size_of::<Translation>() / size_of::<u64>();
+pub(crate) const TRANSLATION_WORDS: usize = size_of::<Translation>() / size_of::<u64>();
 
 impl Translation {
-    /// From its words, as a map's system calls yield them.
-    pub fn from_words(words: [u64; TRANSLATION_WORDS]) -> Self {
-        // SAFETY: both are as long, and every bit pattern of integers is a value.
-        unsafe { core::mem::transmute(words) }
+    /// As words.
+    #[inline(always)]
+    pub(crate) const fn words(&self) -> [u64; TRANSLATION_WORDS] {
+        let ([a, b, c, d], [e, f, g, h]) = (self.source.words(), self.destination.words());
+        let rest = pair(self.ports, self.backend as u32 | (self.reply as u32) << 16);
+        let ReturnPath { first, rest: path, vlan } = self.path;
+        [pair(a, b), pair(c, d), pair(e, f), pair(g, h), rest, first, path, vlan]
     }
 
-    /// Its words.
-    pub fn to_words(&self) -> [u64; TRANSLATION_WORDS] {
-        // SAFETY: as above; there is no padding.
-        unsafe { core::ptr::from_ref(self).cast::<[u64; TRANSLATION_WORDS]>().read() }
+    /// From those words.
+    #[inline(always)]
+    pub(crate) const fn from_words([a, b, c, d, e, first, rest, vlan]: [u64; TRANSLATION_WORDS]) -> Self {
+        Self {
+            source: Address::from_words([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]),
+            destination: Address::from_words([c as u32, (c >> 32) as u32, d as u32, (d >> 32) as u32]),
+            ports: e as u32,
+            backend: (e >> 32) as u16,
+            reply: (e >> 48) as u16,
+            path: ReturnPath { first, rest, vlan },
+        }
     }
 
     /// The key by which the other direction is found, given one's own protocol.
@@ -109,7 +138,30 @@ impl Translation {
     }
 }
 
-/// The word [`Translation::state`]: when a packet went this way last, and how far this direction has come.
+/// Translations in a bucket of the map `translations`.
+pub const TRANSLATION_WAYS: usize = 7;
+/// Translations for which a bucket is made: at this load an insertion practically never finds both of its buckets full.
+pub const TRANSLATIONS_A_BUCKET: u32 = 4;
+/// Buckets of the map `translations` at least: a key belongs into two.
+pub const MIN_TRANSLATION_BUCKETS: u32 = 2;
+
+/// A line of a [`TranslationBucket`]: two cache lines that processors fetch together.
+#[derive(Debug, Default)]
+#[repr(C, align(128))]
+pub struct TranslationLine {
+    /// Its words.
+    pub words: [Word; 16],
+}
+
+/// A bucket of the map `translations`; what lies where is known to [`crate::translations`] alone.
+#[derive(Debug, Default)]
+#[repr(C, align(128))]
+pub struct TranslationBucket {
+    /// The first holds a tag for each of the others.
+    pub lines: [TranslationLine; TRANSLATION_WAYS + 1],
+}
+
+/// When a packet went this way last, and how far this direction of a translated connection has come: the lower bits of its tag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TranslationState {
     /// The tick of the last packet.
@@ -125,12 +177,15 @@ pub struct TranslationState {
 }
 
 impl TranslationState {
-    const ESTABLISHED: u64 = 1 << 32;
-    const CLOSING: u64 = 1 << 33;
-    const RESET: u64 = 1 << 34;
-    const FRESH: u64 = 1 << 35;
+    pub(crate) const TICK: u64 = (1 << 32) - 1;
+    pub(crate) const ESTABLISHED: u64 = 1 << 32;
+    pub(crate) const CLOSING: u64 = 1 << 33;
+    pub(crate) const RESET: u64 = 1 << 34;
+    pub(crate) const FRESH: u64 = 1 << 35;
+    /// Bits it takes.
+    pub(crate) const BITS: u32 = 36;
 
-    /// From the word in the map.
+    /// From a word, of which other bits are ignored.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
         Self {
@@ -142,7 +197,7 @@ impl TranslationState {
         }
     }
 
-    /// The word for the map.
+    /// As a word.
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
         let mut word = self.tick as u64;
@@ -164,33 +219,14 @@ impl TranslationState {
 
 /// Where the customer's packets of a translated connection come from, and its answers go back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct ReturnPath {
-    /// As [`NextHop::first`].
+    /// MAC addresses, as [`NextHop::first`]: where the customer's packets came from, with the two exchanged.
     pub first: u64,
     /// As [`NextHop::rest`] in the lower half and [`NextHop::interface`] in the upper.
     pub rest: u64,
-    /// VLAN id; 0 for none.
-    pub vlan: u32,
-}
-
-impl ReturnPath {
-    /// That of a translation.
-    #[inline(always)]
-    pub fn of(translation: &Translation) -> Self {
-        Self {
-            first: translation.first.load(),
-            rest: translation.rest.load(),
-            vlan: translation.vlan.load() as u32,
-        }
-    }
-
-    /// Makes it that of a translation.
-    #[inline(always)]
-    pub fn store(&self, translation: &Translation) {
-        translation.first.store(self.first);
-        translation.rest.store(self.rest);
-        translation.vlan.store(self.vlan.into());
-    }
+    /// VLAN id the customer's packets came with, as [`NextHop::vlan`].
+    pub vlan: u64,
 }
 
 /// Which way a datagram's first fragment went, so that the others follow.

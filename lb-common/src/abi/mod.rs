@@ -24,7 +24,11 @@ pub use capture::{
 pub use control::{Control, Interface, MAC_MASK, NatPorts, Settings, VipTable, interface_slot, mac_word};
 pub use counters::{Traffic, Verdicts};
 pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
-pub use exact::{FragmentRoute, ReturnPath, TRANSLATION_WORDS, Translation, TranslationState, TupleKey};
+pub(crate) use exact::TRANSLATION_WORDS;
+pub use exact::{
+    FragmentRoute, MIN_TRANSLATION_BUCKETS, ReturnPath, TRANSLATION_WAYS, TRANSLATIONS_A_BUCKET, Translation,
+    TranslationBucket, TranslationLine, TranslationState, TupleKey,
+};
 pub use latency::{LATENCY_BUCKETS, Latency};
 pub use probe::{PROBE_MARK, PROBE_MARK_MASK, ProbeTarget, probe_map};
 pub use service::{Ring, Service, ServiceWord};
@@ -67,7 +71,7 @@ pub mod map {
     pub const SERVICE_NAMES: &str = "service_names";
     /// [`Name`](super::Name) by backend id; only the agent reads it.
     pub const BACKEND_NAMES: &str = "backend_names";
-    /// [`Translation`](super::Translation)s by [`TupleKey`](super::TupleKey): two for a connection.
+    /// [`TranslationBucket`](super::TranslationBucket)s: two translations for a connection.
     pub const TRANSLATIONS: &str = "translations";
     /// [`FragmentRoute`](super::FragmentRoute)s by [`TupleKey`](super::TupleKey); the least recently used go first.
     pub const FRAGMENTS: &str = "fragments";
@@ -213,8 +217,8 @@ macro_rules! assert_layout {
 assert_layout! {
     Control: 960 {
         abi_version: 0, vip_table: 8, flow_buckets: 16, flow_key: 28, ring_key: 68, settings: 108, nat_ports: 112,
-        timed_openings: 116, icmp_budget: 128, snat_counts: 136, sources: 144, snat_v4: 192, snat_v6: 448,
-        interfaces: 704
+        timed_openings: 116, translation_buckets: 120, icmp_budget: 128, snat_counts: 136, sources: 144, snat_v4: 192,
+        snat_v6: 448, interfaces: 704
     }
     Interface: 16 { mac: 0, index: 8 }
     VipSlot: 32 { address: 0, key: 16, service: 20, flags: 22 }
@@ -229,7 +233,9 @@ assert_layout! {
     Verdicts: 544 { packets: 0, evictions: 512 }
     Name: 64 { bytes: 0 }
     TupleKey: 40 { source: 0, destination: 16, ports: 32, protocol: 36 }
-    Translation: 72 { state: 0, source: 8, destination: 24, ports: 40, backend: 44, first: 48, rest: 56, vlan: 64 }
+    Translation: 64 { source: 0, destination: 16, ports: 32, backend: 36, path: 40 }
+    TranslationLine: 128 { words: 0 }
+    TranslationBucket: 1_024 { lines: 0 }
     FragmentRoute: 64 { source: 0, destination: 16, tick: 32, service: 36, backend: 38, first: 40, rest: 48, vlan: 56 }
     ProbeTarget: 64 { vip: 0, address: 16, backend: 32, sent: 40, answered: 48 }
     CaptureControl: 8_272 {

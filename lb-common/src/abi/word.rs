@@ -2,7 +2,9 @@
 
 use core::sync::atomic::AtomicU64;
 #[cfg(not(target_arch = "bpf"))]
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::fence;
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 #[cfg(target_arch = "bpf")]
 use core::sync::atomic::{Ordering::Acquire, compiler_fence};
 
@@ -56,9 +58,21 @@ impl Word {
         self.0.fetch_add(more, Relaxed);
     }
 
-    /// Replaces the value if it still is `current`; says whether it was.
-    #[cfg(not(target_arch = "bpf"))]
+    /// Replaces the value if it still is `current`; says whether it was. What follows is seen by others after that, and what
+    /// others did before is seen from here on.
+    #[inline(always)]
     pub fn replace(&self, current: u64, new: u64) -> bool {
-        self.0.compare_exchange(current, new, Relaxed, Relaxed).is_ok()
+        #[cfg(target_arch = "bpf")]
+        {
+            use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
+            // SAFETY: the pointer is that of a live, aligned word; all who share it use this type.
+            return unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(self.0.as_ptr(), current, new) }.1;
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        {
+            let replaced = self.0.compare_exchange(current, new, SeqCst, Relaxed).is_ok();
+            fence(SeqCst);
+            replaced
+        }
     }
 }

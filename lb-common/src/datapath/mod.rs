@@ -23,21 +23,22 @@ mod tables;
 
 pub(crate) use ethernet::ethernet;
 pub use exit::{Exit, Stage};
-pub use nat::{Attempt, Scratch, Work, attempt};
+pub use nat::{Scratch, Work, add, attempt, locate};
 pub(crate) use parse::is_extension;
 pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
 pub use probe::{OwnPacket, ProbeAction, ProbeTables, Side, probe_in, probe_out};
 pub use signals::{Instant, Seen, TimedOpenings, note_answer, note_opening, noted};
-pub use tables::{Header, Inserted, Packet, Refusal, Step, Tables};
+pub use tables::{Header, Packet, Refusal, Step, Tables};
 
 use network_types::eth::EthHdr;
 
 use crate::abi::{
-    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VIP_PROBES, VipBucket, VipFlags, VipSlot, VipTable,
-    interface_slot, vip_key,
+    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, TupleKey, VIP_PROBES, VipBucket, VipFlags, VipSlot,
+    VipTable, interface_slot, vip_key,
 };
 use crate::hash;
 use crate::net::{Address, Be16, EtherType, Protocol, Tuple};
+use crate::translations::Translations;
 use crate::verdict::Verdict;
 
 /// What to do with the frame. The numbers are those of `enum xdp_action` (`include/uapi/linux/bpf.h`).
@@ -208,6 +209,7 @@ fn steer_plain<P: Packet, T: Tables>(
         None => return Err(not_vip(tables, control, &parsed.tuple)),
     };
     if classified.flags.nat() {
+        Translations::new(tables, control).ask_for(&TupleKey::of(&parsed.tuple));
         return Err(Stage::Nat.into());
     }
     admit_to(packet, control, destination)?;
@@ -226,6 +228,7 @@ fn steer_plain<P: Packet, T: Tables>(
 fn not_vip<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Exit {
     let table = VipTable::from_word(control.vip_table.load());
     if table.nat && find_vip(tables, control, table, tuple.destination, Be16::new(0), SNAT_MARK).is_some() {
+        Translations::new(tables, control).ask_for(&TupleKey::of(tuple));
         return Stage::NatReturn.into();
     }
     Verdict::PassNotVip.into()

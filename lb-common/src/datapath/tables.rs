@@ -1,6 +1,6 @@
 //! What the pipeline needs of the world: a frame, the tables, and somebody who follows its steps.
 
-use core::ops::{Deref, DerefMut};
+use core::ops::DerefMut;
 
 use network_types::eth::EthHdr;
 use network_types::icmp::Icmpv4Hdr;
@@ -8,15 +8,15 @@ use network_types::ip::Ipv4Hdr;
 use network_types::tcp::TcpHdr;
 
 use super::Outcome;
-use super::nat::{Attempt, Scratch, attempt};
+use super::nat::{Scratch, add, attempt, locate};
 use super::parse::{Extensions, extensions};
 use super::signals::{self, Instant};
 use crate::abi::{
-    Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, PathMtu, Service, Translation, TupleKey,
-    VipBucket, Word,
+    Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, PathMtu, Service, TupleKey, VipBucket, Word,
 };
 use crate::flow::{Eviction, State, Tick, Victim};
 use crate::net::{Address, Tuple};
+use crate::translations::{Buckets, Inserted};
 use crate::verdict::Verdict;
 
 /// A header as it lies in a frame.
@@ -77,19 +77,8 @@ pub trait Packet: Sized {
     }
 }
 
-/// What came of an insertion into an exact table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Inserted {
-    /// It is there now.
-    Done,
-    /// Another is there under this key; it stays.
-    Exists,
-    /// There is no room.
-    Full,
-}
-
 /// The tables of the datapath and the clock.
-pub trait Tables {
+pub trait Tables: Buckets {
     /// Settings for the whole datapath.
     fn control(&self) -> Option<&Control>;
     /// [`Control::icmp_budget`].
@@ -118,21 +107,32 @@ pub trait Tables {
     fn forget(&self, value: u64, _unknown: u64) -> u64 {
         value
     }
-    /// The translation of such packets, if there is one; its words may be written.
-    fn translation(&self, key: &TupleKey) -> Option<impl Deref<Target = Translation>>;
-    /// Adds a translation.
-    fn add_translation(&self, key: &TupleKey, translation: &Translation) -> Inserted;
-    /// Tries a port for a new translated flow: [`attempt`], which takes the scratch room. The kernel's implementation does it in a function by itself, for the
+    /// Where the translation of such packets is: [`locate`]. The kernel's implementation does it in a function by itself, for the
     /// verifier to go through once.
     #[inline(always)]
-    fn attempt(&self, sequence: u64, late: bool) -> Attempt
+    fn locate(&self, key: &TupleKey) -> u64
+    where
+        Self: Sized,
+    {
+        locate(self, key)
+    }
+    /// Adds the translation in the scratch room, which it takes: [`add`]. The kernel's implementation does it in a function by itself.
+    #[inline(always)]
+    fn add_translation(&self) -> Inserted
+    where
+        Self: Sized,
+    {
+        add(self)
+    }
+    /// Chooses a port for a new translated flow: [`attempt`], which takes the scratch room. The kernel's implementation does it in a
+    /// function by itself.
+    #[inline(always)]
+    fn attempt(&self, sequence: u64, late: bool) -> bool
     where
         Self: Sized,
     {
         attempt(self, sequence, late)
     }
-    /// Removes a translation, if there is one.
-    fn remove_translation(&self, key: &TupleKey);
     /// Room to translate a packet in; whatever lies there. `None` while it is in use.
     fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>>;
     /// Hands over which way the fragments of a datagram go, if that is known.

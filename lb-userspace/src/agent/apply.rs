@@ -134,14 +134,21 @@ impl Agent {
             confirm_within_seconds: None,
             warnings: Vec::new(),
         };
-        let sizes = |config: &Config| (config.agent.flow_table_size, config.agent.nat_table_size);
-        // Sizes that could not be had at the start are tried again when they are changed.
-        let capacity = if sizes(config) == sizes(&self.config) {
-            image.capacity
-        } else {
-            image.capacity.with_tables(start::capacity(config))
-        };
-        Ok((report, capacity))
+        Ok((report, self.sizes(config, image.capacity)))
+    }
+
+    /// The sizes of the tables that a configuration takes. Those that could not be had at the start are tried again when they are
+    /// changed; what the last translated service leaves behind is kept until the next start, for packets are still under way.
+    fn sizes(&self, config: &Config, loaded: Capacity) -> Capacity {
+        let mut wanted = start::capacity(config);
+        if config.agent.flow_table_size == self.config.agent.flow_table_size {
+            wanted.flow_buckets = loaded.flow_buckets;
+        }
+        let connections = start::nat_connections(config);
+        if connections.is_none() || connections == start::nat_connections(&self.config) {
+            wanted.translations = loaded.translations;
+        }
+        loaded.with_tables(wanted)
     }
 
     /// Goes on with tables of this capacity, if they have another one: with all flows, counters and rings.

@@ -15,7 +15,7 @@ use super::requests::serve_public;
 use super::state::{Agent, ReconcileError};
 use super::watch::Observed;
 use super::{AgentError, HANDOVER, Options, packet_log};
-use crate::core::config::{self, Config, XdpMode};
+use crate::core::config::{self, Config, Forwarding, XdpMode};
 use crate::core::events::Event;
 use crate::core::health::Health;
 use crate::core::image::{Capacity, Image};
@@ -65,7 +65,7 @@ pub(super) async fn start(
     // What a former agent left in the middle of a change may still be seen by a packet.
     kernel.grace()?;
     let image = kernel.tables().image();
-    kernel.tables().sweep_orphans(&image.backends)?;
+    kernel.tables().sweep_orphans(&image.backends);
     let events = EventLog::open(&options.state_dir);
     events.note_lapse();
     if adopted {
@@ -175,10 +175,16 @@ pub(super) fn capacity_beside(config: &Config, loaded: &Image) -> Capacity {
     let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
     // Each VIP may bring a mark for its address.
     let vips: usize = config.services.iter().map(|service| service.vips.len() * 2).sum();
-    let (flows, connections) = (config.agent.flow_table_size, config.agent.nat_table_size);
+    let (flows, connections) = (config.agent.flow_table_size, nat_connections(config).unwrap_or(0));
     let (services, backends) =
         (config.services.len().max(loaded.services.len()), backends.max(loaded.backends.len()));
     capacity_for(services, backends, vips + MAX_SNAT_MARKS, flows, connections)
+}
+
+/// Translated connections that there is to be room for; `None` if no service is translated.
+pub(super) fn nat_connections(config: &Config) -> Option<u32> {
+    let translated = config.services.iter().any(|service| service.forwarding == Forwarding::Nat);
+    translated.then_some(config.agent.nat_table_size)
 }
 
 /// Flows that a table of this capacity holds.
@@ -219,13 +225,20 @@ impl Agent {
         }
         let config = self.config.clone();
         let (_, capacity) = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
-        match self.make_room(capacity.with_tables(self::capacity(&config))) {
+        let mut wanted = self::capacity(&config);
+        loop {
             // The data plane is to go on, and every other change to be possible.
-            Err(error @ (LoadError::FlowTableTooSmall(_) | LoadError::NatTableTooSmall { .. })) => {
-                log::warn!("{error}; the table keeps its size");
-                Ok(self.make_room(capacity)?)
+            match self.make_room(capacity.with_tables(wanted)) {
+                Err(error @ LoadError::FlowTableTooSmall(_)) => {
+                    log::warn!("{error}; the table keeps its size");
+                    wanted.flow_buckets = capacity.flow_buckets;
+                }
+                Err(error @ LoadError::NatTableTooSmall { .. }) => {
+                    log::warn!("{error}; the table keeps its size");
+                    wanted.translations = capacity.translations;
+                }
+                result => return Ok(result?),
             }
-            result => Ok(result?),
         }
     }
 

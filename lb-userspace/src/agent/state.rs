@@ -141,10 +141,8 @@ impl Agent {
         let udp = image.backends.iter().filter(|(_, backend)| udp_services.contains(&backend.service));
         let udp: BTreeSet<u16> = udp.map(|(&id, _)| id).collect();
         self.kernel.tables().sweep_idle(now, &udp);
-        match self.kernel.tables().sweep_translations(now) {
-            Ok(left) => self.look_for_pressure(left),
-            Err(error) => log::error!("idle translations stay: {error}"),
-        }
+        let left = self.kernel.tables().sweep_translations(now);
+        self.look_for_pressure(left);
         self.look_for_drained(now);
     }
 
@@ -198,7 +196,7 @@ impl Agent {
             },
             nat: NatTable {
                 size: image.capacity.translations.into(),
-                entries: tables.translations()?.len() as u64,
+                entries: tables.translation_count(),
             },
             program: self.kernel.runs(),
             image,

@@ -83,7 +83,7 @@ impl Agent {
     }
 
     /// Looks whether tables run full; so many translations there are.
-    pub(super) fn look_for_pressure(&mut self, translations: usize) {
+    pub(super) fn look_for_pressure(&mut self, translations: u64) {
         let look = match self.look(translations) {
             Ok(look) => look,
             Err(error) => return log::error!("no look at the tables: {error}"),
@@ -93,12 +93,12 @@ impl Agent {
         }
     }
 
-    fn look(&self, translations: usize) -> Result<Look, DatapathError> {
+    fn look(&self, translations: u64) -> Result<Look, DatapathError> {
         let capacity = self.kernel.tables().capacity();
         Ok(Look {
             verdicts: self.kernel.not_forwarded()?,
             flows: (self.kernel.tables().flow_entries(), u64::from(capacity.flow_buckets) * FLOW_WAYS as u64),
-            nat: (translations as u64, capacity.translations.into()),
+            nat: (translations, capacity.translations.into()),
         })
     }
 

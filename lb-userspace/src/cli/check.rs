@@ -2,15 +2,13 @@
 
 use std::path::PathBuf;
 
+use lb_common::abi::TranslationBucket;
 use serde::Serialize;
 
 use super::{Failure, Format, OutputFlag, output};
 use crate::core::config::{self, Config, Forwarding};
+use crate::core::image::Capacity;
 use crate::io::store;
-
-/// Memory of one `nat` connection, in bytes: an entry of a kernel hash map for each direction, with a header of 48, a key of 40
-/// and a value of 72, which the kernel rounds up to 192, and 16 of its buckets. An estimate: kernels differ.
-const NAT_CONNECTION_BYTES: u64 = 2 * (192 + 16);
 
 /// Validate a configuration file and list every error
 #[derive(Debug, clap::Args)]
@@ -31,7 +29,7 @@ struct Finding {
     flow_table_size: u32,
     flow_table_bytes: u64,
     nat_table_size: u32,
-    /// What a full table takes, about.
+    /// What the table takes; next to nothing where no service uses it.
     nat_table_bytes: u64,
 }
 
@@ -60,11 +58,23 @@ fn finding(parsed: &Result<Config, Vec<String>>) -> Finding {
                 flow_table_size: flows,
                 flow_table_bytes: u64::from(flows) * size_of::<u64>() as u64,
                 nat_table_size: connections,
-                nat_table_bytes: u64::from(connections) * NAT_CONNECTION_BYTES,
+                nat_table_bytes: nat_table_bytes(if uses_nat(config) { connections } else { 0 }),
             }
         }
         Err(errors) => Finding { errors: errors.clone(), ..Finding::default() },
     }
+}
+
+/// Whether a service is translated.
+fn uses_nat(config: &Config) -> bool {
+    config.services.iter().any(|service| service.forwarding == Forwarding::Nat)
+}
+
+/// Memory of the table for so many connections, in bytes.
+fn nat_table_bytes(connections: u32) -> u64 {
+    let translations = Capacity::translations_for(connections);
+    let buckets = Capacity { translations, ..Capacity::default() }.translation_buckets();
+    u64::from(buckets) * size_of::<TranslationBucket>() as u64
 }
 
 /// The finding about a valid file. The NAT table is left out where no service uses it.
@@ -76,9 +86,9 @@ fn describe(config: &Config, finding: &Finding) -> String {
         finding.flow_table_size,
         finding.flow_table_bytes / 1_024,
     );
-    if config.services.iter().any(|service| service.forwarding == Forwarding::Nat) {
+    if uses_nat(config) {
         text += &format!(
-            ", {} NAT connections in a table of about {} KiB",
+            ", {} NAT connections in a table of {} KiB",
             finding.nat_table_size,
             finding.nat_table_bytes / 1_024,
         );
@@ -105,13 +115,13 @@ mod tests {
         let (text, finding) = checked("gue");
         assert_eq!(text, "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB");
         assert_eq!((finding.flow_table_size, finding.flow_table_bytes), (4_096, 32_768));
+        assert_eq!((finding.nat_table_size, finding.nat_table_bytes), (2_048, 2_048), "nothing is translated");
         let (text, finding) = checked("nat");
         assert_eq!(
             text,
-            "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB, 2048 NAT connections in a table of about \
-             832 KiB"
+            "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB, 2048 NAT connections in a table of 1024 KiB"
         );
-        assert_eq!((finding.nat_table_size, finding.nat_table_bytes), (2_048, 851_968));
+        assert_eq!((finding.nat_table_size, finding.nat_table_bytes), (2_048, 1 << 20));
     }
 
     #[test]

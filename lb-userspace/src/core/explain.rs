@@ -3,16 +3,16 @@
 mod advice;
 mod headers;
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
-use lb_common::abi::{FlowBucket, FragmentRoute, HEADROOM, TRANSLATION_WORDS, TupleKey};
+use lb_common::abi::{FlowBucket, FragmentRoute, HEADROOM, TranslationBucket, TupleKey};
 use lb_common::datapath::{self, Action, Refusal, Step};
 use lb_common::flow::{State, Tick};
 use lb_common::net::{Protocol, Tuple};
-use lb_common::slice::{Exact, SlicePacket, SliceTables, TableSlices};
+use lb_common::slice::{Fragments, SlicePacket, SliceTables, TableSlices};
+use lb_common::translations::Buckets;
 use serde::{Deserialize, Serialize};
 
 use super::image::Image;
@@ -153,30 +153,47 @@ fn build(
     Ok(frame)
 }
 
-/// The live maps that are no arrays, with what a packet changes kept aside: it finds there the translation that it has just
-/// been given.
-struct Aside<'a> {
-    live: &'a dyn Exact,
-    translations: RefCell<BTreeMap<TupleKey, Option<[u64; TRANSLATION_WORDS]>>>,
+/// The live map `fragments`, which stays as it is: only later packets would ask.
+struct Untouched<'a>(&'a dyn Fragments);
+
+impl Fragments for Untouched<'_> {
+    fn fragment(&self, key: &TupleKey) -> Option<FragmentRoute> {
+        self.0.fragment(key)
+    }
+
+    fn set_fragment(&self, _: &TupleKey, _: &FragmentRoute) {}
 }
 
-impl Exact for Aside<'_> {
-    fn translation(&self, key: &TupleKey) -> Option<[u64; TRANSLATION_WORDS]> {
-        let changed = self.translations.borrow().get(key).copied();
-        changed.unwrap_or_else(|| self.live.translation(key))
-    }
+/// The live table of translations, with a copy of each bucket that a packet asks for: it finds there the translation that it has
+/// just been given.
+struct Aside<'a> {
+    live: &'a [TranslationBucket],
+    first: OnceCell<Box<Copied>>,
+}
 
-    fn set_translation(&self, key: &TupleKey, words: Option<[u64; TRANSLATION_WORDS]>) -> bool {
-        self.translations.borrow_mut().insert(*key, words);
-        true
-    }
+/// A copied bucket, and the next.
+struct Copied {
+    index: u32,
+    bucket: TranslationBucket,
+    next: OnceCell<Box<Copied>>,
+}
 
-    fn fragment(&self, key: &TupleKey) -> Option<FragmentRoute> {
-        self.live.fragment(key)
+impl Buckets for Aside<'_> {
+    fn translation_bucket(&self, index: u32) -> Option<&TranslationBucket> {
+        let live = self.live.get(index as usize)?;
+        let copy = || {
+            let bucket = TranslationBucket::default();
+            let words = bucket.lines.iter().flat_map(|line| &line.words);
+            let live = live.lines.iter().flat_map(|line| &line.words);
+            words.zip(live).for_each(|(word, live)| word.store(live.load()));
+            Box::new(Copied { index, bucket, next: OnceCell::new() })
+        };
+        let mut at = self.first.get_or_init(copy);
+        while at.index != index {
+            at = at.next.get_or_init(copy);
+        }
+        Some(&at.bucket)
     }
-
-    /// Only later packets would ask.
-    fn set_fragment(&self, _: &TupleKey, _: &FragmentRoute) {}
 }
 
 /// Runs the frame through the datapath over these tables, which stay as they are.
@@ -191,8 +208,9 @@ pub fn explain(
     buffer.extend(&frame);
     let steps = RefCell::new(Vec::new());
     let scratch = FlowBucket::default();
-    let exact = Aside { live: tables.exact, translations: RefCell::default() };
-    let tables = TableSlices { exact: &exact, ..tables };
+    let aside = Aside { live: tables.translations, first: OnceCell::new() };
+    let untouched = Untouched(tables.fragments);
+    let tables = TableSlices { fragments: &untouched, ..tables };
     let met = Cell::new(Met::default());
     let tell = |step| {
         match step {
@@ -209,6 +227,7 @@ pub fn explain(
     };
     let mut live = SliceTables::new(tables, now, tell);
     live.scratch = Some(&scratch);
+    live.aside = Some(&aside);
     let mut packet = SlicePacket::new(&mut buffer, HEADROOM, ingress.index);
     let outcome = datapath::process(&mut packet, &live);
     let forwarded = outcome.backend != 0;

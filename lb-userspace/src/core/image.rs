@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lb_common::abi::{Forwarding, NextHop, Ring, SNAT_MARK, VipFlags, VipTable};
+use lb_common::abi::{
+    Forwarding, MIN_TRANSLATION_BUCKETS, NextHop, Ring, SNAT_MARK, TRANSLATIONS_A_BUCKET, VipFlags, VipTable,
+};
 use lb_common::datapath::TimedOpenings;
 use lb_common::net::{Address, Protocol};
 
@@ -71,11 +73,22 @@ pub struct Capacity {
     pub vip_buckets: u32,
     /// Buckets of the flow table.
     pub flow_buckets: u32,
-    /// Translations: two for a connection.
+    /// Translations that there is to be room for: two for a connection, and a multiple of those in a bucket.
     pub translations: u32,
 }
 
 impl Capacity {
+    /// Translations for so many connections: two each, and whole buckets.
+    pub fn translations_for(connections: u32) -> u32 {
+        let least = MIN_TRANSLATION_BUCKETS * TRANSLATIONS_A_BUCKET;
+        connections.saturating_mul(2).max(least).next_multiple_of(TRANSLATIONS_A_BUCKET)
+    }
+
+    /// Buckets for the translations.
+    pub fn translation_buckets(self) -> u32 {
+        self.translations.div_ceil(TRANSLATIONS_A_BUCKET).max(MIN_TRANSLATION_BUCKETS)
+    }
+
     /// With the tables of flows and translations as large as wanted. A flow table grows by a whole factor, by which no bucket
     /// overflows when flows are carried over; one that is less than twice as large as wanted stays.
     pub fn with_tables(self, wanted: Self) -> Self {

@@ -154,7 +154,7 @@ fn measure(quick: bool, sink: Sink<'_>) -> Result<()> {
             bench.closed_loop(world, flows, name, 2, sink)?;
         }
         bench.overload(world, flows, name, sink)?;
-        world.forget()?;
+        world.forget();
     }
     Ok(())
 }

@@ -157,8 +157,8 @@ impl World {
     }
 
     /// Forgets all flows and translations.
-    pub fn forget(&self) -> Result<()> {
-        Ok(self.kernel.tables().sweep_backends(&self.kernel.tables().backend_ids().collect())?)
+    pub fn forget(&self) {
+        self.kernel.tables().sweep_backends(&self.kernel.tables().backend_ids().collect());
     }
 
     /// Says that no ICMP answer was sent yet.

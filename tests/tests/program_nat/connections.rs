@@ -263,25 +263,37 @@ fn ports_may_be_exhausted() {
     assert_eq!(nat.translations(), 16);
 }
 
+/// The table holds what it was made for, and somewhat more; then it is full, and what is there goes on.
 #[test]
 fn the_table_may_be_full() {
     let setup = tcp(Family::V6);
     let twins = Twins::with_capacity(&setup.wanted(), capacity_for(8, 16, 16, 4_096, 64));
     let mut nat = Nat::with(twins, setup);
-    let all: Vec<_> = (0..64).map(|port| nat.forward(&setup.customer(40_000 + port, SYN, b"")).0).collect();
-    for port in 0..64 {
-        nat.unchanged(&setup.customer(50_000 + port, SYN, b""), Verdict::DropNatTable);
+    let (mut all, mut refused) = (Vec::new(), 0);
+    for port in 40_000..42_000 {
+        let syn = setup.customer(port, SYN, b"");
+        match nat.twins.agree(&syn.frame()).verdict {
+            Verdict::Forward => all.push((port, nat.forward(&syn).0)),
+            verdict => {
+                assert_eq!(verdict, Verdict::DropNatTable);
+                nat.unchanged(&syn, Verdict::DropNatTable);
+                refused += 1;
+            }
+        }
+        assert!(refused == 0 || all.len() > 64, "{} of 64 connections found room", all.len());
     }
-    assert_eq!(nat.translations(), 128);
-    for (port, left) in (40_000..).zip(&all) {
-        let (again, _) = nat.forward(&setup.customer(port, ACK, b""));
+    assert!(refused > 1_800 && all.len() < 113, "{} connections, {refused} refused", all.len());
+    let places = nat.translations();
+    assert_eq!(places, 2 * all.len(), "no half of a connection stays");
+    for (port, left) in &all {
+        let (again, _) = nat.forward(&setup.customer(*port, ACK, b""));
         assert_eq!(way(&again), way(left));
     }
     // A single free place is not enough, and is not lost.
     nat.twins.set_time(LATER);
     let fresh = setup.customer(40_000, SYN, b"");
     assert!(nat.forward(&fresh).1.new_flow(), "in the place of its own old one");
-    assert_eq!(nat.translations(), 128);
+    assert_eq!(nat.translations(), places);
 }
 
 /// The agent's clock is the program's: what was just made is not idle.
@@ -294,6 +306,5 @@ fn what_was_just_translated_is_not_swept() {
     let frame = setup.customer(40_000, SYN, b"").frame();
     nat.twins.through_kernel(&frame);
     let now = nat.twins.kernel.now().unwrap();
-    nat.twins.kernel.tables().sweep_translations(now).unwrap();
-    assert_eq!(nat.twins.kernel.tables().translations().unwrap().len(), 2);
+    assert_eq!(nat.twins.kernel.tables().sweep_translations(now), 2);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use lb_common::abi::{Forwarding, NextHop, Translation};
+use lb_common::abi::{Forwarding, NextHop};
 use lb_common::datapath::Outcome;
 use lb_common::net::Protocol;
 use lb_common::verdict::Verdict;
@@ -247,8 +247,7 @@ impl Nat {
 
     /// The translations' backends, of customers' packets.
     pub fn held_by(&self) -> Vec<u16> {
-        let all = self.twins.kernel.tables().translations().unwrap();
-        let all = all.into_iter().map(|(_, words)| Translation::from_words(words));
+        let all = self.twins.kernel.tables().translations().map(|(_, translation, _)| translation);
         all.filter(|translation| translation.reply == 0).map(|translation| translation.backend).collect()
     }
 }

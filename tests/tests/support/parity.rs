@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{
-    FragmentRoute, HEADROOM, NatPorts, TRANSLATION_WORDS, Traffic, TupleKey, Verdicts, Word,
+    FragmentRoute, HEADROOM, NatPorts, Traffic, Translation, TranslationState, TupleKey, Verdicts, Word,
 };
 use lb_common::datapath::{self, Action, Outcome, TimedOpenings};
 use lb_common::hash::Key;
-use lb_common::slice::{Exact, SlicePacket, SliceTables};
+use lb_common::slice::{Fragments, SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
 use lb_tests::Netns;
 use lb_userspace::core::image::{Capacity, Wanted};
@@ -52,7 +52,7 @@ pub struct Result {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Changed {
     pub flows: Vec<u64>,
-    pub translations: BTreeMap<TupleKey, [u64; TRANSLATION_WORDS]>,
+    pub translations: BTreeMap<TupleKey, (Translation, TranslationState)>,
     pub fragments: BTreeMap<TupleKey, Vec<u64>>,
     /// By backend, its word and what routers told of the way to it.
     pub backends: Vec<(u64, u64)>,
@@ -186,8 +186,8 @@ impl Twins {
     pub fn through_slice_with(&mut self, frame: &[u8], headroom: usize) -> (Result, Outcome) {
         let mut buffer = [vec![0; headroom], frame.to_vec()].concat();
         let mut slices = self.memory.tables().slices().unwrap();
-        let noting = Noting { exact: slices.exact, fragments: &self.fragments };
-        slices.exact = &noting;
+        let noting = Noting { map: slices.fragments, keys: &self.fragments };
+        slices.fragments = &noting;
         let mut tables = SliceTables::new(slices, self.memory.now, |_| ());
         tables.icmp_budget = Word::new(slices.control.icmp_budget.load());
         let mut packet = SlicePacket::new(&mut buffer, headroom, INTERFACE);
@@ -294,10 +294,10 @@ fn changed(from: &impl Datapath, fragments: &BTreeSet<TupleKey>) -> Changed {
     let tables = from.tables();
     let slices = tables.slices().unwrap();
     let ways = slices.flows.iter().flat_map(|bucket| &bucket.ways);
-    let fragment = |key: &TupleKey| Some((*key, route_words(&slices.exact.fragment(key)?)));
+    let fragment = |key: &TupleKey| Some((*key, route_words(&slices.fragments.fragment(key)?)));
     Changed {
         flows: ways.map(Word::load).collect(),
-        translations: tables.translations().unwrap().into_iter().collect(),
+        translations: tables.translations().map(|(key, translation, state)| (key, (translation, state))).collect(),
         fragments: fragments.iter().filter_map(fragment).collect(),
         backends: slices.backends.iter().map(|backend| (backend.word.load(), backend.path.load())).collect(),
         icmp_budget: slices.control.icmp_budget.load(),
@@ -323,27 +323,19 @@ fn route_words(route: &FragmentRoute) -> Vec<u64> {
     words
 }
 
-/// The maps that are no arrays, and a note of the keys that fragments are remembered by: the kernel's map keeps no list.
+/// The map `fragments`, and a note of the keys in it: the kernel's map keeps no list.
 struct Noting<'a> {
-    exact: &'a dyn Exact,
-    fragments: &'a RefCell<BTreeSet<TupleKey>>,
+    map: &'a dyn Fragments,
+    keys: &'a RefCell<BTreeSet<TupleKey>>,
 }
 
-impl Exact for Noting<'_> {
-    fn translation(&self, key: &TupleKey) -> Option<[u64; TRANSLATION_WORDS]> {
-        self.exact.translation(key)
-    }
-
-    fn set_translation(&self, key: &TupleKey, words: Option<[u64; TRANSLATION_WORDS]>) -> bool {
-        self.exact.set_translation(key, words)
-    }
-
+impl Fragments for Noting<'_> {
     fn fragment(&self, key: &TupleKey) -> Option<FragmentRoute> {
-        self.exact.fragment(key)
+        self.map.fragment(key)
     }
 
     fn set_fragment(&self, key: &TupleKey, route: &FragmentRoute) {
-        self.fragments.borrow_mut().insert(*key);
-        self.exact.set_fragment(key, route);
+        self.keys.borrow_mut().insert(*key);
+        self.map.set_fragment(key, route);
     }
 }

@@ -5,9 +5,9 @@ use super::super::pick::Pick;
 use super::super::settled::{settle, settle_quoted};
 use super::super::signals::Seen;
 use super::super::{Exit, Outcome, Packet, Step, Tables, classify, rare};
-use super::state::{Found, Leaves, Scratch, Work};
+use super::state::{Found, Leaves, Scratch, entry_of};
 use super::{TCP_CHECKSUM, UDP_CHECKSUM, address_packet, check, leave, leave_to, observe};
-use crate::abi::{Control, ReturnPath, TupleKey};
+use crate::abi::{Control, TupleKey};
 use crate::checksum::Change;
 use crate::net::{Be16, Protocol};
 use crate::verdict::Verdict;
@@ -28,13 +28,11 @@ pub(in crate::datapath) fn steer_error<P: Packet, T: Tables>(
     let service = classify(tables, control, &flow).map(|classified| classified.service);
     // About no flow that is translated: of a VIP all the same, or one of the host's own.
     let untouched = if service.is_some() { Verdict::PassIcmp } else { Verdict::PassNotVip };
+    let (translation, _) =
+        entry_of(tables, control, &TupleKey::of(&flow)).and_then(|entry| entry.read()).ok_or(untouched)?;
     let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
-    let Work { key, found, path, .. } = &mut scratch.work;
-    *key = TupleKey::of(&flow);
-    let translation = tables.translation(key).ok_or(untouched)?;
-    *found = Found::of(&translation, false, false, false);
-    *path = ReturnPath::of(&translation);
-    drop(translation);
+    scratch.work.found = Found::of(&translation, false, false, false);
+    scratch.work.path = translation.path;
     send_error(packet, tables, control, &mut scratch, &parsed, &quoted, service.unwrap_or(u32::MAX))
 }
 

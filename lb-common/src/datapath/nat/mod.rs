@@ -9,8 +9,8 @@ mod state;
 
 pub(super) use error::steer_error;
 pub(super) use new::translate_new;
-pub use new::{Attempt, attempt};
-pub use state::{Scratch, Work};
+pub use new::attempt;
+pub use state::{Scratch, Work, add, locate};
 
 use network_types::eth::EthHdr;
 
@@ -44,7 +44,7 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     let Scratch { hop: room, work } = &mut *scratch;
     work.key = TupleKey::of(&parsed.tuple);
     work.path = came_from(packet, &parsed)?;
-    let found = find(tables, work, parsed.transport, tables.now(control), true) && !work.found.reply;
+    let found = find(tables, control, work, parsed.transport, tables.now(control), true) && !work.found.reply;
     if !found || work.found.over {
         return Err(Stage::NatNew.into());
     }
@@ -67,7 +67,7 @@ pub(super) fn steer_return<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> 
     }
     work.key = TupleKey::of(&parsed.tuple);
     let now = tables.now(control);
-    if !find(tables, work, parsed.transport, now, false) || !work.found.reply {
+    if !find(tables, control, work, parsed.transport, now, false) || !work.found.reply {
         return Err(Verdict::PassNotVip.into());
     }
     admit(packet, control).map_err(|_| Verdict::PassNotVip)?;
@@ -178,7 +178,7 @@ fn answer<P: Packet, T: Tables>(
         let route = &mut work.route;
         (route.source, route.destination) = (leaves.source, leaves.destination);
         (route.tick, route.backend) = (tables.now(control).0, work.found.backend);
-        (route.first, route.rest, route.vlan) = (path.first, path.rest, path.vlan);
+        (route.first, route.rest, route.vlan) = (path.first, path.rest, path.vlan as u32);
         route.kind = FragmentRoute::ANSWER;
         fragment::remember(tables, parsed, fragment, work);
     }
@@ -221,7 +221,7 @@ fn follow<P: Packet, T: Tables>(
         check(packet, control, parsed, 0)?;
         translate(packet, parsed, &leaves, true)?;
         let FragmentRoute { first, rest, vlan, .. } = work.route;
-        let interface = leave(packet, parsed, &ReturnPath { first, rest, vlan })?;
+        let interface = leave(packet, parsed, &ReturnPath { first, rest, vlan: vlan.into() })?;
         return Ok(Outcome::without_backend(Verdict::ForwardReturn, interface));
     }
     let backend = tables.backend(id).ok_or(Verdict::DropFragment)?;

@@ -3,13 +3,14 @@
 use super::super::parse;
 use super::super::pick::{self, Flow, Pick};
 use super::super::settled::settle;
-use super::super::{Exit, Inserted, Outcome, Packet, Stage, Tables, classify, rare};
-use super::state::{Leaves, Scratch, Work, forget, reverse_key};
+use super::super::{Exit, Outcome, Packet, Stage, Tables, classify, rare};
+use super::state::{Leaves, Scratch, Work, entry_of, forget, remove, reverse_key};
 use super::{came_from, check};
-use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, Translation, TranslationState, TupleKey, Word};
+use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, Translation, TranslationState, TupleKey};
 use crate::flow::{RETRANSMISSION_TICKS, Tick};
 use crate::hash;
 use crate::net::{Address, Be16, Ports, Protocol, Tuple};
+use crate::translations::{Inserted, Tag};
 use crate::verdict::Verdict;
 
 /// Ports that are tried for a new flow. With four fifths of them taken, none is free once in twelve hundred times.
@@ -24,11 +25,11 @@ pub(in crate::datapath) fn translate_new<P: Packet, T: Tables>(
     let control = tables.control().ok_or(Verdict::DropInconsistent)?;
     let (parsed, _) = settle(tables, parse::whole(packet)?)?;
     let classified = classify(tables, control, &parsed.tuple).ok_or(Verdict::DropInconsistent)?;
+    forget(tables, control, &TupleKey::of(&parsed.tuple));
     let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
     let Scratch { hop: room, work } = &mut *scratch;
     work.path = came_from(packet, &parsed)?;
     work.key = TupleKey::of(&parsed.tuple);
-    forget(tables, work);
     let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
     let pick = pick::pick(tables, control, flow, classified)?;
     let hop = rare::resolve(packet, control, &parsed, &pick, room)?;
@@ -37,8 +38,7 @@ pub(in crate::datapath) fn translate_new<P: Packet, T: Tables>(
     // Every attempt takes it.
     drop(scratch);
     add_answers(tables, &pick)?;
-    let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
-    add_forward(tables, &mut scratch.work, &parsed.tuple)?;
+    add_forward(tables, control, &parsed.tuple)?;
     Err(Stage::Nat.into())
 }
 
@@ -51,16 +51,14 @@ fn prepare(work: &mut Work, hop: &NextHop, tuple: &Tuple, pick: &Pick<'_>) {
         port => port,
     };
     work.translation = Translation {
-        state: Word::new(u64::from(pick.now.0)),
         source: tuple.destination,
         destination: tuple.source,
         ports: tuple.ports.swapped().word(),
         backend: pick.id,
         reply: 1,
-        first: Word::new(work.path.first),
-        rest: Word::new(work.path.rest),
-        vlan: Word::new(work.path.vlan.into()),
+        path: work.path,
     };
+    work.state = pick.now.0.into();
     work.found.leaves =
         Leaves { source: hop.source, destination: to, ports: Ports::of(Be16::new(0), to_port) };
 }
@@ -75,115 +73,92 @@ fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
         sequence = hash::step(sequence);
-        match tables.attempt(sequence, attempt >= PORT_ATTEMPTS / 2) {
-            Attempt::Done => return Ok(()),
-            Attempt::Taken => {}
-            Attempt::Full => return Err(Verdict::DropNatTable.into()),
-            Attempt::NoSource => return Err(Verdict::DropNatSource.into()),
+        if !tables.attempt(sequence, attempt > PORT_ATTEMPTS / 2) {
+            return Err(Verdict::DropNatSource.into());
+        }
+        match tables.add_translation() {
+            Inserted::Done => return Ok(()),
+            Inserted::Exists => {}
+            Inserted::Full => return Err(Verdict::DropNatTable.into()),
         }
         attempt += 1;
     }
     Err(Verdict::DropNatPorts.into())
 }
 
-/// What came of an attempt at a port for a new flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub enum Attempt {
-    /// The answers' translation is there.
-    Done = 0,
-    /// The port is another flow's.
-    Taken = 1,
-    /// The table is full.
-    Full = 2,
-    /// There is no address to send from.
-    NoSource = 3,
-}
-
-impl Attempt {
-    /// From the number, as one function of the program hands it to another.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        match word {
-            0 => Self::Done,
-            1 => Self::Taken,
-            2 => Self::Full,
-            _ => Self::NoSource,
-        }
-    }
-}
-
-/// Tries to add the answers' translation from the address and port that follow from a number; those are then in the scratch
-/// room's [`Work`], where all else that it needs is. `late` lets a flow whose connection has ended make way.
+/// Puts the key of the answers' translation, with the address and port that follow from a number, into the scratch room's [`Work`],
+/// where all else that it needs is; says whether there is an address to send from. `late` lets the flow that had the former port
+/// make way, if its connection has ended.
 #[inline(always)]
-pub fn attempt<T: Tables>(tables: &T, sequence: u64, late: bool) -> Attempt {
-    let Some(control) = tables.control() else { return Attempt::NoSource };
-    // Not handed over: up to Linux 6.2 the verifier lets no key of a map be where an argument points to.
-    let Some(mut scratch) = tables.scratch() else { return Attempt::NoSource };
+pub fn attempt<T: Tables>(tables: &T, sequence: u64, late: bool) -> bool {
+    let Some(control) = tables.control() else { return false };
+    let Some(mut scratch) = tables.scratch() else { return false };
     let work = &mut scratch.work;
+    if late {
+        clear_ended(tables, control, &work.key);
+    }
     let protocol = Protocol(work.key.protocol as u8);
     let leaves = &mut work.found.leaves;
     if let Some(source) = configured_source(control, leaves.destination.is_v4(), sequence) {
         leaves.source = source;
     }
     if leaves.source.is_zero() {
-        return Attempt::NoSource;
+        return false;
     }
     let number = hash::reduce(sequence, control.nat_ports.count());
     leaves.ports = Ports::of(Be16::new(control.nat_ports.port(number)), leaves.ports.destination());
     work.key = reverse_key(leaves, protocol);
-    match tables.add_translation(&work.key, &work.translation) {
-        Inserted::Done => return Attempt::Done,
-        Inserted::Full => return Attempt::Full,
-        Inserted::Exists => {}
-    }
-    if late {
-        clear_ended(tables, work, tables.now(control));
-    }
-    Attempt::Taken
+    true
 }
 
-/// Adds the translation of a customer's packets; its answers' is there, under the key.
+/// Adds the translation of a customer's packets; its answers' is there.
 #[inline(always)]
-fn add_forward<T: Tables>(tables: &T, work: &mut Work, tuple: &Tuple) -> Result<(), Exit> {
+fn add_forward<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Result<(), Exit> {
+    let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
+    let work = &mut scratch.work;
     let Leaves { source, destination, ports } = work.found.leaves;
     work.translation.source = source;
     work.translation.destination = destination;
     work.translation.ports = ports.word();
     work.translation.reply = 0;
-    let state = TranslationState::from_word(work.translation.state.load());
-    work.translation.state.store(TranslationState { fresh: true, ..state }.to_word());
+    work.state = TranslationState { fresh: true, ..TranslationState::from_word(work.state) }.to_word();
+    let answers = reverse_key(&work.found.leaves, tuple.protocol);
     work.key = TupleKey::of(tuple);
-    match tables.add_translation(&work.key, &work.translation) {
-        Inserted::Done => Ok(()),
-        result => {
-            work.key = reverse_key(&work.found.leaves, tuple.protocol);
-            tables.remove_translation(&work.key);
-            // Another CPU has just made one for the same flow: the next packet finds it.
-            Err(if result == Inserted::Full { Verdict::DropNatTable } else { Verdict::DropNatPorts }.into())
-        }
-    }
+    // The insertion takes it.
+    drop(scratch);
+    let verdict = match tables.add_translation() {
+        Inserted::Done => return Ok(()),
+        Inserted::Full => Verdict::DropNatTable,
+        // Another CPU has just made one for the same flow: the next packet finds it.
+        Inserted::Exists => Verdict::DropNatPorts,
+    };
+    remove(tables, control, &answers);
+    Err(verdict.into())
 }
 
 /// Removes the answers' translation under the key, and the other direction's, if both sides have ended the connection.
 #[inline(always)]
-fn clear_ended<T: Tables>(tables: &T, work: &mut Work, now: Tick) {
-    let Work { key, reverse, .. } = work;
-    let protocol = Protocol(key.protocol as u8);
-    let Some(answers) = tables.translation(key) else { return };
-    *reverse = answers.reverse_key(protocol);
-    let ended = has_ended(&answers, now);
-    drop(answers);
-    if ended && tables.translation(reverse).is_none_or(|forward| has_ended(&forward, now)) {
-        tables.remove_translation(key);
-        tables.remove_translation(reverse);
+fn clear_ended<T: Tables>(tables: &T, control: &Control, key: &TupleKey) {
+    let now = tables.now(control);
+    let Some(answers) = entry_of(tables, control, key) else { return };
+    let Some((translation, tag)) = answers.read() else { return };
+    if !has_ended(tag, now) {
+        return;
     }
+    let reverse = translation.reverse_key(Protocol(key.protocol as u8));
+    if let Some(forward) = entry_of(tables, control, &reverse)
+        && let Some(tag) = forward.tag()
+        && !(has_ended(tag, now) && forward.remove(tag))
+    {
+        return;
+    }
+    answers.remove(tag);
 }
 
 /// Whether this side has ended the connection, and no packet came since.
 #[inline(always)]
-fn has_ended(translation: &Translation, now: Tick) -> bool {
-    let state = TranslationState::from_word(translation.state.load());
+fn has_ended(tag: Tag, now: Tick) -> bool {
+    let state = tag.state();
     (state.closing || state.reset) && now.0.wrapping_sub(state.tick) > RETRANSMISSION_TICKS
 }
 

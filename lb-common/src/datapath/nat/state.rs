@@ -3,9 +3,10 @@
 use super::super::Tables;
 use super::super::parse::Transport;
 use super::super::settled::Settled;
-use crate::abi::{FragmentRoute, NextHop, ReturnPath, Translation, TranslationState, TupleKey};
+use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, Translation, TranslationState, TupleKey};
 use crate::flow::{RETRANSMISSION_TICKS, Tick};
 use crate::net::{Address, Ports, Protocol, Tuple};
+use crate::translations::{Entry, Inserted, Location, Note, Translations};
 
 /// What is worked on while a packet goes through one of the rarer stages: on BPF too much for the stack.
 #[derive(Debug, Default)]
@@ -22,9 +23,9 @@ pub struct Work {
     pub(in crate::datapath) parsed: Settled,
     pub(in crate::datapath) key: TupleKey,
     pub(in crate::datapath) route: FragmentRoute,
-    /// The key of the other direction.
-    pub(super) reverse: TupleKey,
     pub(super) translation: Translation,
+    /// What [`Work::translation`] begins with, as a word.
+    pub(super) state: u64,
     pub(super) found: Found,
     pub(super) path: ReturnPath,
 }
@@ -47,7 +48,7 @@ pub(super) struct Found {
     pub(super) over: bool,
     /// Whether this is the first packet that it is for.
     pub(super) fresh: bool,
-    /// Whether nothing about it is new since the last packet: not even the tick.
+    /// Whether nothing about it is new since the last packet, but for a few ticks: then the flow table need not be told.
     pub(super) told: bool,
 }
 
@@ -69,45 +70,71 @@ impl Found {
 #[inline(always)]
 pub(super) fn find<T: Tables>(
     tables: &T,
+    control: &Control,
     work: &mut Work,
     transport: Transport,
     now: Tick,
     to_backend: bool,
 ) -> bool {
-    let Work { key, reverse, found, path, .. } = work;
-    let Some(translation) = tables.translation(key) else { return false };
-    let before = translation.state.load();
-    let state = TranslationState::from_word(before);
-    let opens = transport.opens();
-    let next = TranslationState {
-        tick: now.0,
-        established: state.established || !opens,
-        // A SYN on an old connection's ports opens a new one.
-        closing: !opens && (state.closing || transport.closes()),
-        reset: !opens && (state.reset || transport.resets()),
-        fresh: false,
+    let Work { key, found, path, .. } = work;
+    let translations = Translations::new(tables, control);
+    let location = match translations.locate_soon(key) {
+        Some(location) => location.to_word(),
+        None => tables.locate(key),
     };
-    let told = next.to_word() == before;
-    if !told {
-        translation.state.store(next.to_word());
-    }
+    let Some(entry) = Location::from_word(location).and_then(|location| translations.entry(location)) else {
+        return false;
+    };
+    let Some((translation, tag)) = entry.read() else { return false };
+    let opens = transport.opens();
+    let note = Note::new(now.0, opens, transport.closes(), transport.resets());
+    let Some((before, after)) = entry.note(tag, note) else { return false };
+    let state = before.state();
+    let told = before.is_much_like(after);
     let old = now.0.wrapping_sub(state.tick) > RETRANSMISSION_TICKS;
     let ended = state.closing || state.reset || state.established;
     *found = Found::of(&translation, opens && ended && old, state.fresh, told);
     if !to_backend {
-        *path = ReturnPath::of(&translation);
+        *path = translation.path;
         return true;
     }
-    if ReturnPath::of(&translation) == *path {
+    if translation.path == *path {
         return true;
     }
-    path.store(&translation);
-    drop(translation);
-    *reverse = reverse_key(&found.leaves, Protocol(key.protocol as u8));
-    if let Some(answers) = tables.translation(reverse) {
-        path.store(&answers);
+    entry.redirect(&translation.path, path);
+    let reverse = reverse_key(&found.leaves, Protocol(key.protocol as u8));
+    if let Some(answers) = entry_of(tables, control, &reverse)
+        && let Some((translation, _)) = answers.read()
+    {
+        answers.redirect(&translation.path, path);
     }
     true
+}
+
+/// The entry of a key, for what is rare.
+#[inline(always)]
+pub(super) fn entry_of<'a, T: Tables>(
+    tables: &'a T,
+    control: &'a Control,
+    key: &TupleKey,
+) -> Option<Entry<'a>> {
+    Translations::new(tables, control).entry(Location::from_word(tables.locate(key))?)
+}
+
+/// Where the entry of a key is: a [`Location`] as a word, or 0.
+#[inline(always)]
+pub fn locate<T: Tables>(tables: &T, key: &TupleKey) -> u64 {
+    let Some(control) = tables.control() else { return 0 };
+    Translations::new(tables, control).locate(key).map_or(0, Location::to_word)
+}
+
+/// Inserts the translation that is in the scratch room's [`Work`], under the key there.
+#[inline(always)]
+pub fn add<T: Tables>(tables: &T) -> Inserted {
+    let Some(control) = tables.control() else { return Inserted::Full };
+    let Some(scratch) = tables.scratch() else { return Inserted::Full };
+    let Work { key, translation, state, .. } = &scratch.work;
+    Translations::new(tables, control).insert(key, translation, TranslationState::from_word(*state))
 }
 
 /// The key of the other direction.
@@ -119,11 +146,17 @@ pub(super) fn reverse_key(leaves: &Leaves, protocol: Protocol) -> TupleKey {
 
 /// Removes the translation under the key, if there is one, and its answers'.
 #[inline(always)]
-pub(super) fn forget<T: Tables>(tables: &T, work: &mut Work) {
-    let Work { key, reverse, .. } = work;
-    let Some(translation) = tables.translation(key) else { return };
-    *reverse = translation.reverse_key(Protocol(key.protocol as u8));
-    drop(translation);
-    tables.remove_translation(key);
-    tables.remove_translation(reverse);
+pub(super) fn forget<T: Tables>(tables: &T, control: &Control, key: &TupleKey) {
+    let Some(entry) = entry_of(tables, control, key) else { return };
+    let Some((translation, _)) = entry.read() else { return };
+    entry.remove_now();
+    remove(tables, control, &translation.reverse_key(Protocol(key.protocol as u8)));
+}
+
+/// Removes one direction's translation, if there is one.
+#[inline(always)]
+pub(super) fn remove<T: Tables>(tables: &T, control: &Control, key: &TupleKey) {
+    if let Some(entry) = entry_of(tables, control, key) {
+        entry.remove_now();
+    }
 }

@@ -46,6 +46,7 @@ impl TableSet {
         self.control.copy_from(&former.control);
         if let Some(control) = self.control_mut() {
             (control.flow_buckets, control.vip_buckets) = (new.flow_buckets, new.vip_buckets);
+            control.translation_buckets = new.translation_buckets();
         }
         if new.vip_buckets != old.vip_buckets {
             let image = former.names();
@@ -60,22 +61,16 @@ impl TableSet {
 
     /// Takes over flows and translations. May be repeated: what came to the former tables meanwhile follows, and what is
     /// younger here stays.
-    pub(super) fn carry_over(&mut self, former: &Self, now: Tick) -> Result<Lost, DatapathError> {
+    pub(super) fn carry_over(&mut self, former: &Self, now: Tick) -> Lost {
         let mut lost = Lost::default();
         if self.flows.records().len() != former.flows.records().len() {
             lost.flows = carry(former.flows.records(), self.flows.records(), now);
             self.copies = true;
         }
-        if self.capacity_of_translations != former.capacity_of_translations {
-            for (key, words) in former.translations()? {
-                // One that is here was carried before, and has been used since.
-                let here = self.exact.translation(&key).is_some();
-                if !here && !self.exact.set_translation(&key, Some(words)) {
-                    lost.translations += 1;
-                }
-            }
+        if self.translations.records().len() != former.translations.records().len() {
+            lost.translations = self.carry_translations(former);
         }
-        Ok(lost)
+        lost
     }
 }
 

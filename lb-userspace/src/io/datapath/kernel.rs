@@ -13,7 +13,7 @@ use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
 use lb_common::hash;
 
-use super::exact::KernelExact;
+use super::fragments::KernelFragments;
 use super::fresh::{nat_ports, random_key, tick_shift};
 use super::pins::{PinDir, PinError, Pinned};
 use super::region::{Access, Record, Region};
@@ -150,8 +150,8 @@ impl Kernel {
                 backend_latency: region(pins, map::BACKEND_LATENCY, access)?,
                 service_names: region(pins, map::SERVICE_NAMES, access)?,
                 backend_names: region(pins, map::BACKEND_NAMES, access)?,
-                exact: Box::new(exact(pins)?),
-                capacity_of_translations: entries(&pinned_map(pins, map::TRANSLATIONS)?, map::TRANSLATIONS)?,
+                translations: region(pins, map::TRANSLATIONS, access)?,
+                fragments: Box::new(fragments(pins)?),
                 known_rings: RefCell::default(),
                 fresh_hops: HashSet::new(),
                 copies: false,
@@ -228,6 +228,7 @@ impl Kernel {
         if let Some(control) = self.tables.control_mut() {
             control.flow_buckets = capacity.flow_buckets;
             control.vip_buckets = capacity.vip_buckets;
+            control.translation_buckets = capacity.translation_buckets();
             control.tick_shift = tick_shift;
             control.flow_key = flow_key;
             control.nat_ports = nat_ports;
@@ -374,7 +375,7 @@ pub(super) fn sizes(capacity: Capacity) -> [(&'static str, u32); 12] {
         (map::BACKEND_LATENCY, capacity.backends + 1),
         (map::SERVICE_NAMES, capacity.services),
         (map::BACKEND_NAMES, capacity.backends + 1),
-        (map::TRANSLATIONS, capacity.translations),
+        (map::TRANSLATIONS, capacity.translation_buckets()),
     ]
 }
 
@@ -440,9 +441,9 @@ fn entries(map: &MapData, name: &'static str) -> Result<u32, LoadError> {
     Ok(info.max_entries())
 }
 
-fn exact(pins: &PinDir) -> Result<KernelExact, LoadError> {
-    KernelExact::new(pinned_map(pins, map::TRANSLATIONS)?, pinned_map(pins, map::FRAGMENTS)?)
-        .map_err(|error| LoadError::Part { name: map::TRANSLATIONS, cause: chain(&error) })
+fn fragments(pins: &PinDir) -> Result<KernelFragments, LoadError> {
+    KernelFragments::new(pinned_map(pins, map::FRAGMENTS)?)
+        .map_err(|error| LoadError::Part { name: map::FRAGMENTS, cause: chain(&error) })
 }
 
 fn counters<T: Pod>(pins: &PinDir, name: &'static str) -> Result<PerCpuArray<MapData, T>, LoadError> {

@@ -27,6 +27,7 @@ impl Memory {
         if let Some(control) = tables.control_mut() {
             control.vip_buckets = capacity.vip_buckets;
             control.flow_buckets = capacity.flow_buckets;
+            control.translation_buckets = capacity.translation_buckets();
             control.flow_key = hash::expand(!ring_seed);
             control.ring_key = hash::expand(ring_seed);
             control.nat_ports = NatPorts { hole: 32_768, hole_size: 28_232 };

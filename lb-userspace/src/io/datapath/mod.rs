@@ -5,8 +5,8 @@ mod attach;
 mod capture;
 mod carry;
 mod decap;
-mod exact;
 mod flows;
+mod fragments;
 mod fresh;
 mod kernel;
 mod latency;
@@ -16,11 +16,11 @@ mod probe_path;
 mod region;
 mod resize;
 mod tables;
+mod translations;
 
 pub use attach::{AttachError, Attached};
 pub use capture::{CaptureFeed, CapturePrograms, CaptureRecords, forget_capture, since_epoch_ns};
 pub use decap::{DecapAttachError, Decapsulator};
-pub use exact::{ExactMaps, Words};
 pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
 pub use pins::{PinDir, PinError, PinLock};
@@ -182,7 +182,7 @@ pub trait Datapath {
                 self.tables_mut().write_service(*id, "", lb_common::abi::ServiceWord::default());
             }
             Action::Retire { backends, services } => {
-                self.tables().sweep_backends(backends)?;
+                self.tables().sweep_backends(backends);
                 for (&id, &service) in backends {
                     let to =
                         if services.contains(&service) { Account::Gone } else { Account::Service(service) };
@@ -197,7 +197,8 @@ pub trait Datapath {
     }
 }
 
-/// What to load for so many services, backends, VIP entries, flows and translated connections: with headroom, and never tiny.
+/// What to load for so many services, backends, VIP entries, flows and translated connections: with headroom, and never tiny. Where
+/// nothing is translated, the table for it is as small as can be, for an array takes its memory at once.
 pub fn capacity_for(
     services: usize,
     backends: usize,
@@ -217,6 +218,6 @@ pub fn capacity_for(
         rings: services + 4,
         vip_buckets: vips::buckets_for(vip_entries.saturating_mul(2)),
         flow_buckets: flows.div_ceil(FLOW_WAYS as u32),
-        translations: nat_connections.saturating_mul(2),
+        translations: Capacity::translations_for(nat_connections),
     }
 }

@@ -262,7 +262,7 @@ impl PinDir {
             rings: size(map::RINGS),
             vip_buckets: size(map::VIPS) / 2,
             flow_buckets: size(map::FLOWS),
-            translations: size(map::TRANSLATIONS),
+            translations: size(map::TRANSLATIONS).saturating_mul(abi::TRANSLATIONS_A_BUCKET),
         }))
     }
 
@@ -394,7 +394,7 @@ fn is_bpf_fs(path: &Path) -> bool {
 /// Key size of a map of this version.
 fn key_size(name: &str) -> u32 {
     let size = match name {
-        map::TRANSLATIONS | map::FRAGMENTS => size_of::<abi::TupleKey>(),
+        map::FRAGMENTS => size_of::<abi::TupleKey>(),
         _ => size_of::<u32>(),
     };
     u32::try_from(size).unwrap_or(u32::MAX)
@@ -413,7 +413,7 @@ fn layout(name: &str) -> (MapType, u32) {
         map::SERVICE_LATENCY | map::BACKEND_LATENCY => (MapType::Array, size_of::<abi::Latency>()),
         map::VERDICTS => (MapType::PerCpuArray, size_of::<abi::Verdicts>()),
         map::STAGES => (MapType::ProgramArray, size_of::<u32>()),
-        map::TRANSLATIONS => (MapType::Hash, size_of::<abi::Translation>()),
+        map::TRANSLATIONS => (MapType::Array, size_of::<abi::TranslationBucket>()),
         map::FRAGMENTS => (MapType::LruHash, size_of::<abi::FragmentRoute>()),
         map::SERVICE_TRAFFIC | map::BACKEND_TRAFFIC => (MapType::PerCpuArray, size_of::<abi::Traffic>()),
         _ => (MapType::Array, size_of::<abi::Name>()),

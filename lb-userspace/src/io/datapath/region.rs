@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 
 use lb_common::abi::{
     Backend, CaptureControl, Control, DecapControl, FlowBucket, Latency, Name, ProbeTarget, Ring, Service,
-    SourcePrefix, VipBucket, Word,
+    SourcePrefix, TranslationBucket, VipBucket, Word,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -41,6 +41,8 @@ unsafe impl Record for Ring {}
 unsafe impl Record for Service {}
 // SAFETY: as above.
 unsafe impl Record for SourcePrefix {}
+// SAFETY: as above.
+unsafe impl Record for TranslationBucket {}
 // SAFETY: as above.
 unsafe impl Record for VipBucket {}
 // SAFETY: as above.

@@ -63,12 +63,12 @@ impl Kernel {
         let bpf = load_programs(&other, capacity, log_packets)?;
         let mut new = Self::open(&other, Access::Write)?;
         new.tables.take_over(&self.tables).map_err(failed)?;
-        let lost = new.tables.carry_over(&self.tables, self.now().map_err(failed)?).map_err(failed)?;
+        let lost = new.tables.carry_over(&self.tables, self.now().map_err(failed)?);
         if lost.flows > 0 {
             return Err(LoadError::FlowTableTooSmall(lost.flows));
         }
         if lost.translations > 0 {
-            let all = self.tables.translations().map_err(failed)?.len() as u64;
+            let all = self.tables.translation_count();
             let (connections, without_place) = (all.div_ceil(2), lost.translations.div_ceil(2));
             return Err(LoadError::NatTableTooSmall { connections, without_place });
         }
@@ -106,7 +106,7 @@ impl Kernel {
         }
         // From here on nobody writes the former maps.
         self.grace().map_err(failed)?;
-        let lost = self.tables.carry_over(&former.tables, self.now().map_err(failed)?).map_err(failed)?;
+        let lost = self.tables.carry_over(&former.tables, self.now().map_err(failed)?);
         if self.tables.capacity().backends != former.tables.capacity().backends {
             self.add_counted_since(former, &counted).map_err(failed)?;
         }

@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 use lb_common::abi::{
     Backend, BackendFlags, BackendWord, Control, FlowBucket, Latency, MAX_INTERFACES, Name, OPENING_SLOTS,
-    Ring, Service, ServiceWord, Settings, Translation, TupleKey, VipBucket, VipTable, Word, interface_slot,
+    Ring, Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket, VipBucket, VipTable, Word,
+    interface_slot,
     mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::net::{Address, Be16};
-use lb_common::slice::TableSlices;
+use lb_common::slice::{Fragments, TableSlices};
 
-use super::DatapathError;
 use super::carry;
-use super::exact::{self, ExactMaps, MemoryExact, Words};
+use super::fragments::MemoryFragments;
 use super::region::Region;
 use crate::core::explain::Ingress;
 use crate::core::image::{Capacity, Globals, Image, LoadedBackend, LoadedService};
@@ -34,10 +34,9 @@ pub struct TableSet {
     pub(super) backend_latency: Region<Latency>,
     pub(super) service_names: Region<Name>,
     pub(super) backend_names: Region<Name>,
-    /// What is no array.
-    pub(super) exact: Box<dyn ExactMaps>,
-    /// How many translations there may be.
-    pub(super) capacity_of_translations: u32,
+    pub(super) translations: Region<TranslationBucket>,
+    /// The one that is no array.
+    pub(super) fragments: Box<dyn Fragments + Send>,
     /// Copies of rings read or written before, by slot.
     pub(super) known_rings: RefCell<BTreeMap<u16, Arc<Ring>>>,
     /// Backends whose next hop was replaced since the last grace period: packets may still read the one before.
@@ -65,8 +64,8 @@ impl TableSet {
             backend_latency: Region::heap(capacity.backends + 1),
             service_names: Region::heap(capacity.services),
             backend_names: Region::heap(capacity.backends + 1),
-            exact: Box::new(MemoryExact::new(capacity.translations)),
-            capacity_of_translations: capacity.translations,
+            translations: Region::heap(capacity.translation_buckets()),
+            fragments: Box::new(MemoryFragments::default()),
             known_rings: RefCell::default(),
             fresh_hops: HashSet::new(),
             copies: false,
@@ -84,7 +83,8 @@ impl TableSet {
             flows: self.flows.records(),
             openings: self.openings.records(),
             latency: self.backend_latency.records(),
-            exact: &*self.exact,
+            translations: self.translations.records(),
+            fragments: &*self.fragments,
         })
     }
 
@@ -107,7 +107,7 @@ impl TableSet {
             rings: count(self.rings.records().len()),
             vip_buckets: count(self.vips.records().len() / 2),
             flow_buckets: count(self.flows.records().len()),
-            translations: self.capacity_of_translations,
+            translations: count(self.translations.records().len()).saturating_mul(TRANSLATIONS_A_BUCKET),
         }
     }
 
@@ -346,40 +346,15 @@ impl TableSet {
     }
 
     /// Removes all flows of these backends.
-    pub fn sweep_backends(&self, gone: &BTreeMap<u16, u32>) -> Result<(), DatapathError> {
+    pub fn sweep_backends(&self, gone: &BTreeMap<u16, u32>) {
         self.sweep(|entry| gone.contains_key(&entry.backend()));
-        self.remove_translations(|all| of_backends(all, |id| gone.contains_key(&id))).map(drop)
+        self.sweep_translations_of(|id| gone.contains_key(&id));
     }
 
     /// Removes flows of ids that no backend has: an agent may have ended before it could.
-    pub fn sweep_orphans(&self, backends: &BTreeMap<u16, LoadedBackend>) -> Result<(), DatapathError> {
+    pub fn sweep_orphans(&self, backends: &BTreeMap<u16, LoadedBackend>) {
         self.sweep(|entry| !backends.contains_key(&entry.backend()));
-        self.remove_translations(|all| of_backends(all, |id| !backends.contains_key(&id))).map(drop)
-    }
-
-    /// Removes the translations of connections that are closed or idle; says how many are left.
-    pub fn sweep_translations(&self, now: Tick) -> Result<usize, DatapathError> {
-        self.remove_translations(|all| exact::expired(all, now))
-    }
-
-    fn remove_translations(
-        &self,
-        goes: impl Fn(&[(TupleKey, Words)]) -> Vec<TupleKey>,
-    ) -> Result<usize, DatapathError> {
-        let all = self.translations()?;
-        let keys = goes(&all);
-        for key in &keys {
-            // One that is gone by itself is as well.
-            self.exact.set_translation(key, None);
-        }
-        Ok(all.len().saturating_sub(keys.len()))
-    }
-
-    /// All translations.
-    pub fn translations(&self) -> Result<Vec<(TupleKey, Words)>, DatapathError> {
-        self.exact
-            .translations()
-            .map_err(|error| DatapathError { action: "reading the translations", cause: error.to_string() })
+        self.sweep_translations_of(|id| !backends.contains_key(&id));
     }
 
     /// Removes idle flows; `udp` are the backends of UDP services, whose flows idle out sooner.
@@ -422,12 +397,4 @@ impl TableSet {
         let words = self.flows.records().iter().flat_map(|bucket| &bucket.ways);
         words.filter(|way| Entry::from_word(way.load()).is_some()).count() as u64
     }
-}
-
-/// The keys of the translations whose backend is one of these.
-fn of_backends(all: &[(TupleKey, Words)], these: impl Fn(u16) -> bool) -> Vec<TupleKey> {
-    all.iter()
-        .filter(|(_, words)| these(Translation::from_words(*words).backend))
-        .map(|(key, _)| *key)
-        .collect()
 }

@@ -1,0 +1,547 @@
+//! The table of translations: the five fields of a packet as it arrives → what it leaves with, exactly.
+//!
+//! A key belongs into one of two buckets of seven entries each. A bucket's first line holds a tag for each entry: a word with
+//! its state, whether it is there, how often its place was taken, and a signature of its key. Keys are compared whole, and
+//! everything is read between two looks at the tag. What changes a tag names the one it replaces. So no lock is needed, and
+//! what was taken for another key meanwhile is neither read nor changed.
+//!
+//! Who inserts claims a place first, and then looks whether another has the key or may be about to: of two who insert the same
+//! key at the same time both may give way, but never both stay. A claim that nobody follows up, for its CPU or agent has stopped,
+//! is freed by the agent.
+
+use core::fmt;
+
+use crate::abi::{
+    Control, ReturnPath, TRANSLATION_WAYS, TRANSLATION_WORDS, Translation, TranslationBucket, TranslationLine,
+    TranslationState, TupleKey, Word,
+};
+use crate::hash::{self, Key};
+
+/// Words of a key.
+const KEY_WORDS: usize = 5;
+/// Where in its line an entry's translation is, behind the key.
+const TRANSLATION: usize = KEY_WORDS;
+/// Where its way back is.
+const PATH: usize = TRANSLATION + TRANSLATION_WORDS - 3;
+/// Free places from which on the first bucket is taken for a key whatever the second is like: so nearly all are found there.
+const ROOMY: u32 = 4;
+/// Times that something is tried while others change the same place.
+const TRIES: u32 = 4;
+
+/// A word of an entry: its state (36 bits), whether it is there (2), generation of its place (8), signature of its key (18).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Tag(u64);
+
+impl Tag {
+    const STATUS: u64 = 3 << TranslationState::BITS;
+    /// Claimed, and not yet whole.
+    const BUSY: u64 = 1 << TranslationState::BITS;
+    const VALID: u64 = 2 << TranslationState::BITS;
+    const GENERATION_SHIFT: u32 = TranslationState::BITS + 2;
+    const GENERATION: u64 = 0xff << Self::GENERATION_SHIFT;
+    const SIGNATURE_SHIFT: u32 = Self::GENERATION_SHIFT + 8;
+    const SIGNATURE: u64 = !0 << Self::SIGNATURE_SHIFT;
+    /// What stays the same as long as the entry is there.
+    const IDENTITY: u64 = Self::GENERATION | Self::SIGNATURE;
+
+    /// Whether the entry is there and whole.
+    #[inline(always)]
+    pub const fn is_valid(self) -> bool {
+        self.0 & Self::STATUS == Self::VALID
+    }
+
+    /// Whether nothing is there, nor about to be.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.0 & Self::STATUS == 0
+    }
+
+    /// When a packet went this way last, and how far the connection has come; of an entry that is not whole, when it was claimed.
+    #[inline(always)]
+    pub const fn state(self) -> TranslationState {
+        TranslationState::from_word(self.0)
+    }
+
+    /// Whether both say the same, but for a few ticks: sixteen, which is much less than any time after which something expires.
+    #[inline(always)]
+    pub const fn is_much_like(self, other: Self) -> bool {
+        (self.0 ^ other.0) & !0xf == 0
+    }
+
+    /// Whether what is there, or about to be, has this signature.
+    #[inline(always)]
+    const fn has(self, signature: u64) -> bool {
+        (self.0 ^ signature) & Self::SIGNATURE == 0 && !self.is_empty()
+    }
+
+    /// Whether the entry is whole and has this signature.
+    #[inline(always)]
+    const fn is(self, signature: u64) -> bool {
+        self.0 & (Self::SIGNATURE | Self::STATUS) == signature | Self::VALID
+    }
+
+    /// The tag after a packet.
+    #[inline(always)]
+    const fn noted(self, note: Note) -> Self {
+        Self(self.0 & note.keeps | note.sets)
+    }
+
+    /// The tag of this place while an entry is made there.
+    #[inline(always)]
+    const fn claimed(self, signature: u64, state: TranslationState) -> Self {
+        let generation = self.0.wrapping_add(1 << Self::GENERATION_SHIFT) & Self::GENERATION;
+        Self(signature | generation | Self::BUSY | state.to_word())
+    }
+
+    /// The tag once the entry is whole.
+    #[inline(always)]
+    const fn whole(self) -> Self {
+        Self(self.0 ^ Self::BUSY ^ Self::VALID)
+    }
+
+    /// The tag once the place is free.
+    #[inline(always)]
+    const fn freed(self) -> Self {
+        Self(self.0 & Self::GENERATION)
+    }
+}
+
+impl fmt::Debug for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// What a packet makes of a translation's state.
+#[derive(Clone, Copy, Debug)]
+pub struct Note {
+    keeps: u64,
+    sets: u64,
+}
+
+impl Note {
+    /// That of a packet that came at this tick. One that opens a connection anew ends what was before.
+    #[inline(always)]
+    pub const fn new(tick: u32, opens: bool, closes: bool, resets: bool) -> Self {
+        use TranslationState as State;
+        let forgets = State::TICK | State::FRESH | if opens { State::CLOSING | State::RESET } else { 0 };
+        let closing = if closes { State::CLOSING } else { 0 } | if resets { State::RESET } else { 0 };
+        let sets = if opens { 0 } else { State::ESTABLISHED | closing };
+        Self { keeps: !forgets, sets: sets | tick as u64 }
+    }
+}
+
+/// Which entry, of which generation: its place (bucket and way) in the lower bits, and what its tag is known by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Location(u64);
+
+impl Location {
+    #[inline(always)]
+    const fn new(index: u32, way: usize, tag: Tag) -> Self {
+        Self(tag.0 & Tag::IDENTITY | (index as u64) << 3 | way as u64)
+    }
+
+    /// As one word, to be handed from one function of the program to another; never 0.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.0
+    }
+
+    /// From that word; 0 is none.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Option<Self> {
+        if word == 0 { None } else { Some(Self(word)) }
+    }
+
+    #[inline(always)]
+    const fn index(self) -> u32 {
+        (self.0 >> 3) as u32
+    }
+
+    #[inline(always)]
+    const fn way(self) -> usize {
+        self.0 as usize & TRANSLATION_WAYS
+    }
+
+    /// Whether the tag is that of this very entry, whole.
+    #[inline(always)]
+    const fn is(self, tag: Tag) -> bool {
+        tag.0 & (Tag::IDENTITY | Tag::STATUS) == self.0 & Tag::IDENTITY | Tag::VALID
+    }
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index(), self.way())
+    }
+}
+
+/// What came of an insertion into an exact table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Inserted {
+    /// It is there now.
+    Done = 0,
+    /// Another is there under this key, or may be in an instant; it stays.
+    Exists = 1,
+    /// There is no room.
+    Full = 2,
+}
+
+impl Inserted {
+    /// From the number, as one function of the program hands it to another.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        match word {
+            0 => Self::Done,
+            1 => Self::Exists,
+            _ => Self::Full,
+        }
+    }
+}
+
+/// Where buckets come from.
+pub trait Buckets {
+    /// A bucket of the table of translations.
+    fn translation_bucket(&self, index: u32) -> Option<&TranslationBucket>;
+    /// The value itself. In the kernel the compiler knows nothing of it any more: it would make branches of what follows, which the
+    /// verifier goes both ways from.
+    #[inline(always)]
+    fn hide(&self, value: u64) -> u64 {
+        value
+    }
+}
+
+impl Buckets for [TranslationBucket] {
+    fn translation_bucket(&self, index: u32) -> Option<&TranslationBucket> {
+        self.get(index as usize)
+    }
+}
+
+impl TranslationBucket {
+    #[inline(always)]
+    fn tag(&self, way: usize) -> &Word {
+        &self.lines[0].words[way & TRANSLATION_WAYS]
+    }
+
+    #[inline(always)]
+    fn look(&self, way: usize) -> Tag {
+        Tag(self.tag(way).load())
+    }
+
+    #[inline(always)]
+    fn line(&self, way: usize) -> &TranslationLine {
+        &self.lines[way & TRANSLATION_WAYS]
+    }
+}
+
+impl TranslationLine {
+    /// Whether an entry's key is this one.
+    #[inline(always)]
+    fn is(&self, key: &[u64; KEY_WORDS]) -> bool {
+        let [a, b, c, d, e] = self.key();
+        (a ^ key[0]) | (b ^ key[1]) | (c ^ key[2]) | (d ^ key[3]) | (e ^ key[4]) == 0
+    }
+
+    #[inline(always)]
+    fn key(&self) -> [u64; KEY_WORDS] {
+        let [a, b, c, d, e, ..] = &self.words;
+        [a.load(), b.load(), c.load(), d.load(), e.load()]
+    }
+
+    #[inline(always)]
+    fn write(&self, key: &[u64; KEY_WORDS], translation: &[u64; TRANSLATION_WORDS]) {
+        let mut at = 0;
+        while at < KEY_WORDS {
+            self.words[at].store(key[at]);
+            at += 1;
+        }
+        let mut at = 0;
+        while at < TRANSLATION_WORDS {
+            self.words[TRANSLATION + at].store(translation[at]);
+            at += 1;
+        }
+    }
+}
+
+/// Where a key belongs.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The buckets.
+    buckets: [u32; 2],
+    /// The way that it has if it is free: that line can be asked for before the tags are there.
+    way: usize,
+    /// The signature, where it is in a tag.
+    signature: u64,
+}
+
+/// An entry, or what has come into its place since.
+#[derive(Clone, Copy)]
+pub struct Entry<'a> {
+    location: Location,
+    tag: &'a Word,
+    line: &'a TranslationLine,
+}
+
+impl Entry<'_> {
+    /// The entry's tag; `None` once it is gone.
+    #[inline(always)]
+    pub fn tag(&self) -> Option<Tag> {
+        let tag = Tag(self.tag.load());
+        if self.location.is(tag) { Some(tag) } else { None }
+    }
+
+    /// The translation and the tag; `None` once it is gone.
+    #[inline(always)]
+    pub fn read(&self) -> Option<(Translation, Tag)> {
+        let words = core::array::from_fn(|at| self.line.words[TRANSLATION + at].load());
+        Some((Translation::from_words(words), self.tag()?))
+    }
+
+    /// The key; `None` once it is gone.
+    #[inline(always)]
+    pub fn key(&self) -> Option<TupleKey> {
+        let key = TupleKey::from_words(self.line.key());
+        self.tag()?;
+        Some(key)
+    }
+
+    /// Notes a packet. `seen` is the tag as it was read; yields the one before this packet and the one after it. If they are the same,
+    /// nothing was written. `None` once the entry is gone.
+    #[inline(always)]
+    pub fn note(&self, seen: Tag, note: Note) -> Option<(Tag, Tag)> {
+        let mut tag = seen;
+        let mut tries = 0;
+        while tries < TRIES {
+            let next = tag.noted(note);
+            if next == tag || self.tag.replace(tag.0, next.0) {
+                return Some((tag, next));
+            }
+            tag = self.tag()?;
+            tries += 1;
+        }
+        // So many others noted theirs in this instant.
+        Some((tag, tag))
+    }
+
+    /// Has answers go another way from now on. A place that was taken anew meanwhile is left alone, unless what is there went the
+    /// same way.
+    #[inline(always)]
+    pub fn redirect(&self, from: &ReturnPath, to: &ReturnPath) {
+        let [first, rest, vlan] = [PATH, PATH + 1, PATH + 2].map(|at| &self.line.words[at]);
+        for (word, from, to) in
+            [(first, from.first, to.first), (rest, from.rest, to.rest), (vlan, from.vlan, to.vlan)]
+        {
+            if from != to {
+                word.replace(from, to);
+            }
+        }
+    }
+
+    /// Frees the place, if no packet came since this tag was read; says whether it did.
+    #[inline(always)]
+    pub fn remove(&self, seen: Tag) -> bool {
+        self.tag.replace(seen.0, seen.freed().0)
+    }
+
+    /// Frees the place, whatever packets come.
+    #[inline(always)]
+    pub fn remove_now(&self) {
+        let mut tries = 0;
+        while tries < TRIES {
+            match self.tag() {
+                Some(tag) if !self.remove(tag) => tries += 1,
+                _ => return,
+            }
+        }
+    }
+}
+
+/// The table.
+pub struct Translations<'a, B: ?Sized> {
+    buckets: &'a B,
+    key: &'a Key,
+    count: u32,
+}
+
+impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
+    /// Over these buckets, with the number and the key that are in `control`.
+    #[inline(always)]
+    pub fn new(buckets: &'a B, control: &'a Control) -> Self {
+        Self { buckets, key: &control.flow_key, count: control.translation_buckets }
+    }
+
+    #[inline(always)]
+    fn place(&self, key: &TupleKey) -> Place {
+        let hash = hash::flow(self.key, &key.tuple());
+        let first = hash::reduce(hash, self.count);
+        let second = hash::reduce(u64::from(hash::spread(hash)) << 32, self.count);
+        let next = if first.wrapping_add(1) < self.count { first.wrapping_add(1) } else { 0 };
+        Place {
+            buckets: [first, if second == first { next } else { second }],
+            way: 1 + ((hash >> 18 & 0x3fff) as usize * TRANSLATION_WAYS >> 14),
+            signature: hash << Tag::SIGNATURE_SHIFT,
+        }
+    }
+
+    /// Finds the entry of a key.
+    #[inline(always)]
+    pub fn locate(&self, key: &TupleKey) -> Option<Location> {
+        let place = self.place(key);
+        let words = key.words();
+        let [first, second] = place.buckets;
+        match self.locate_in(first, &place, &words) {
+            None => self.locate_in(second, &place, &words),
+            found => found,
+        }
+    }
+
+    #[inline(always)]
+    fn locate_in(&self, index: u32, place: &Place, key: &[u64; KEY_WORDS]) -> Option<Location> {
+        let bucket = self.buckets.translation_bucket(index)?;
+        let mut way = 1;
+        while way <= TRANSLATION_WAYS {
+            let tag = bucket.look(way);
+            if tag.is(place.signature) && bucket.line(way).is(key) {
+                return Some(Location::new(index, way, tag));
+            }
+            way += 1;
+        }
+        None
+    }
+
+    /// Asks for the memory where the entry of a key is likely to be, so that it comes while other things are done.
+    #[inline(always)]
+    pub fn ask_for(&self, key: &TupleKey) {
+        let place = self.place(key);
+        let [first, _] = place.buckets;
+        if let Some(bucket) = self.buckets.translation_bucket(first) {
+            let [key, path] = [0, PATH].map(|at| &bucket.line(place.way).words[at]);
+            let _ = (bucket.look(place.way), key.load(), path.load());
+        }
+    }
+
+    /// Finds the entry of a key if it is where nearly all are.
+    #[inline(always)]
+    pub fn locate_soon(&self, key: &TupleKey) -> Option<Location> {
+        let place = self.place(key);
+        let [first, _] = place.buckets;
+        let bucket = self.buckets.translation_bucket(first)?;
+        let tag = bucket.look(place.way);
+        if tag.is(place.signature) && bucket.line(place.way).is(&key.words()) {
+            return Some(Location::new(first, place.way, tag));
+        }
+        None
+    }
+
+    /// The entry there.
+    #[inline(always)]
+    pub fn entry(&self, location: Location) -> Option<Entry<'a>> {
+        let bucket = self.buckets.translation_bucket(location.index())?;
+        let way = location.way();
+        Some(Entry { location, tag: bucket.tag(way), line: bucket.line(way) })
+    }
+
+    /// Inserts a translation, unless one is there under its key.
+    #[inline(always)]
+    pub fn insert(&self, key: &TupleKey, translation: &Translation, state: TranslationState) -> Inserted {
+        let place = self.place(key);
+        let key = key.words();
+        let mut tries = 0;
+        while tries < TRIES {
+            let Some(location) = self.vacancy(&place, &key) else { return Inserted::Exists };
+            let Some((index, way)) = location else { return Inserted::Full };
+            let Some(bucket) = self.buckets.translation_bucket(index) else { return Inserted::Full };
+            let free = bucket.look(way);
+            let claimed = free.claimed(place.signature, state);
+            if free.is_empty() && bucket.tag(way).replace(free.0, claimed.0) {
+                return self.fill(&place, bucket, Location::new(index, way, claimed), claimed, &key, translation);
+            }
+            tries += 1;
+        }
+        // Others are inserting here and there.
+        Inserted::Exists
+    }
+
+    /// A free place for a key, if there is one, as bucket and way; `None` if the key is there, or may be in an instant.
+    #[inline(always)]
+    #[allow(clippy::option_option, reason = "three outcomes, each of which ends the insertion elsewhere")]
+    fn vacancy(&self, place: &Place, key: &[u64; KEY_WORDS]) -> Option<Option<(u32, usize)>> {
+        let [first, second] = place.buckets;
+        let in_first = self.survey(first, place, key, None)?;
+        let in_second = self.survey(second, place, key, None)?;
+        let (room, other) = (in_first.count_ones(), in_second.count_ones());
+        let (index, free) =
+            if room >= ROOMY || room >= other { (first, in_first) } else { (second, in_second) };
+        if free == 0 {
+            return Some(None);
+        }
+        let way = if free >> place.way & 1 != 0 { place.way } else { free.trailing_zeros() as usize };
+        Some(Some((index, self.buckets.hide(way as u64) as usize)))
+    }
+
+    /// The free ways of a bucket, a bit each; `None` if the key is there, or may be in an instant, other than at `own`.
+    #[inline(always)]
+    fn survey(
+        &self,
+        index: u32,
+        place: &Place,
+        key: &[u64; KEY_WORDS],
+        own: Option<Location>,
+    ) -> Option<u64> {
+        let bucket = self.buckets.translation_bucket(index)?;
+        let (mut free, mut way) = (0, 1);
+        while way <= TRANSLATION_WAYS {
+            let tag = bucket.look(way);
+            if tag.has(place.signature)
+                && Some(Location::new(index, way, tag)) != own
+                && (!tag.is_valid() || bucket.line(way).is(key))
+            {
+                return None;
+            }
+            let taken = tag.0 >> TranslationState::BITS | tag.0 >> (TranslationState::BITS + 1);
+            free |= (!self.buckets.hide(taken) & 1) << way;
+            way += 1;
+        }
+        Some(free)
+    }
+
+    /// Makes an entry in a place that was claimed, unless somebody else has its key or claimed a place for it.
+    #[inline(always)]
+    fn fill(
+        &self,
+        place: &Place,
+        bucket: &TranslationBucket,
+        location: Location,
+        claimed: Tag,
+        key: &[u64; KEY_WORDS],
+        translation: &Translation,
+    ) -> Inserted {
+        let [first, second] = place.buckets;
+        let own = Some(location);
+        let alone =
+            self.survey(first, place, key, own).is_some() && self.survey(second, place, key, own).is_some();
+        let tag = bucket.tag(location.way());
+        if !alone {
+            tag.replace(claimed.0, claimed.freed().0);
+            return Inserted::Exists;
+        }
+        bucket.line(location.way()).write(key, &translation.words());
+        // Else the agent took this for a claim that nobody follows up.
+        if tag.replace(claimed.0, claimed.whole().0) { Inserted::Done } else { Inserted::Exists }
+    }
+}
+
+impl<'a> Translations<'a, [TranslationBucket]> {
+    /// All tags of entries that are there or about to be, with where they are. Only the first lines of buckets are read.
+    pub fn tags(&self) -> impl Iterator<Item = (Location, Tag)> + use<'a> {
+        let buckets = (0..).zip(self.buckets);
+        buckets.flat_map(|(index, bucket)| {
+            let tags = (1..=TRANSLATION_WAYS).map(|way| (way, bucket.look(way)));
+            tags.filter(|(_, tag)| !tag.is_empty()).map(move |(way, tag)| (Location::new(index, way, tag), tag))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! The table of translations against a model, and against itself under many threads.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::vec::Vec;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::net::{Address, Ports, Protocol, Tuple};
+
+fn buckets(count: u32) -> Vec<TranslationBucket> {
+    (0..count).map(|_| TranslationBucket::default()).collect()
+}
+
+fn control(buckets: u32) -> Control {
+    Control { flow_key: hash::expand(0x5eed), translation_buckets: buckets, ..Control::default() }
+}
+
+fn key(number: u32) -> TupleKey {
+    TupleKey::of(&Tuple {
+        source: Address::v4((0x0a00_0000 + number).to_be_bytes()),
+        destination: Address::v4([203, 0, 113, 10]),
+        ports: Ports::from_word(40_000 << 16 | 443),
+        protocol: if number % 3 == 0 { Protocol::UDP } else { Protocol::TCP },
+    })
+}
+
+/// A translation of which every word says whose it is.
+fn translation(number: u32) -> Translation {
+    Translation {
+        source: Address::from_words([number; 4]),
+        destination: Address::from_words([!number; 4]),
+        ports: number,
+        backend: number as u16,
+        reply: (number >> 16) as u16,
+        path: ReturnPath {
+            first: u64::from(number) << 32 | u64::from(number),
+            rest: u64::from(number),
+            vlan: number.into(),
+        },
+    }
+}
+
+fn state(tick: u32) -> TranslationState {
+    TranslationState { tick, established: false, closing: false, reset: false, fresh: true }
+}
+
+type Table<'a> = Translations<'a, [TranslationBucket]>;
+
+fn found(table: &Table<'_>, key: &TupleKey) -> Option<(Translation, Tag)> {
+    let location = table.locate(key)?;
+    if let Some(soon) = table.locate_soon(key) {
+        assert_eq!(soon, location);
+    }
+    assert_eq!(Location::from_word(location.to_word()), Some(location));
+    let entry = table.entry(location)?;
+    assert_eq!(entry.key(), Some(*key));
+    entry.read()
+}
+
+fn remove(table: &Table<'_>, key: &TupleKey) -> bool {
+    table.locate(key).and_then(|location| table.entry(location)).is_some_and(|entry| {
+        entry.remove_now();
+        entry.tag().is_none()
+    })
+}
+
+#[test]
+fn seven_tenths_of_a_table_are_found_a_place_and_eight_tenths_nearly() {
+    let count = if cfg!(miri) { 16 } else { 16_384 };
+    let (memory, control) = (buckets(count), control(count));
+    let table = Table::new(&memory, &control);
+    let ways = count * TRANSLATION_WAYS as u32;
+    let mut full = Vec::new();
+    for number in 0..ways * 8 / 10 {
+        match table.insert(&key(number), &translation(number), state(1)) {
+            Inserted::Done => {}
+            Inserted::Full => full.push(number),
+            Inserted::Exists => panic!("{number} is new"),
+        }
+    }
+    let least = count * crate::abi::TRANSLATIONS_A_BUCKET;
+    assert!(full.iter().all(|&number| number > least), "{full:?}");
+    assert!(full.len() as u32 * 200 < ways, "{} of {ways} found both buckets full", full.len());
+    assert_eq!(table.tags().count(), (ways * 8 / 10) as usize - full.len());
+    for number in (0..ways * 8 / 10).filter(|number| !full.contains(number)) {
+        assert_eq!(found(&table, &key(number)).map(|(found, _)| found), Some(translation(number)));
+    }
+    let soon = (0..least).filter(|&number| table.locate_soon(&key(number)).is_some()).count() as u32;
+    assert!(soon * 10 > least * 6, "{soon} of {least} are where they are looked for first");
+}
+
+#[test]
+fn a_full_pair_of_buckets_says_so_and_takes_the_next_once_there_is_room() {
+    let (memory, control) = (buckets(2), control(2));
+    let table = Table::new(&memory, &control);
+    let insert = |number| table.insert(&key(number), &translation(number), state(1));
+    let there: Vec<u32> = (0..100).filter(|&number| insert(number) == Inserted::Done).collect();
+    assert_eq!(there, (0..14).collect::<Vec<_>>());
+    assert_eq!(insert(50), Inserted::Full);
+    assert_eq!(insert(7), Inserted::Exists);
+    assert!(remove(&table, &key(7)));
+    assert_eq!(insert(50), Inserted::Done);
+    assert_eq!(insert(7), Inserted::Full);
+}
+
+#[test]
+fn what_was_taken_for_another_meanwhile_is_neither_read_nor_changed() {
+    let (memory, control) = (buckets(2), control(2));
+    let table = Table::new(&memory, &control);
+    // All places are taken, so that the next key takes the very place that was freed.
+    (0..14).for_each(|number| {
+        table.insert(&key(number), &translation(number), state(1));
+    });
+    let old = table.entry(table.locate(&key(3)).unwrap()).unwrap();
+    let (_, seen) = old.read().unwrap();
+    old.remove_now();
+    assert_eq!(table.insert(&key(60), &translation(60), state(9)), Inserted::Done);
+    assert_eq!(old.read(), None);
+    assert_eq!(old.key(), None);
+    assert_eq!(old.note(seen, Note::new(5, false, true, true)), None);
+    assert!(!old.remove(seen));
+    old.remove_now();
+    old.redirect(&translation(3).path, &translation(4).path);
+    let (now, tag) = found(&table, &key(60)).unwrap();
+    assert_eq!((now, tag.state()), (translation(60), state(9)));
+}
+
+#[test]
+fn a_claim_that_nobody_follows_up_hides_its_key_until_it_is_freed() {
+    let (memory, control) = (buckets(8), control(8));
+    let table = Table::new(&memory, &control);
+    let place = table.place(&key(1));
+    let bucket = table.buckets.translation_bucket(place.buckets[1]).unwrap();
+    let claimed = Tag(0).claimed(place.signature, state(77));
+    assert!(bucket.tag(4).replace(0, claimed.0));
+    assert_eq!(table.insert(&key(1), &translation(1), state(80)), Inserted::Exists);
+    assert_eq!(table.locate(&key(1)), None);
+    let (location, tag) = table.tags().next().unwrap();
+    assert_eq!((tag.is_valid(), tag.state().tick), (false, 77));
+    assert!(table.entry(location).unwrap().remove(tag));
+    assert_eq!(table.insert(&key(1), &translation(1), state(80)), Inserted::Done);
+}
+
+#[test]
+fn packets_leave_their_note_once_and_lose_none_of_anothers() {
+    let (memory, control) = (buckets(2), control(2));
+    let table = Table::new(&memory, &control);
+    table.insert(&key(1), &translation(1), state(10));
+    let entry = table.entry(table.locate(&key(1)).unwrap()).unwrap();
+    let (_, first) = entry.read().unwrap();
+    let (before, after) = entry.note(first, Note::new(11, false, false, false)).unwrap();
+    assert_eq!((before.state(), after.is_much_like(before)), (state(10), false));
+    // Noted from what was seen before that packet: its note stays.
+    let (before, after) = entry.note(first, Note::new(11, false, true, false)).unwrap();
+    let established = TranslationState { tick: 11, established: true, fresh: false, ..state(0) };
+    assert_eq!(before.state(), established);
+    assert_eq!(after.state(), TranslationState { closing: true, ..established });
+    let (_, again) = entry.note(after, Note::new(15, false, false, false)).unwrap();
+    assert!(again.is_much_like(after), "a few ticks are no news");
+    let (_, later) = entry.note(after, Note::new(16, false, false, false)).unwrap();
+    assert!(!later.is_much_like(after), "sixteen are");
+    let (_, reset) = entry.note(later, Note::new(16, false, true, true)).unwrap();
+    assert!(reset.state().reset);
+    // A SYN begins anew.
+    let (_, opened) = entry.note(reset, Note::new(17, true, false, false)).unwrap();
+    assert_eq!(opened.state(), TranslationState { tick: 17, ..established });
+}
+
+proptest! {
+    #[test]
+    fn words_survive_the_round_trip(words: [u64; KEY_WORDS], translated: [u64; TRANSLATION_WORDS], tick: u32, flags in 0..16_u32) {
+        prop_assert_eq!(TupleKey::from_words(words).words(), words);
+        prop_assert_eq!(Translation::from_words(translated).words(), translated);
+        let bit = |number: u32| flags & 1 << number != 0;
+        let state = TranslationState { tick, established: bit(0), closing: bit(1), reset: bit(2), fresh: bit(3) };
+        let claimed = Tag(translated[0]).claimed(words[0] << Tag::SIGNATURE_SHIFT, state);
+        prop_assert!(!claimed.is_valid() && !claimed.is_empty());
+        prop_assert!(claimed.whole().is_valid() && claimed.freed().is_empty());
+        prop_assert_eq!(claimed.whole().state(), state);
+        prop_assert_ne!(claimed.freed(), Tag(translated[0]).freed(), "another generation");
+    }
+
+    #[test]
+    fn the_table_is_a_map(count in 2..6_u32, steps in prop::collection::vec((0..4_u8, 0..60_u32), 1..400)) {
+        let (memory, control) = (buckets(count), control(count));
+        let table = Table::new(&memory, &control);
+        let mut model = HashMap::<u32, u32>::new();
+        for (step, (what, number)) in (1..).zip(steps) {
+            let before = found(&table, &key(number));
+            prop_assert_eq!(before.map(|(found, _)| found), model.get(&number).map(|&tick| translation(tick)));
+            match what {
+                0 | 1 => match table.insert(&key(number), &translation(step), state(step)) {
+                    Inserted::Done => prop_assert_eq!(model.insert(number, step), None),
+                    Inserted::Exists => prop_assert!(model.contains_key(&number)),
+                    Inserted::Full => prop_assert!(!model.contains_key(&number) && model.len() >= 14),
+                },
+                2 => prop_assert_eq!(remove(&table, &key(number)), model.remove(&number).is_some()),
+                _ => if let Some(location) = table.locate(&key(number)) {
+                    let entry = table.entry(location).unwrap();
+                    let (was, _) = entry.read().unwrap();
+                    entry.redirect(&was.path, &translation(step).path);
+                    prop_assert_eq!(entry.read().unwrap().0, Translation { path: translation(step).path, ..was });
+                    entry.redirect(&translation(step).path, &was.path);
+                },
+            }
+            prop_assert_eq!(table.tags().count(), model.len());
+        }
+        let mut there: Vec<TupleKey> = table.tags().map(|(at, _)| table.entry(at).unwrap().key().unwrap()).collect();
+        let mut expected: Vec<TupleKey> = model.keys().map(|&number| key(number)).collect();
+        there.sort();
+        expected.sort();
+        prop_assert_eq!(there, expected);
+    }
+}
+
+/// Two who both looked before either claimed a place, as it comes to pass where a place becomes free in between.
+#[test]
+fn of_two_who_claimed_a_place_for_the_same_key_one_gives_way() {
+    let (memory, control) = (buckets(2), control(2));
+    let table = Table::new(&memory, &control);
+    let (table, place, words) = (&table, &table.place(&key(1)), &key(1).words());
+    let claim = |way| {
+        let bucket = table.buckets.translation_bucket(place.buckets[0]).unwrap();
+        let claimed = bucket.look(way).claimed(place.signature, state(5));
+        assert!(bucket.tag(way).replace(bucket.tag(way).load(), claimed.0));
+        let location = Location::new(place.buckets[0], way, claimed);
+        move |number| table.fill(place, bucket, location, claimed, words, &translation(number))
+    };
+    let (first, second) = (claim(1), claim(6));
+    assert_eq!(table.vacancy(place, words), None, "a third keeps out");
+    assert_eq!(first(1), Inserted::Exists);
+    assert_eq!(second(2), Inserted::Done);
+    assert_eq!(found(table, &key(1)).unwrap().0, translation(2));
+    // One that comes so late that the other is done.
+    assert_eq!(claim(1)(3), Inserted::Exists);
+    assert_eq!(table.tags().count(), 1);
+    assert_eq!(found(table, &key(1)).unwrap().0, translation(2));
+}
+
+/// Buckets at which a thread lets others go first.
+struct Courteous<'a>(&'a [TranslationBucket]);
+
+impl Buckets for Courteous<'_> {
+    fn translation_bucket(&self, index: u32) -> Option<&TranslationBucket> {
+        std::thread::yield_now();
+        self.0.get(index as usize)
+    }
+}
+
+/// Threads that insert and remove the same keys at the same time. Of two who insert the same key one at most is told that it is
+/// there now; who was told so holds the key until it removes it.
+#[test]
+fn no_key_is_ever_there_twice() {
+    const KEYS: usize = 12;
+    let rounds = if cfg!(miri) { 40 } else { 4_000 };
+    let (memory, control) = (buckets(2), control(2));
+    let held: [AtomicBool; KEYS] = Default::default();
+    let done = AtomicU32::new(0);
+    let insert_and_remove = &|thread: u32| {
+        let buckets = Courteous(&memory);
+        let table = Translations::new(&buckets, &control);
+        for round in 0..rounds {
+            let number = (round as usize * (thread as usize * 2 + 1)) % KEYS;
+            let (key, mark) = (key(number as u32), thread << 24 | round);
+            if table.insert(&key, &translation(mark), state(mark)) != Inserted::Done {
+                continue;
+            }
+            assert!(!held[number].swap(true, Ordering::SeqCst), "{number} is there twice");
+            done.fetch_add(1, Ordering::Relaxed);
+            let entry = table.entry(table.locate(&key).expect("it was inserted")).unwrap();
+            let (there, tag) = entry.read().expect("nobody else removes it");
+            assert_eq!((there, tag.state()), (translation(mark), state(mark)));
+            held[number].store(false, Ordering::SeqCst);
+            entry.remove_now();
+            assert_eq!(entry.tag(), None);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..4).for_each(|thread| {
+            scope.spawn(move || insert_and_remove(thread));
+        });
+    });
+    assert_eq!(Table::new(&memory, &control).tags().count(), 0);
+    assert!(done.load(Ordering::Relaxed) > rounds / 10);
+}
+
+/// Readers among threads that replace what they read: what they get is one translation, of the key that they asked for.
+#[test]
+fn no_reader_ever_sees_half_of_two() {
+    const KEYS: u32 = 20;
+    let rounds = if cfg!(miri) { 60 } else { 100_000 };
+    let (memory, control) = (buckets(2), control(2));
+    let stopping = AtomicBool::new(false);
+    let read = AtomicU32::new(0);
+    let replace = |thread: u32| {
+        let table = Table::new(&memory, &control);
+        for round in 0..rounds {
+            // Of all keys there is no room for, so places change hands.
+            let number = (round * 7 + thread) % KEYS;
+            let mark = (round << 8 | thread << 7) / KEYS * KEYS + number;
+            if table.insert(&key(number), &translation(mark), state(mark)) != Inserted::Done {
+                remove(&table, &key(number));
+            }
+        }
+        stopping.store(true, Ordering::Relaxed);
+    };
+    let look = || {
+        let table = Table::new(&memory, &control);
+        let mut number = 0;
+        while !stopping.load(Ordering::Relaxed) || read.load(Ordering::Relaxed) == 0 {
+            number = (number + 1) % KEYS;
+            let Some(location) = table.locate(&key(number)) else { continue };
+            let Some((there, tag)) = table.entry(location).and_then(|entry| entry.read()) else { continue };
+            assert_eq!(there, translation(there.ports), "of one piece");
+            assert_eq!(there.ports % KEYS, number, "of the key that was asked for");
+            assert_eq!(tag.state().tick, there.ports, "with its own tag");
+            read.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(look);
+        scope.spawn(|| replace(0));
+        scope.spawn(|| replace(1));
+    });
+}

@@ -1,0 +1,178 @@
+//! The table of translations, as the agent looks after it: counted, swept, and carried to one of another size.
+
+use lb_common::abi::{Translation, TranslationBucket, TranslationState, TupleKey};
+use lb_common::flow::Tick;
+use lb_common::net::Protocol;
+use lb_common::translations::{Entry, Inserted, Tag, Translations};
+
+use super::tables::TableSet;
+
+/// Ticks after which a translation goes that no answer came for, or whose connection was reset.
+const OPENING_TICKS: u32 = 60;
+/// Ticks after which one goes whose connection was closed: Linux' TIME_WAIT.
+const CLOSED_TICKS: u32 = 60;
+/// Ticks after which one goes whose connection is established: above the two hours of TCP's keep-alive.
+const ESTABLISHED_TICKS: u32 = 9_000;
+/// Ticks after which one of UDP goes: RFC 4787 asks for at least five minutes.
+const UDP_TICKS: u32 = 300;
+
+/// Ticks after which a claim goes that nobody has followed up: who made it has stopped.
+const CLAIMED_TICKS: u32 = 60;
+/// Ticks for which no translation goes, whatever its connection is like.
+const LEAST_TICKS: u32 = 60;
+
+impl TableSet {
+    /// The table of translations; `None` only where there is no `control`.
+    fn translation_table(&self) -> Option<Translations<'_, [TranslationBucket]>> {
+        Some(Translations::new(self.translations.records(), self.control()?))
+    }
+
+    /// Entries that are whole.
+    fn whole_translations(&self) -> impl Iterator<Item = Entry<'_>> {
+        let table = self.translation_table();
+        table.into_iter().flat_map(|table| {
+            let whole = table.tags().filter(|(_, tag)| tag.is_valid());
+            whole.filter_map(move |(location, _)| table.entry(location))
+        })
+    }
+
+    /// All translations, by the packets that they are for.
+    pub fn translations(&self) -> impl Iterator<Item = (TupleKey, Translation, TranslationState)> {
+        self.whole_translations().filter_map(|entry| {
+            let key = entry.key()?;
+            let (translation, tag) = entry.read()?;
+            Some((key, translation, tag.state()))
+        })
+    }
+
+    /// How many translations there are.
+    pub fn translation_count(&self) -> u64 {
+        self.whole_translations().count() as u64
+    }
+
+    /// Removes the translations of connections that are closed or idle, and claims that nobody follows up; says how many
+    /// translations are left.
+    pub fn sweep_translations(&self, now: Tick) -> u64 {
+        let Some(table) = self.translation_table() else { return 0 };
+        for (location, tag) in table.tags() {
+            let Some(entry) = table.entry(location) else { continue };
+            if tag.is_valid() {
+                remove_if_over(&table, &entry, tag, now);
+            } else if age(tag.state(), now) > CLAIMED_TICKS {
+                entry.remove(tag);
+            }
+        }
+        self.translation_count()
+    }
+
+    /// Removes the translations to backends that are gone.
+    pub(super) fn sweep_translations_of(&self, gone: impl Fn(u16) -> bool) {
+        for entry in self.whole_translations() {
+            if entry.read().is_some_and(|(translation, _)| gone(translation.backend)) {
+                entry.remove_now();
+            }
+        }
+    }
+
+    /// Takes over the translations of a table of another size, whose program goes on meanwhile; those that are here were carried
+    /// before, and have been used since. How many found no place.
+    pub(super) fn carry_translations(&self, former: &Self) -> u64 {
+        let Some(table) = self.translation_table() else { return 0 };
+        let homeless = |(key, translation, state): &(TupleKey, Translation, TranslationState)| {
+            table.insert(key, translation, *state) == Inserted::Full
+        };
+        former.translations().filter(homeless).count() as u64
+    }
+}
+
+/// Removes both directions of a connection that is over: first that of the customer's packets, for a packet that comes between
+/// finds nothing, and not half of a connection.
+fn remove_if_over(
+    table: &Translations<'_, [TranslationBucket]>,
+    entry: &Entry<'_>,
+    tag: Tag,
+    now: Tick,
+) -> Option<()> {
+    if age(tag.state(), now) <= LEAST_TICKS {
+        return None;
+    }
+    let (key, (translation, _)) = (entry.key()?, entry.read()?);
+    let protocol = Protocol(key.protocol as u8);
+    let reverse = table.locate(&translation.reverse_key(protocol)).and_then(|at| table.entry(at));
+    let other = reverse.and_then(|reverse| Some((reverse, reverse.tag()?)));
+    let reply = translation.reply != 0;
+    // One that stands alone was just made, or left over.
+    if !is_over(protocol, reply, tag.state(), other.map(|(_, tag)| tag.state()), now) {
+        return None;
+    }
+    let own = (*entry, tag);
+    let [first, second] = if reply { [other, Some(own)] } else { [Some(own), other] };
+    if first.is_none_or(|(entry, tag)| entry.remove(tag))
+        && let Some((entry, tag)) = second
+    {
+        entry.remove(tag);
+    }
+    Some(())
+}
+
+fn age(state: TranslationState, now: Tick) -> u32 {
+    now.0.wrapping_sub(state.tick)
+}
+
+fn is_over(
+    protocol: Protocol,
+    reply: bool,
+    own: TranslationState,
+    other: Option<TranslationState>,
+    now: Tick,
+) -> bool {
+    // The direction that was used last counts for both.
+    let idle = other.map_or(age(own, now), |other| age(other, now).min(age(own, now)));
+    let (reset, closing) = match other {
+        Some(other) => (own.reset || other.reset, own.closing && other.closing),
+        None => (own.reset, own.closing),
+    };
+    let answers = if reply { Some(own) } else { other };
+    let answered = answers.is_some_and(|state| state.established);
+    let limit = match protocol {
+        _ if other.is_none() || !answered || reset => OPENING_TICKS,
+        Protocol::TCP if closing => CLOSED_TICKS,
+        Protocol::TCP => ESTABLISHED_TICKS,
+        _ => UDP_TICKS,
+    };
+    idle > limit
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Tick = Tick(100_000);
+
+    fn state(age: u32, established: bool, closing: bool, reset: bool) -> TranslationState {
+        TranslationState { tick: NOW.0 - age, established, closing, reset, fresh: false }
+    }
+
+    #[test]
+    fn translations_end_by_how_far_their_connection_has_come() {
+        let over = |protocol, age, closing, answered| {
+            let own = state(age, true, closing, false);
+            is_over(protocol, false, own, Some(state(age, answered, closing, false)), NOW)
+        };
+        assert!(!over(Protocol::TCP, 9_000, false, true), "idle for less than the keep-alive");
+        assert!(over(Protocol::TCP, 9_001, false, true));
+        assert!(!over(Protocol::TCP, 60, true, true), "closed just now");
+        assert!(over(Protocol::TCP, 61, true, true));
+        assert!(over(Protocol::TCP, 61, false, false), "never answered");
+        assert!(!over(Protocol::UDP, 300, false, true));
+        assert!(over(Protocol::UDP, 301, false, true));
+        // What one side still uses is not idle, whatever the other does.
+        let idle = state(10_000, true, false, false);
+        assert!(!is_over(Protocol::TCP, false, idle, Some(state(5, true, false, false)), NOW));
+        // One side's FIN alone does not end it, a RST does.
+        let half = Some(state(100, true, false, false));
+        assert!(!is_over(Protocol::TCP, false, state(100, true, true, false), half, NOW));
+        assert!(is_over(Protocol::TCP, false, state(100, true, false, true), half, NOW));
+        assert!(is_over(Protocol::TCP, true, state(61, true, false, false), None, NOW), "left over");
+    }
+}
