@@ -13,8 +13,11 @@ use std::collections::BTreeMap;
 use lb_common::abi::{RING_SIZE, Ring};
 use siphasher::sip::SipHasher13;
 
+mod recipe;
 #[cfg(test)]
 mod tests;
+
+pub use recipe::{Known, Planned, Recipe, fingerprint};
 
 const SLOTS: u32 = RING_SIZE as u32;
 const BITS: usize = u64::BITS as usize;

@@ -9,10 +9,12 @@ mod flows;
 mod fresh;
 mod kernel;
 mod memory;
+mod object;
 mod pins;
 mod probe_path;
 mod region;
 mod resize;
+mod rings;
 mod tables;
 
 pub use attach::{AttachError, Attached};
@@ -137,7 +139,7 @@ pub trait Datapath {
                     let _ = self.tables_mut().write_backend(*id, backend);
                 }
             }
-            Action::WriteRing { slot, ring } => self.tables_mut().write_ring(*slot, ring),
+            Action::WriteRing { slot, ring } => self.tables_mut().write_ring(*slot, ring)?,
             Action::WriteService { id, name, word, new } => {
                 if *new {
                     self.set_traffic(Account::Service(*id), Traffic::default())?;
