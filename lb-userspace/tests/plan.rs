@@ -12,7 +12,8 @@ use lb_common::verdict::Verdict;
 use lb_userspace::core::explain::{Ingress, PacketSpec, SpecProtocol, frame};
 use lb_userspace::core::image::{Capacity, Image, VipKey, VipTarget, Wanted, WantedBackend, WantedService};
 use lb_userspace::core::plan::{self, Action, Plan, PlanError, RingCache};
-use lb_userspace::io::datapath::{Datapath, Memory, capacity_for};
+use lb_userspace::core::ring::Known;
+use lb_userspace::io::datapath::{Datapath, Memory, TableSet, capacity_for};
 use proptest::prelude::*;
 
 const SERVICES: usize = 3;
@@ -94,14 +95,17 @@ fn send(memory: &Memory, service: usize, customer: u16, syn: bool) -> Outcome {
 }
 
 /// Whatever is in force is whole: packets of every service meet backends of that very service, or none.
-fn check_whole(image: &Image) {
+fn check_whole(tables: &TableSet) {
+    let image = tables.image();
     for &(vip, VipTarget { service, .. }) in &image.vips {
         assert!(image.services.contains_key(&service), "{vip:?} names service {service}, which is gone");
     }
     let mut slots = BTreeSet::new();
     for (id, service) in &image.services {
-        let Some((slot, ring)) = &service.ring else { continue };
+        let Some((slot, known)) = &service.ring else { continue };
         assert!(slots.insert(*slot), "ring slot {slot} serves two services");
+        let ring = tables.ring(*slot).unwrap();
+        assert_eq!(*known.as_ref(), Known::of(&ring, known.recipe.clone()), "what is known of the ring");
         for backend in ring.slots.iter().collect::<BTreeSet<_>>() {
             let backend = image.backends.get(backend).expect("a ring names a backend that is gone");
             assert_eq!(backend.service, *id, "a ring names a backend of another service");
@@ -136,7 +140,7 @@ fn carry_out(memory: &mut Memory, wanted: &Wanted, stop: usize) {
     for action in actions.iter().take(stop) {
         guard.before(action, &memory.tables().image());
         memory.apply(action).unwrap();
-        check_whole(&memory.tables().image());
+        check_whole(memory.tables());
         for service in 0..SERVICES {
             let verdict = send(memory, service, 9, true).verdict;
             assert_ne!(verdict, Verdict::DropInconsistent, "after {action:?}");
@@ -168,7 +172,7 @@ fn check_reached(image: &Image, wanted: &Wanted) {
             }
             assert!(backend.hop.is_none() || loaded.hop == backend.hop);
             if let Some((_, ring)) = ring {
-                assert_eq!(ring.slots.contains(&backend_id), backend.ring_weight > 0);
+                assert_eq!(ring.slots.contains_key(&backend_id), backend.ring_weight > 0);
             }
         }
         let flags = VipFlags::new(false, service.client_affinity);

@@ -24,11 +24,14 @@ pub struct Agent<'lab> {
 }
 
 impl<'lab> Agent<'lab> {
-    pub(crate) fn start(lab: &'lab Lab) -> Result<Self> {
+    pub(crate) fn start(lab: &'lab Lab, object: Option<&Path>) -> Result<Self> {
         let mut command = lab.edge().command(sluice_binary()?);
         command.arg("agent").arg("--config").arg(lab.config_file());
         command.arg("--socket").arg(lab.socket()).arg("--pin-dir").arg(lab.pins());
         command.arg("--state-dir").arg(lab.state());
+        if let Some(object) = object {
+            command.arg("--object").arg(object);
+        }
         let daemon = Daemon::spawn(command, "sluice agent", &lab.directory().join("agent.log"))?;
         let mut agent = Self { lab, daemon };
         let mut ended = None;

@@ -269,9 +269,14 @@ impl Lab {
     /// Starts `sluice agent` on the edge host with this configuration and waits until it answers. Started again, it
     /// finds what the one before has pinned.
     pub fn start_agent(&self, config: &str) -> Result<Agent<'_>> {
+        self.start_agent_with(config, None)
+    }
+
+    /// The same with another eBPF object than the one that is built in.
+    pub fn start_agent_with(&self, config: &str, object: Option<&Path>) -> Result<Agent<'_>> {
         let file = self.config_file();
         fs::write(&file, config).with_context(|| format!("writing {}", file.display()))?;
-        Agent::start(self)
+        Agent::start(self, object)
     }
 
     /// Like [`Lab::start_agent`], and waits until every backend of every service has proved healthy.

@@ -75,7 +75,7 @@ pub use many::ManyConnections;
 pub use netns::Netns;
 pub use nginx::BACKEND_PORT;
 pub use process::{Daemon, run_checked, wait_until};
-pub use programs::ProgramCost;
+pub use programs::{ProgramCost, program_tag};
 pub use promtool::{promtool, promtool_below};
 pub use segment::{Attachment, Segment};
 pub use tcp_echo::TcpEcho;

@@ -98,25 +98,38 @@ impl ProgramCost {
 
     /// Of the XDP program on an interface of a host.
     pub fn attached(host: &Host, interface: &str) -> Result<Self> {
-        let on = || format!("on {interface} of {}", host.name());
-        let id = host.xdp_program(interface)?.with_context(|| format!("no XDP program {}", on()))?;
-        let program = new_descriptor(BPF_PROG_GET_FD_BY_ID, &GetFd { id, next_id: 0, open_flags: 0 })
-            .with_context(|| format!("opening the program {}", on()))?;
-        Self::of(&program).with_context(|| format!("asking about the program {}", on()))
+        let on = || format!("asking about the program on {interface} of {}", host.name());
+        attached(host, interface).and_then(|program| Self::of(&program)).with_context(on)
     }
 
     fn of(program: &OwnedFd) -> Result<Self> {
-        let mut info = Info::default();
-        let attributes = GetInfo {
-            bpf_fd: u32::try_from(program.as_raw_fd())?,
-            info_len: u32::try_from(size_of::<Info>())?,
-            info: (&raw mut info) as u64,
-        };
-        bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
+        let info = info(program)?;
         Ok(Self {
             verified: info.verified_insns,
             instructions: info.xlated_prog_len / INSTRUCTION,
             machine_code: info.jited_prog_len,
         })
     }
+}
+
+/// The kernel's hash of the instructions of the XDP program on an interface of a host.
+pub fn program_tag(host: &Host, interface: &str) -> Result<[u32; 2]> {
+    let tag = attached(host, interface).and_then(|program| Ok(info(&program)?.tag));
+    tag.with_context(|| format!("asking about the program on {interface} of {}", host.name()))
+}
+
+fn attached(host: &Host, interface: &str) -> Result<OwnedFd> {
+    let id = host.xdp_program(interface)?.context("there is no XDP program")?;
+    new_descriptor(BPF_PROG_GET_FD_BY_ID, &GetFd { id, next_id: 0, open_flags: 0 })
+}
+
+fn info(program: &OwnedFd) -> Result<Info> {
+    let mut info = Info::default();
+    let attributes = GetInfo {
+        bpf_fd: u32::try_from(program.as_raw_fd())?,
+        info_len: u32::try_from(size_of::<Info>())?,
+        info: (&raw mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &attributes)?;
+    Ok(info)
 }

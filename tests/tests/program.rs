@@ -119,11 +119,15 @@ fn a_frame_for_another_hosts_mac_is_left_alone() {
 /// A ring that names a backend of another service is a fault; it must cost the packet, not the boundary.
 #[test]
 fn a_ring_that_names_a_foreign_backend_forwards_nothing() {
+    use std::sync::Arc;
+
     use lb_userspace::core::plan::Action;
+    use lb_userspace::core::ring::Planned;
     let mut twins = Twins::new(&wanted());
     let image = twins.kernel.tables().image();
     let (web, dns) = (image.service_id("web").unwrap(), image.service_id("dns").unwrap());
-    let ring = image.services[&dns].ring.clone().unwrap().1;
+    let recipe = image.services[&dns].ring.as_ref().unwrap().1.recipe.clone().unwrap();
+    let ring = Arc::new(Planned::new(recipe));
     let slot = image.services[&web].ring.as_ref().unwrap().0;
     let action = Action::WriteRing { slot, ring };
     twins.kernel.apply(&action).unwrap();

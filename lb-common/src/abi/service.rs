@@ -58,3 +58,11 @@ pub struct Ring {
     /// Backend ids.
     pub slots: [u16; RING_SIZE],
 }
+
+/// Lets aya read and write rings with map system calls.
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: an array of integers; every bit pattern is a value. What pads it to a multiple of 8 bytes is copied along, and
+    // never looked at.
+    unsafe impl aya::Pod for super::Ring {}
+}

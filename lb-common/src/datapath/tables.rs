@@ -12,7 +12,8 @@ use super::nat::{Scratch, add, attempt, locate};
 use super::parse::{Extensions, extensions};
 use super::signals::{self, Instant};
 use crate::abi::{
-    Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, PathMtu, Service, TupleKey, VipBucket, Word,
+    Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, PathMtu, Service, TupleKey, VipBucket,
+    Word,
 };
 use crate::flow::{Eviction, State, Tick, Victim};
 use crate::net::{Address, Tuple};

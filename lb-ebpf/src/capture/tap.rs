@@ -107,7 +107,7 @@ pub fn leave(context: &XdpContext, outcome: &Outcome) {
     record.after_length = length;
     record.before_bytes = before;
     record.after_bytes = after;
-    record.new_flow = outcome.new_flow.into();
+    record.new_flow = outcome.new_flow().into();
     record.padding = 0;
     // SAFETY: the record and its bytes lie one behind the other, and `all` is no more than both.
     let record = unsafe { core::slice::from_raw_parts(ptr::from_ref(record).cast::<u8>(), all) };

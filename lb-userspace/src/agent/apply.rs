@@ -1,11 +1,8 @@
 //! A new configuration → in force, whole, or not at all.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
-use lb_common::abi::NextHop;
-
-use super::hops::targets;
 use super::packet_log;
 use super::start::{self, capacity_beside};
 use super::state::{Agent, Server};
@@ -14,9 +11,9 @@ use crate::core::config::Config;
 use crate::core::diff::diff;
 use crate::core::effect::effects;
 use crate::core::events::Event;
-use crate::core::image::Capacity;
-use crate::core::plan::{PlanError, plan};
-use crate::core::reach::Target;
+use crate::core::image::{Capacity, Image};
+use crate::core::plan::{Plan, PlanError, plan};
+use crate::core::reach::{self, Target};
 use crate::io::api::{ApiError, ApplyReport, ErrorKind};
 use crate::io::datapath::{Datapath, LoadError};
 
@@ -28,30 +25,52 @@ struct Prepared {
     metrics: Option<Option<Server>>,
 }
 
+/// What a configuration would change.
+pub(super) struct Foreseen {
+    report: ApplyReport,
+    /// The sizes of the tables that it takes.
+    pub(super) capacity: Capacity,
+    /// What is loaded now.
+    image: Image,
+    /// The way there.
+    plan: Plan,
+    /// Whether the way rests on hopes for backends of which something is not known yet.
+    hopeful: bool,
+    /// Of which nothing is known yet.
+    new: BTreeSet<Target>,
+}
+
 impl Agent {
-    /// Brings a configuration into force. On an error the one before stays.
-    pub(super) async fn put_in_force(&mut self, config: Config) -> Result<ApplyReport, ApiError> {
-        let (mut report, capacity) = self.foresee(&config, false)?;
+    /// Brings a configuration into force; the one before, and what was done. On an error the one before stays.
+    pub(super) async fn put_in_force(&mut self, config: Config) -> Result<(Config, ApplyReport), ApiError> {
+        let Foreseen { mut report, capacity, image, plan, hopeful, new } = self.foresee(&config, false)?;
+        let mut as_foreseen = self.kernel.tables().capacity() == capacity;
         self.make_room(capacity).map_err(|error| {
             self.restore_paths();
             ApiError::failed(error)
         })?;
         let prepared = self.prepare(&config).await?;
-        self.resolve(self.new_targets(&config), NEW_HOPS).await;
+        as_foreseen &= new.is_empty();
+        self.resolve(new, NEW_HOPS).await;
         let checks = self.prepare_checks(&config).map_err(ApiError::failed)?;
         let before = std::mem::replace(&mut self.config, config);
         let checks_before = std::mem::replace(&mut self.checks, checks);
-        let known = start::adopted_health(&self.kernel.tables().image());
-        self.sync_probes(&known);
+        as_foreseen &= !self.sync_probes(Some(&before), &image);
         if before.agent.ring_seed != self.config.agent.ring_seed {
             self.kernel.set_ring_seed(self.config.agent.ring_seed);
         }
-        let wanted = self.knowledge.wanted(&self.config);
-        if let Err(error) = self.bring_about(&wanted) {
+        // Mostly nothing is known now that was not known then, and nothing was to be hoped for.
+        let done = if as_foreseen && !hopeful {
+            self.go(&plan)
+        } else {
+            let wanted = self.knowledge.wanted(&self.config);
+            self.bring_about(&wanted)
+        };
+        if let Err(error) = done {
             self.config = before;
             self.checks = checks_before;
             self.restore_paths();
-            self.sync_probes(&known);
+            self.sync_probes(None, &image);
             self.kernel.set_ring_seed(self.config.agent.ring_seed);
             self.reconcile();
             return Err(ApiError::failed(error));
@@ -63,7 +82,7 @@ impl Agent {
         self.forget_unused(&before);
         self.record_state_changes(&before);
         report.warnings = self.hop_news.iter().map(|error| format!("no next hop: {error}")).collect();
-        Ok(report)
+        Ok((before, report))
     }
 
     /// What cannot change while the agent runs.
@@ -92,28 +111,23 @@ impl Agent {
 
     /// What nothing is known of yet. What is known, or known not to answer, is kept fresh by what the kernel tells.
     fn new_targets(&self, config: &Config) -> BTreeSet<Target> {
-        let mut new = targets(config);
-        new.retain(|target| {
+        let all = config.services.iter().flat_map(reach::targets);
+        all.filter(|target| {
             !self.knowledge.hops.contains_key(target) && !self.hop_errors.contains_key(target)
-        });
-        new
+        })
+        .collect()
     }
 
     /// What a configuration would change: exactly, if backends of which nothing is known yet turn out well.
     pub(super) fn predict(&mut self, config: &Config, dry_run: bool) -> Result<ApplyReport, ApiError> {
-        Ok(self.foresee(config, dry_run)?.0)
+        Ok(self.foresee(config, dry_run)?.report)
     }
 
-    /// The same, and the sizes of the tables that this takes.
-    pub(super) fn foresee(
-        &mut self,
-        config: &Config,
-        dry_run: bool,
-    ) -> Result<(ApplyReport, Capacity), ApiError> {
+    /// The same, and the way there.
+    pub(super) fn foresee(&mut self, config: &Config, dry_run: bool) -> Result<Foreseen, ApiError> {
         let mut image = self.kernel.tables().image();
-        let mut hopeful = self.knowledge.clone().hopeful(config);
-        hopeful.hops.extend(self.new_targets(config).into_iter().map(|target| (target, NextHop::default())));
-        let wanted = hopeful.wanted(config);
+        let new = self.new_targets(config);
+        let (wanted, hopeful) = self.knowledge.hoped(config, &new);
         let plan = match plan(&image, &wanted, &mut self.rings) {
             Err(PlanError::Full { .. }) => {
                 image.capacity = image.capacity.with_room(capacity_beside(config, &image));
@@ -122,8 +136,11 @@ impl Agent {
             planned => planned,
         };
         let plan = plan.map_err(ApiError::failed)?;
-        let flows = self.kernel.tables().live_flows(self.kernel.now().map_err(ApiError::failed)?);
-        let rings = effects(&image, &plan, &flows);
+        let now = self.kernel.now().map_err(ApiError::failed)?;
+        // Counting the flows takes a look at each of them.
+        let is_quiet = plan.actions.is_empty();
+        let flows = if is_quiet { BTreeMap::new() } else { self.kernel.tables().live_flows(now) };
+        let rings = effects(&image, &plan, &flows, |slot| self.kernel.tables().ring(slot));
         let report = ApplyReport {
             dry_run,
             revision: self.revision,
@@ -134,7 +151,8 @@ impl Agent {
             confirm_within_seconds: None,
             warnings: Vec::new(),
         };
-        Ok((report, self.sizes(config, image.capacity)))
+        let capacity = self.sizes(config, image.capacity);
+        Ok(Foreseen { report, capacity, image, plan, hopeful, new })
     }
 
     /// The sizes of the tables that a configuration takes. Those that could not be had at the start are tried again when they are
@@ -182,7 +200,7 @@ impl Agent {
         for service in before.services.iter().filter(|service| !services.contains(service.name.as_str())) {
             self.histograms.forget(&service.name);
         }
-        let wanted = targets(&self.config);
+        let wanted: HashSet<Target> = self.config.services.iter().flat_map(reach::targets).collect();
         self.knowledge.hops.retain(|target, _| wanted.contains(target));
         self.hop_errors.retain(|target, _| wanted.contains(target));
     }

@@ -5,7 +5,7 @@ use super::start::{self, parse_config};
 use super::state::Agent;
 use crate::core::config::Config;
 use crate::core::diff::diff;
-use crate::core::edit::{EditError, edited};
+use crate::core::edit::{EditError, edited_from};
 use crate::core::events::Event;
 use crate::io::api::{ApiError, ApplyReport, ApplyRequest, Asked, EditRequest, ErrorKind, RollbackRequest};
 use crate::io::history::Entry;
@@ -74,10 +74,11 @@ impl Agent {
             Asked::Edit(EditRequest { edit, dry_run, if_revision, confirm_within_seconds }) => {
                 let terms = Terms { dry_run, if_revision, confirm_within_seconds, overwrite: false };
                 self.admit(terms)?;
-                let (text, config) = edited(&self.text, &edit).map_err(|error| match error {
-                    EditError::Invalid(errors) => ApiError { kind: ErrorKind::Invalid, errors },
-                    error => ApiError::invalid(error),
-                })?;
+                let (text, config) =
+                    edited_from(&self.text, &self.config, &edit).map_err(|error| match error {
+                        EditError::Invalid(errors) => ApiError { kind: ErrorKind::Invalid, errors },
+                        error => ApiError::invalid(error),
+                    })?;
                 if config == self.config {
                     return self.predict(&config, dry_run);
                 }
@@ -159,9 +160,8 @@ impl Agent {
         }
         let written = written?;
         let waiting = self.promise_undo(&origin, terms.confirm_within_seconds)?;
-        let former = self.config.clone();
-        let mut report = match self.put_in_force(config).await {
-            Ok(report) => report,
+        let (former, mut report) = match self.put_in_force(config).await {
+            Ok(done) => done,
             Err(error) => {
                 self.forget_promise();
                 return Err(error);
@@ -272,7 +272,7 @@ impl Agent {
     async fn reload_with(&mut self, text: String, config: Config) -> Result<(), ApiError> {
         self.refuse_while_waiting()?;
         self.refuse_what_needs_a_restart(&config)?;
-        let mut report = self.put_in_force(config).await?;
+        let (_, mut report) = self.put_in_force(config).await?;
         self.note(Origin { text, what: "reload".to_owned(), uid: None }, &mut report);
         Ok(())
     }

@@ -123,7 +123,7 @@ impl Agent {
     }
 
     /// Keeps the change that waits.
-    pub(super) fn confirm(&mut self) -> Result<Confirmed, ApiError> {
+    pub(super) fn confirm(&mut self, uid: Option<u32>) -> Result<Confirmed, ApiError> {
         if self.waiting.is_none() {
             return Err(ApiError::conflict(format!(
                 "no change waits for its confirmation; revision {} is in force",
@@ -132,7 +132,11 @@ impl Agent {
         }
         self.history.clear_pending().map_err(ApiError::failed)?;
         self.waiting = None;
-        log::info!("revision {} is confirmed", self.revision);
+        let by = uid.map_or(String::new(), |uid| format!(" by uid {uid}"));
+        log::info!("revision {} is confirmed{by}", self.revision);
+        if let Err(error) = self.history.confirm(uid) {
+            log::warn!("the confirmation is not in the history: {error}");
+        }
         Ok(Confirmed { revision: self.revision })
     }
 
@@ -182,7 +186,7 @@ impl Agent {
             true => Some(store::prepare(path, &pending.before).map_err(ApiError::failed)?),
             false => None,
         };
-        let mut report = self.put_in_force(config).await?;
+        let (_, mut report) = self.put_in_force(config).await?;
         if let Some(written) = written {
             written.commit().map_err(ApiError::failed)?;
         } else if now.as_ref() != Some(&pending.before) {

@@ -1,6 +1,7 @@
 //! Routes, neighbours and interfaces as the kernel knows them → the next hops in force.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -16,28 +17,73 @@ use crate::io::neighbours::{HopError, NextHop};
 
 /// News that are told one by one.
 pub(super) const MAX_NEWS: usize = 10;
+/// Addresses that are looked at in one step.
+const STEP: usize = 100;
 /// Addresses that are resolved at the same time.
 const CONCURRENT: usize = 64;
 
+/// A look at all next hops, which goes on step by step: so nobody who asks for something meanwhile waits for the whole of it.
+#[derive(Debug, Default)]
+pub(super) struct Walk {
+    /// What is still to be looked at.
+    left: Vec<Target>,
+    /// Whether any of the others changed.
+    changed: bool,
+    /// Whether something changed since it began, so that another one must follow.
+    again: bool,
+}
+
+impl Walk {
+    pub(super) fn is_under_way(&self) -> bool {
+        !self.left.is_empty()
+    }
+}
+
 impl Agent {
-    /// Looks again at interfaces and next hops, and brings about what changed.
+    /// Looks again at the interfaces, and begins to look at the next hops.
     pub(super) async fn refresh_network(&mut self) {
         self.refresh_interfaces().await;
-        self.refresh_hops(targets(&self.config)).await;
-    }
-
-    /// Looks again at what did not answer: the kernel, left alone, would not ask for it another time, and a server or
-    /// gateway that comes back need not tell of itself.
-    pub(super) async fn retry_hops(&mut self) {
-        let mut silent = targets(&self.config);
-        silent.retain(|target| self.hop_errors.get(target).is_some_and(HopError::may_pass));
-        if !silent.is_empty() {
-            self.refresh_hops(silent).await;
+        if self.walk.is_under_way() {
+            self.walk.again = true;
+        } else {
+            self.walk = Walk { left: targets(&self.config).into_iter().collect(), ..Walk::default() };
+            if !self.walk.is_under_way() && self.unsettled {
+                self.reconcile();
+            }
         }
     }
 
-    async fn refresh_hops(&mut self, targets: BTreeSet<Target>) {
-        if self.resolve(targets, Duration::ZERO).await || self.unsettled {
+    /// Looks at some of the next hops that are still to be looked at; at the end, brings about what changed.
+    pub(super) async fn walk_on(&mut self) {
+        let first = self.walk.left.len().saturating_sub(STEP);
+        let mut some: BTreeSet<Target> = self.walk.left.split_off(first).into_iter().collect();
+        // Those of another configuration are forgotten by now.
+        some.retain(|target| {
+            self.knowledge.hops.contains_key(target) || self.hop_errors.contains_key(target)
+        });
+        self.walk.changed |= self.resolve(some, Duration::ZERO).await;
+        if self.walk.is_under_way() {
+            return;
+        }
+        let Walk { changed, again, .. } = std::mem::take(&mut self.walk);
+        if changed || self.unsettled {
+            self.reconcile();
+        }
+        if again {
+            self.refresh_network().await;
+        }
+    }
+
+    /// Looks again at what did not answer: the kernel, left alone, would not ask for it another time, and a server or
+    /// gateway that comes back need not tell of itself. Where there are many, they take turns.
+    pub(super) async fn retry_hops(&mut self) {
+        let silent = self.hop_errors.iter().filter(|(_, error)| error.may_pass()).map(|(target, _)| *target);
+        let silent: BTreeSet<Target> = silent.collect();
+        let behind = self.retried.map_or(Bound::Unbounded, Bound::Excluded);
+        let turn = silent.range((behind, Bound::Unbounded)).chain(&silent).take(STEP.min(silent.len()));
+        let turn: BTreeSet<Target> = turn.copied().collect();
+        self.retried = turn.last().copied().filter(|_| turn.len() < silent.len());
+        if !turn.is_empty() && (self.resolve(turn, Duration::ZERO).await || self.unsettled) {
             self.reconcile();
         }
     }

@@ -34,6 +34,8 @@ use crate::core::capture::EndReason;
 use crate::core::events::Event;
 use crate::core::trend::STEP;
 use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
+use crate::io::datapath::Datapath;
+use crate::io::host::give_back_memory;
 use crate::io::{events, report};
 
 /// How often idle flows are swept out of the flow table.
@@ -67,6 +69,8 @@ pub struct Options {
     pub state_dir: PathBuf,
     /// Whether each packet's verdict is logged.
     pub log_packets: bool,
+    /// The object to load in the place of the one that is built in.
+    pub object: Option<PathBuf>,
 }
 
 /// Whether the loop goes on.
@@ -103,9 +107,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Peer>()).into_future();
     tokio::pin!(server);
     let mut timers = Timers::new();
-    agent.note_trend();
-    start::notify_ready();
-    agent.record(Event::Ready { version: env!("CARGO_PKG_VERSION").to_owned(), what: agent.describe() });
+    agent.begin_to_serve();
     loop {
         let next = tokio::select! {
             biased;
@@ -136,10 +138,15 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
                 log::error!("the API ended: {served:?}");
                 Next::End
             }
+            () = std::future::ready(()), if agent.walk.is_under_way() => {
+                agent.walk_on().await;
+                Next::Continue
+            }
         };
         if next == Next::End {
             break;
         }
+        agent.kernel.tables_mut().unmap();
     }
     hand_over(agent, file, server).await;
     Ok(())
@@ -182,6 +189,15 @@ impl Timers {
 }
 
 impl Agent {
+    fn begin_to_serve(&mut self) {
+        self.note_trend();
+        self.kernel.tables_mut().unmap();
+        // Loading the program takes much for a moment.
+        give_back_memory();
+        start::notify_ready();
+        self.record(Event::Ready { version: env!("CARGO_PKG_VERSION").to_owned(), what: self.describe() });
+    }
+
     async fn on_due(&mut self, due: Due) {
         match due {
             Due::Recheck => self.refresh_network().await,
@@ -194,7 +210,10 @@ impl Agent {
                 self.events.sign_of_life();
             }
             Due::Signals => self.look_for_signals(),
-            Due::Sweep => self.sweep(),
+            Due::Sweep => {
+                self.sweep();
+                give_back_memory();
+            }
         }
     }
 }

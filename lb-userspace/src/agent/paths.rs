@@ -82,8 +82,8 @@ impl Agent {
         }
     }
 
-    /// Where the probes of each backend go, and how.
-    pub(super) fn targets(&self) -> Vec<(BackendKey, Target, config::Health)> {
+    /// Where the probes of each backend go, and how: of the services whose names are asked for.
+    pub(super) fn targets(&self, of: impl Fn(&str) -> bool) -> Vec<(BackendKey, Target, config::Health)> {
         let of_service = |service: &'_ config::Service| {
             let probed = service.backends.iter().filter_map(|backend| {
                 let key = BackendKey::new(&service.name, &backend.name);
@@ -100,11 +100,11 @@ impl Agent {
             });
             probed.collect::<Vec<_>>()
         };
-        self.config.services.iter().flat_map(of_service).collect()
+        self.config.services.iter().filter(|service| of(&service.name)).flat_map(of_service).collect()
     }
 }
 
-fn is_asked_through(service: &config::Service) -> bool {
+pub(super) fn is_asked_through(service: &config::Service) -> bool {
     service.health.probe != Probe::None
         && service.backends.iter().any(|backend| !service.probed_vips(backend).is_empty())
 }

@@ -1,6 +1,6 @@
 //! The configuration's health checks → probe tasks; their reports → health.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,14 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::paths::is_asked_through;
+use super::start::adopted_health;
 use super::state::Agent;
 use super::{AgentError, Next};
 use crate::core::config::{self, Config};
 use crate::core::events::Event;
 use crate::core::health::{Health, Held, Monitor, Transition, first_probe_delay, next_probe_delay};
+use crate::core::image::Image;
 use crate::core::names;
 use crate::core::slow_start::Ramp;
 use crate::core::wanted::BackendKey;
@@ -63,14 +66,21 @@ impl Agent {
     }
 
     /// Starts, restarts and ends probes so that they are those of the configuration. What is known of a backend stays
-    /// as long as the server is the same; `adopted` is what the tables say of servers that were not probed till now.
-    pub(super) fn sync_probes(&mut self, adopted: &KnownHealth) {
-        let wanted = self.targets();
-        let keys: BTreeSet<&BackendKey> = wanted.iter().map(|(key, ..)| key).collect();
-        self.probed.retain(|key, _| keys.contains(key));
-        self.knowledge.health.retain(|key, _| keys.contains(key));
-        self.ramps.retain(|key, _| keys.contains(key));
+    /// as long as the server is the same; `loaded` is what the tables say of servers that were not probed till now. Services that
+    /// are as they were in the configuration `before` are left alone. Says whether what is known of the health of any backend changed.
+    pub(super) fn sync_probes(&mut self, before: Option<&Config>, loaded: &Image) -> bool {
+        let same = before.map(|before| self.probed_as(before)).unwrap_or_default();
+        let wanted = self.targets(|service| !same.contains(service));
+        let keys: HashSet<&BackendKey> = wanted.iter().map(|(key, ..)| key).collect();
+        let stays = |key: &BackendKey| same.contains(&key.service) || keys.contains(key);
+        self.probed.retain(|key, _| stays(key));
+        self.knowledge.health.retain(|key, _| stays(key));
+        self.ramps.retain(|key, _| stays(key));
         let (count, now) = (wanted.len(), self.now());
+        let is_new = |key: &BackendKey| !self.probed.contains_key(key);
+        let adopted =
+            if keys.iter().any(|key| is_new(key)) { adopted_health(loaded) } else { KnownHealth::new() };
+        let mut changed = false;
         for (index, (key, target, health)) in wanted.iter().enumerate() {
             let Some(check) = self.checks.get(&key.service) else { continue };
             let mut monitor = Monitor::new(health.into());
@@ -87,7 +97,8 @@ impl Agent {
             } else if let Some(&health) = adopted.get(&(key.clone(), target.address.ip())) {
                 monitor.adopt(health);
             }
-            self.knowledge.health.insert(key.clone(), monitor.health());
+            let known = monitor.health();
+            changed |= self.knowledge.health.insert(key.clone(), known).unwrap_or_default() != known;
             let first = first_probe_delay(index, count, health.interval, fastrand::u64(..));
             let task = tokio::spawn(probe_loop(
                 (key.clone(), target.address),
@@ -107,6 +118,27 @@ impl Agent {
             };
             self.probed.insert(key.clone(), probed);
         }
+        changed
+    }
+
+    /// The services that are checked as they were in another configuration, which was in force till now.
+    fn probed_as(&self, before: &Config) -> HashSet<String> {
+        let former: HashMap<&str, &config::Service> =
+            before.services.iter().map(|service| (service.name.as_str(), service)).collect();
+        let trusts_as_before = |service: &config::Service| {
+            let probed = service
+                .backends
+                .iter()
+                .find_map(|backend| self.probed.get(&BackendKey::new(&service.name, &backend.name)));
+            let check = self.checks.get(&service.name);
+            probed.zip(check).is_none_or(|(probed, check)| probed.check.trusts_as(check))
+        };
+        let same = self.config.services.iter().filter(|service| {
+            former.get(service.name.as_str()) == Some(service)
+                && !is_asked_through(service)
+                && trusts_as_before(service)
+        });
+        same.map(|service| service.name.clone()).collect()
     }
 
     /// Judges a probe; says whether the backend's health changed.

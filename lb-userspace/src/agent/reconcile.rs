@@ -2,29 +2,39 @@
 
 use super::state::ReconcileError;
 use crate::core::image::Wanted;
-use crate::core::plan::{Action, RingCache, plan};
-use crate::io::datapath::Datapath;
+use crate::core::plan::{Action, Plan, RingCache, plan};
+use crate::io::datapath::{Datapath, DatapathError};
 
-/// Plans the way from what is loaded to what is wanted, and goes it; how many actions that took. Where it is broken off,
-/// `unsettled` stays set, and the next time the rest of the way, or the way back, is planned from there.
+/// Plans the way from what is loaded to what is wanted, and goes it; how many actions that took.
 pub(super) fn bring_about(
     datapath: &mut impl Datapath,
     wanted: &Wanted,
     rings: &mut RingCache,
     unsettled: &mut bool,
 ) -> Result<usize, ReconcileError> {
+    let plan = plan(&datapath.tables().image(), wanted, rings)?;
+    go(datapath, &plan, unsettled)?;
+    Ok(plan.actions.len())
+}
+
+/// Goes a way that was planned from what is loaded. Where it is broken off, `unsettled` stays set, and the next time the rest of
+/// the way, or the way back, is planned from there.
+pub(super) fn go(
+    datapath: &mut impl Datapath,
+    plan: &Plan,
+    unsettled: &mut bool,
+) -> Result<(), DatapathError> {
     if *unsettled {
         // What was broken off may have released what packets under way still read.
         datapath.grace()?;
     }
-    let plan = plan(&datapath.tables().image(), wanted, rings)?;
     *unsettled = true;
     for action in &plan.actions {
         log::debug!("{}", summary(action));
         datapath.apply(action)?;
     }
     *unsettled = false;
-    Ok(plan.actions.len())
+    Ok(())
 }
 
 fn summary(action: &Action) -> String {

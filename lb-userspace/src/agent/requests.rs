@@ -10,9 +10,9 @@ use crate::core::explain::{Explanation, Ingress, Question, explain, frame};
 use crate::io::api::{
     self, ApiError, ChangeRequest, DetachRequest, Detached, ListenError, Request, Requests,
 };
+use crate::io::console;
 use crate::io::datapath::{Datapath, PinDir};
 use crate::io::events::EventLog;
-use crate::io::{console, exporters};
 
 impl Agent {
     /// Answers a request. Whoever asked may have gone: that is no error.
@@ -23,7 +23,7 @@ impl Agent {
             }
             Request::Metrics(answer) => {
                 let snapshot = self.snapshot().map_err(ApiError::failed);
-                let _ = answer.send(snapshot.map(|snapshot| exporters::render(&snapshot, &self.histograms)));
+                let _ = answer.send(snapshot.map(|snapshot| (snapshot, self.histograms.clone())));
             }
             Request::Trend(service, answer) => {
                 let _ = answer.send(self.trend(service.as_deref()));
@@ -31,8 +31,8 @@ impl Agent {
             Request::Change(ChangeRequest { asked, uid, answer }) => {
                 let _ = answer.send(self.on_change(asked, uid).await);
             }
-            Request::Confirm(answer) => {
-                let _ = answer.send(self.confirm());
+            Request::Confirm(uid, answer) => {
+                let _ = answer.send(self.confirm(uid));
             }
             Request::History(answer) => {
                 let _ = answer.send(Ok(self.history_report()));

@@ -1,6 +1,6 @@
 //! The options → a running agent: configuration, program, first health, tables, and only then packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::capture::Capturing;
 use super::confirm::undo_unconfirmed;
-use super::hops::targets;
+use super::hops::{Walk, targets};
 use super::probing::{KnownHealth, Report};
 use super::requests::serve_public;
 use super::state::{Agent, ReconcileError};
@@ -30,9 +30,10 @@ use crate::io::datapath::{
 use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
 use crate::io::history::History;
+use crate::io::host::give_back_memory;
 use crate::io::neighbours::{InterfaceError, Resolver, XdpState};
 use crate::io::probes::TlsClients;
-use crate::io::store;
+use crate::io::store::{self, StoreError};
 
 /// How long backends may take to tell their MAC addresses before the start goes on without.
 const FIRST_HOPS: Duration = Duration::from_secs(1);
@@ -58,7 +59,7 @@ pub(super) async fn start(
     for name in &config.agent.interfaces {
         interfaces.push(resolver.interface(name).await?);
     }
-    let (mut kernel, adopted) = Kernel::load(&pins, capacity(&config), options.log_packets)?;
+    let (mut kernel, adopted) = load(&options, &pins, capacity(&config))?;
     if options.log_packets {
         packet_log::spawn(&mut kernel);
     }
@@ -87,6 +88,8 @@ pub(super) async fn start(
         interfaces,
         knowledge: Knowledge { hops, ..Knowledge::default() },
         hop_errors: BTreeMap::new(),
+        walk: Walk::default(),
+        retried: None,
         hop_news: Vec::new(),
         checks: BTreeMap::new(),
         tls: TlsClients::default(),
@@ -111,6 +114,20 @@ pub(super) async fn start(
     Ok(agent)
 }
 
+fn load(options: &Options, pins: &PinDir, capacity: Capacity) -> Result<(Kernel, bool), AgentError> {
+    let loaded = match &options.object {
+        None => Kernel::load(pins, capacity, options.log_packets),
+        Some(path) => {
+            let object = std::fs::read(path)
+                .map_err(|cause| StoreError { path: path.to_owned(), cause })
+                .map_err(AgentError::Store)?;
+            log::warn!("loading {} in the place of the program that is built in", path.display());
+            Kernel::load_from(object.into(), pins, capacity, options.log_packets)
+        }
+    };
+    Ok(loaded?)
+}
+
 impl Agent {
     /// Brings the tables to what the configuration says, and only then attaches the program. `image` is what was loaded before.
     async fn begin(&mut self, image: &Image, reports: &mut mpsc::Receiver<Report>) -> Result<(), AgentError> {
@@ -120,7 +137,7 @@ impl Agent {
             None => None,
         };
         self.checks = self.prepare_checks(&self.config.clone())?;
-        self.sync_probes(&adopted_health(image));
+        self.sync_probes(None, image);
         self.resolve(targets(&self.config), FIRST_HOPS).await;
         self.kernel.set_ring_seed(self.config.agent.ring_seed);
         if self.path.is_some() {
@@ -154,6 +171,8 @@ pub(super) fn read_config(options: &Options) -> Result<(String, Config), AgentEr
     let text = store::read(&options.config)?;
     let name = options.config.display().to_string();
     let config = parse_config(&text, &name).map_err(AgentError::Config)?;
+    // Reading a long configuration takes many times its length for a moment.
+    give_back_memory();
     Ok((text, config))
 }
 
@@ -205,7 +224,7 @@ pub(super) fn adopted_health(image: &Image) -> KnownHealth {
 
 /// The next hops that are loaded: good until the kernel tells better ones. That of a service in another forwarding mode is
 /// not, for it may be a gateway's.
-fn adopted_hops(image: &Image, config: &Config) -> BTreeMap<Target, NextHop> {
+fn adopted_hops(image: &Image, config: &Config) -> HashMap<Target, NextHop> {
     let services =
         config.services.iter().filter_map(|service| Some((image.service_id(&service.name)?, service)));
     let services: BTreeMap<u32, _> = services.collect();
@@ -224,7 +243,8 @@ impl Agent {
             return Ok(());
         }
         let config = self.config.clone();
-        let (_, capacity) = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
+        let foreseen = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
+        let capacity = foreseen.capacity;
         let mut wanted = self::capacity(&config);
         loop {
             // The data plane is to go on, and every other change to be possible.

@@ -11,14 +11,15 @@ use tokio::task::JoinHandle;
 use super::Options;
 use super::capture::Capturing;
 use super::confirm::Waiting;
+use super::hops::Walk;
 use super::paths::PathKey;
 use super::probing::{Checks, Probed, Report};
-use super::reconcile::bring_about;
+use super::reconcile::{bring_about, go};
 use super::watch::Observed;
 use crate::core::config::{Config, Protocol};
 use crate::core::events::Event;
 use crate::core::image::Wanted;
-use crate::core::plan::RingCache;
+use crate::core::plan::{Plan, RingCache};
 use crate::core::reach::{Target, targets};
 use crate::core::slow_start::Ramp;
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot};
@@ -63,6 +64,10 @@ pub(super) struct Agent {
     pub(super) knowledge: Knowledge,
     /// Why a next hop is not known.
     pub(super) hop_errors: BTreeMap<Target, HopError>,
+    /// The look at all next hops that is under way.
+    pub(super) walk: Walk,
+    /// The last one of those that did not answer and were asked again, if it is not yet the turn of all.
+    pub(super) retried: Option<Target>,
     /// What the last look at next hops found wrong that was not so before.
     pub(super) hop_news: Vec<String>,
     /// The checks in force.
@@ -86,7 +91,7 @@ pub(super) struct Agent {
     pub(super) histograms: Histograms,
     /// The last hour.
     pub(super) trends: Trends,
-    /// Rings built before.
+    /// What was found out about rings that another agent has loaded.
     pub(super) rings: RingCache,
     /// Set while a change of the datapath is under way, and after one that was broken off.
     pub(super) unsettled: bool,
@@ -119,12 +124,24 @@ impl Agent {
     pub(super) fn bring_about(&mut self, wanted: &Wanted) -> Result<(), ReconcileError> {
         let began = Instant::now();
         let actions = bring_about(&mut self.kernel, wanted, &mut self.rings, &mut self.unsettled)?;
+        self.brought_about(actions, began);
+        Ok(())
+    }
+
+    /// Goes a way that was planned from what is loaded.
+    pub(super) fn go(&mut self, plan: &Plan) -> Result<(), ReconcileError> {
+        let began = Instant::now();
+        go(&mut self.kernel, plan, &mut self.unsettled)?;
+        self.brought_about(plan.actions.len(), began);
+        Ok(())
+    }
+
+    fn brought_about(&mut self, actions: usize, began: Instant) {
         if actions > 0 {
             self.histograms.applied(began.elapsed());
             self.publish_paths();
         }
         self.record_statuses();
-        Ok(())
     }
 
     /// Removes idle flows.
@@ -194,11 +211,7 @@ impl Agent {
                 entries: tables.flow_entries(),
                 ..FlowTable::default()
             },
-            nat: NatTable {
-                size: image.capacity.translations.into(),
-                entries: tables.translation_count(),
-            },
-            program: self.kernel.runs(),
+            nat: NatTable { size: image.capacity.translations.into(), entries: tables.translation_count() },
             image,
         })
     }

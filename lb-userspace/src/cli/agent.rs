@@ -27,6 +27,9 @@ pub(super) struct Arguments {
     /// Log each packet's verdict: for finding faults, at a fraction of the speed
     #[arg(long)]
     log_packets: bool,
+    /// Load this eBPF object in the place of the one that is built in: for work on the datapath
+    #[arg(long, value_name = "FILE", hide = true)]
+    object: Option<PathBuf>,
 }
 
 pub(super) async fn run(arguments: Arguments, client: Client) -> Result<(), Failure> {
@@ -38,6 +41,7 @@ pub(super) async fn run(arguments: Arguments, client: Client) -> Result<(), Fail
         pin_dir: arguments.pin_dir,
         attach: !arguments.no_attach,
         log_packets: arguments.log_packets,
+        object: arguments.object,
     };
     agent::run(options).await.map_err(|error| match error {
         AgentError::Config(errors) => Failure::Invalid(errors),

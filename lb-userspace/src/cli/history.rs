@@ -107,5 +107,9 @@ fn effect(entry: &Entry) -> String {
     if entry.flows_lost > 0 {
         parts.push(format!("{} flows lost", entry.flows_lost));
     }
+    if let Some(confirmed) = entry.confirmed {
+        let by = confirmed.uid.map_or(String::new(), |uid| format!(" by {}", who(uid)));
+        parts.push(format!("confirmed{by}"));
+    }
     parts.join(", ")
 }

@@ -1,11 +1,11 @@
 //! Two configurations → what differs, one line a value.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::{self, Display, Formatter};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{Config, Probe, Source, Tls};
+use super::config::{Config, Probe, Service, Source, Tls};
 use super::names;
 
 /// One value that differs.
@@ -33,7 +33,14 @@ impl Display for Change {
 
 /// What differs between two configurations, in the order of the paths.
 pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
-    let (before, mut after) = (flatten(before), flatten(after));
+    // Only what differs is written out: that is little of much.
+    let same: HashSet<&str> = {
+        let former: HashMap<&str, &Service> =
+            before.services.iter().map(|service| (service.name.as_str(), service)).collect();
+        let same = after.services.iter().filter(|service| former.get(service.name.as_str()) == Some(service));
+        same.map(|service| service.name.as_str()).collect()
+    };
+    let (before, mut after) = (flatten(before, &same), flatten(after, &same));
     let mut changes: Vec<Change> = before
         .into_iter()
         .filter_map(|(path, value)| {
@@ -46,8 +53,8 @@ pub fn diff(before: &Config, after: &Config) -> Vec<Change> {
     changes
 }
 
-/// Every value of a configuration by its path.
-fn flatten(config: &Config) -> BTreeMap<String, String> {
+/// Every value of a configuration by its path, but for these services.
+fn flatten(config: &Config, without: &HashSet<&str>) -> BTreeMap<String, String> {
     let mut values = BTreeMap::new();
     let agent = &config.agent;
     let mut put = |path: String, value: String| values.insert(path, value);
@@ -61,7 +68,8 @@ fn flatten(config: &Config) -> BTreeMap<String, String> {
     put("agent.nat_table_size".into(), agent.nat_table_size.to_string());
     put("agent.oversized".into(), names::oversized(agent.oversized).into());
     put("agent.time_openings".into(), agent.time_openings.to_string());
-    for service in &config.services {
+    let services = config.services.iter().filter(|service| !without.contains(service.name.as_str()));
+    for service in services {
         let at = |key: &str| format!("service[{}].{key}", service.name);
         let vips: Vec<String> = service.vips.iter().map(ToString::to_string).collect();
         put(at("vips"), vips.join(" "));

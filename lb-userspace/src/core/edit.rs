@@ -1,6 +1,7 @@
 //! A configuration's text and an edit of one service or backend → the new text, comments and formatting kept.
 
 mod document;
+mod part;
 #[cfg(test)]
 mod tests;
 
@@ -136,7 +137,12 @@ fn list(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// The text after an edit, and the configuration that it says.
+/// The text after an edit, and the configuration that it says; `config` is what the text says before it.
+pub fn edited_from(text: &str, config: &Config, edit: &Edit) -> Result<(String, Config), EditError> {
+    part::edited_part(text, config, edit).unwrap_or_else(|| edited(text, edit))
+}
+
+/// The same, if nobody knows what the text says before.
 pub fn edited(text: &str, edit: &Edit) -> Result<(String, Config), EditError> {
     let mut document = Document::parse(text)?;
     match edit {

@@ -48,24 +48,46 @@ pub struct BackendLoss {
     pub slots_lost: usize,
 }
 
-/// What a plan does to the services that are loaded, in the order of their names; `flows` are live flows by backend id.
-pub fn effects(image: &Image, plan: &Plan, flows: &BTreeMap<u16, u64>) -> Vec<RingChange> {
+/// Rings that change at once, of which the new ones are kept until they are loaded: more take too much memory.
+const KEPT: usize = 16;
+
+/// What a plan does to the services that are loaded, in the order of their names; `flows` are live flows by backend id, and
+/// `loaded` reads the ring in a slot.
+pub fn effects(
+    image: &Image,
+    plan: &Plan,
+    flows: &BTreeMap<u16, u64>,
+    loaded: impl Fn(u16) -> Option<Arc<Ring>>,
+) -> Vec<RingChange> {
+    let keep = plan.rings.len() <= KEPT;
     let lost = image.backends.iter().filter(|(id, backend)| backend.enabled && !plan.kept.contains(id));
     let losing: BTreeSet<u32> = lost.map(|(_, backend)| backend.service).collect();
-    let services = image.services.iter().map(|(&id, service)| Service {
-        id,
-        name: &service.name,
-        gone: !plan.rings.contains_key(&service.name),
-        before: service.ring.as_ref().map(|(_, ring)| ring),
-        after: plan.rings.get(&service.name).and_then(Option::as_ref),
-    });
     // Most changes leave most rings alone: those are not counted out.
-    let touched =
-        services.filter(|service| service.gone || losing.contains(&service.id) || service.ring_changes());
-    let mut changes: Vec<RingChange> = touched
-        .map(|service| effect(image, plan, flows, &service))
-        .filter(|change| change.slots_changed > 0.0 || change.flows_lost > 0)
-        .collect();
+    let mut changes: Vec<RingChange> = Vec::new();
+    for (&id, service) in &image.services {
+        let (gone, after) = (!plan.services.contains(&id), plan.rings.get(&id));
+        if !gone && after.is_none() && !losing.contains(&id) {
+            continue;
+        }
+        let before = service.ring.as_ref().and_then(|(slot, _)| loaded(*slot));
+        let after = match after {
+            _ if gone => None,
+            Some(None) => None,
+            Some(Some(planned)) => {
+                if keep {
+                    planned.keep()
+                } else {
+                    planned.ring()
+                }
+            }
+            None => before.clone(),
+        };
+        let service = Service { id, name: &service.name, gone, rings: [before, after] };
+        let change = effect(image, plan, flows, &service);
+        if change.slots_changed > 0.0 || change.flows_lost > 0 {
+            changes.push(change);
+        }
+    }
     changes.sort_by(|a, b| a.service.cmp(&b.service));
     changes
 }
@@ -74,22 +96,12 @@ struct Service<'a> {
     id: u32,
     name: &'a str,
     gone: bool,
-    before: Option<&'a Arc<Ring>>,
-    after: Option<&'a Arc<Ring>>,
-}
-
-impl Service<'_> {
-    fn ring_changes(&self) -> bool {
-        match (self.before, self.after) {
-            (None, None) => false,
-            (Some(before), Some(after)) => !Arc::ptr_eq(before, after) && before.slots != after.slots,
-            _ => true,
-        }
-    }
+    /// Before and after.
+    rings: [Option<Arc<Ring>>; 2],
 }
 
 fn effect(image: &Image, plan: &Plan, flows: &BTreeMap<u16, u64>, service: &Service<'_>) -> RingChange {
-    let rings = [service.before, service.after].map(|ring| ring.map(AsRef::as_ref));
+    let rings = service.rings.each_ref().map(Option::as_deref);
     let (lost_slots, changed) = moved(rings);
     let [before, after] = rings.map(|ring| ring.map(slots_by_id).unwrap_or_default());
     let mut change = RingChange {
@@ -157,12 +169,13 @@ mod tests {
 
     use super::*;
     use crate::core::image::{LoadedBackend, LoadedService};
-    use crate::core::ring::{Member, build};
+    use crate::core::ring::{Known, Member, Planned, Recipe};
 
-    fn ring(members: &[(&str, u16, u16)]) -> Option<Arc<Ring>> {
-        let members: Vec<Member<'_>> =
-            members.iter().map(|&(name, id, weight)| Member { name, id, weight }).collect();
-        build(0, &members).map(Arc::from)
+    type Members<'a> = &'a [(&'a str, u16, u16)];
+
+    fn recipe(members: Members<'_>) -> Option<Arc<Recipe>> {
+        let members = members.iter().map(|&(name, id, weight)| Member { name, id, weight });
+        Recipe::new(0, members).map(Arc::new)
     }
 
     fn backend(name: &str) -> LoadedBackend {
@@ -180,21 +193,31 @@ mod tests {
         }
     }
 
-    fn image(ring: Option<Arc<Ring>>) -> Image {
-        let service = LoadedService { name: "web".to_owned(), ring: ring.map(|ring| (0, ring)) };
-        Image {
-            services: [(0, service)].into(),
+    /// What becomes of a service with these members in its ring when they are those, and these backends keep their flows.
+    fn changes(
+        before: Members<'_>,
+        after: Option<Members<'_>>,
+        kept: &[u16],
+        flows: &BTreeMap<u16, u64>,
+    ) -> Vec<RingChange> {
+        let loaded = recipe(before).and_then(|recipe| recipe.build());
+        let known = loaded.as_ref().map(|ring| (0, Arc::new(Known::of(ring, recipe(before)))));
+        let image = Image {
+            services: [(0, LoadedService { name: "web".to_owned(), ring: known })].into(),
             backends: [(1, backend("a")), (2, backend("b"))].into(),
             ..Image::default()
-        }
-    }
-
-    fn plan(ring: Option<Arc<Ring>>, kept: &[u16]) -> Plan {
-        Plan {
-            rings: [("web".to_owned(), ring)].into(),
+        };
+        let changed = after.filter(|after| *after != before);
+        let plan = Plan {
+            services: after.map(|_| 0).into_iter().collect(),
+            rings: changed
+                .map(|after| (0, recipe(after).map(|new| Arc::new(Planned::new(new)))))
+                .into_iter()
+                .collect(),
             kept: kept.iter().copied().collect::<BTreeSet<u16>>(),
             ..Plan::default()
-        }
+        };
+        effects(&image, &plan, flows, |_| loaded.clone())
     }
 
     const BOTH: [(&str, u16, u16); 2] = [("a", 1, 1), ("b", 2, 1)];
@@ -202,8 +225,8 @@ mod tests {
     #[test]
     fn a_drained_backend_leaves_its_flows_to_the_table() {
         let flows = BTreeMap::from([(1, 30), (2, 10)]);
-        let drained = plan(ring(&[("b", 2, 1)]), &[1, 2]);
-        let [change] = &effects(&image(ring(&BOTH)), &drained, &flows)[..] else { panic!("one service") };
+        let drained = changes(&BOTH, Some(&[("b", 2, 1)]), &[1, 2], &flows);
+        let [change] = &drained[..] else { panic!("one service") };
         let half = change.backends[0].slots;
         assert!(half.abs_diff(RING_SIZE / 2) <= 1, "{change:?}");
         assert_eq!((change.live_flows, change.flows_lost), (40, 0));
@@ -218,7 +241,7 @@ mod tests {
         };
         assert_eq!(change.backends, [a]);
         // Enabled again, it gets half of the slots back, and as many of its flows agree with the ring.
-        let again = effects(&image(ring(&[("b", 2, 1)])), &plan(ring(&BOTH), &[1, 2]), &flows);
+        let again = changes(&[("b", 2, 1)], Some(&BOTH), &[1, 2], &flows);
         let lost = half as f64 / RING_SIZE as f64;
         let expected = (30.0 * (1.0 - lost) + 10.0 * lost) / 40.0;
         assert!((again[0].on_table_alone - expected).abs() < 1e-12, "{again:?}");
@@ -227,20 +250,20 @@ mod tests {
     #[test]
     fn what_is_removed_or_disabled_loses_its_flows() {
         let flows = BTreeMap::from([(1, 30), (2, 10)]);
-        let without = effects(&image(ring(&BOTH)), &plan(ring(&[("b", 2, 1)]), &[2]), &flows);
+        let without = changes(&BOTH, Some(&[("b", 2, 1)]), &[2], &flows);
         assert_eq!((without[0].flows_lost, without[0].on_table_alone), (30, 0.0));
         assert!(without[0].backends[0].flows_lost);
-        let gone = effects(&image(ring(&BOTH)), &Plan::default(), &flows);
+        let gone = changes(&BOTH, None, &[], &flows);
         assert_eq!((gone[0].flows_lost, gone[0].slots_changed), (40, 1.0));
         // Already without slots, but not without flows.
-        let drained = effects(&image(ring(&[("b", 2, 1)])), &plan(ring(&[("b", 2, 1)]), &[2]), &flows);
+        let drained = changes(&[("b", 2, 1)], Some(&[("b", 2, 1)]), &[2], &flows);
         assert_eq!((drained[0].flows_lost, drained[0].slots_changed), (30, 0.0));
     }
 
     #[test]
     fn what_stays_is_not_mentioned() {
         let flows = BTreeMap::from([(1, 30)]);
-        assert_eq!(effects(&image(ring(&BOTH)), &plan(ring(&BOTH), &[1, 2]), &flows), []);
-        assert_eq!(effects(&image(None), &plan(None, &[1, 2]), &flows), []);
+        assert_eq!(changes(&BOTH, Some(&BOTH), &[1, 2], &flows), []);
+        assert_eq!(changes(&[], Some(&[]), &[1, 2], &flows), []);
     }
 }

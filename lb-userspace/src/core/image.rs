@@ -1,13 +1,15 @@
 //! What the maps hold, and what they should hold, as plain values.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use lb_common::abi::{
-    Forwarding, MIN_TRANSLATION_BUCKETS, NextHop, Ring, SNAT_MARK, TRANSLATIONS_A_BUCKET, VipFlags, VipTable,
+    Forwarding, MIN_TRANSLATION_BUCKETS, NextHop, SNAT_MARK, TRANSLATIONS_A_BUCKET, VipFlags, VipTable,
 };
 use lb_common::datapath::TimedOpenings;
 use lb_common::net::{Address, Protocol};
+
+use super::ring::Known;
 
 /// What names an entry of the VIP table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -118,8 +120,8 @@ impl Capacity {
 pub struct LoadedService {
     /// Its name.
     pub name: String,
-    /// The slot and contents of the ring in force.
-    pub ring: Option<(u16, Arc<Ring>)>,
+    /// The slot of the ring in force, and what is known of that.
+    pub ring: Option<(u16, Arc<Known>)>,
 }
 
 /// A loaded backend.
@@ -203,7 +205,7 @@ impl Image {
     }
 
     /// The ids of backends whose service is loaded, by service id, name and address.
-    pub fn backend_ids(&self) -> BTreeMap<(u32, &str, Address), u16> {
+    pub fn backend_ids(&self) -> HashMap<(u32, &str, Address), u16> {
         let backends =
             self.backends.iter().filter(|(_, backend)| self.services.contains_key(&backend.service));
         backends

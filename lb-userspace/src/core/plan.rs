@@ -4,16 +4,17 @@
 //! switched; whatever they were pointed at before stays until none can see it. So the actions may stop anywhere, and
 //! an agent that reads the maps back can go on from there.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use lb_common::abi::{Forwarding, Ring, ServiceWord, VipBucket, VipTable};
-use lb_common::net::Protocol;
+use lb_common::abi::{ServiceWord, VipBucket, VipTable};
+use lb_common::net::{Address, Protocol};
 
 use super::image::{
     Capacity, Globals, Image, LoadedBackend, VipKey, VipTarget, Wanted, WantedBackend, WantedService,
 };
-use super::{ring, vips};
+use super::ring::{Known, Member, Planned, Recipe, fingerprint};
+use super::vips;
 
 /// One change of the maps.
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ pub enum Action {
         /// The slot.
         slot: u16,
         /// The ring.
-        ring: Arc<Ring>,
+        ring: Arc<Planned>,
     },
     /// Replaces a service's word: this switches its ring.
     WriteService {
@@ -95,8 +96,10 @@ pub enum PlanError {
 pub struct Plan {
     /// What to do, in this order.
     pub actions: Vec<Action>,
-    /// The rings that are then in force, by service name.
-    pub rings: BTreeMap<String, Option<Arc<Ring>>>,
+    /// The services that are then loaded.
+    pub services: BTreeSet<u32>,
+    /// The rings that change, by service id; none if the service has no ring any more.
+    pub rings: BTreeMap<u32, Option<Arc<Planned>>>,
     /// Backends that then may keep their flows, by id.
     pub kept: BTreeSet<u16>,
 }
@@ -104,11 +107,20 @@ pub struct Plan {
 /// Plans the way from `loaded` to `wanted`.
 pub fn plan(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Plan, PlanError> {
     let ids = Ids::assign(loaded, wanted)?;
-    let rings: BTreeMap<String, Option<Arc<Ring>>> = ids
-        .of(wanted)
-        .map(|(id, service)| (service.name.clone(), ids.ring(wanted.ring_seed, id, service, cache)))
-        .collect();
-    cache.0.retain(|name, _| rings.contains_key(name));
+    cache.0.retain(|id, _| loaded.services.contains_key(id));
+    let mut rings = BTreeMap::new();
+    for service in ids.of(wanted) {
+        let recipe = service.recipe(wanted.ring_seed);
+        let before = loaded.services.get(&service.id).and_then(|loaded| loaded.ring.as_ref());
+        let same = match (&recipe, before) {
+            (None, None) => true,
+            (Some(recipe), Some((_, known))) => cache.is(service.id, recipe, known),
+            _ => false,
+        };
+        if !same {
+            rings.insert(service.id, recipe.map(|recipe| Arc::new(Planned::new(Arc::new(recipe)))));
+        }
+    }
     let mut actions = Vec::new();
     if loaded.globals != wanted.globals {
         actions.push(Action::WriteGlobals(wanted.globals.clone()));
@@ -117,109 +129,149 @@ pub fn plan(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Pl
     switch_services(loaded, wanted, &ids, &rings, &mut actions)?;
     switch_vips(loaded, wanted, &ids, &mut actions)?;
     break_rest(loaded, wanted, &ids, &mut actions);
-    let kept = backends(wanted, &ids).filter(|(.., backend, _)| backend.enabled).map(|(.., id)| id).collect();
-    Ok(Plan { actions, rings, kept })
+    let kept = ids.backends(wanted).filter(|(_, backend, _)| backend.enabled).map(|(.., id)| id).collect();
+    let services = ids.of(wanted).map(|service| service.id).collect();
+    Ok(Plan { actions, services, rings, kept })
 }
 
-/// Rings built before, by service name: one event seldom changes more than one of them. Two of each service are kept, for
-/// a prediction looks at other members than what is loaded.
+/// What was found out about rings that another agent has loaded, by service id: which recipe makes them.
 #[derive(Debug, Default)]
-pub struct RingCache(BTreeMap<String, VecDeque<CachedRing>>);
+pub struct RingCache(BTreeMap<u32, (u64, Recipe)>);
 
-#[derive(Debug)]
-struct CachedRing {
-    seed: u64,
-    members: Vec<(String, u16, u16)>,
-    ring: Option<Arc<Ring>>,
+impl RingCache {
+    /// Whether a loaded ring is what a recipe makes.
+    fn is(&mut self, service: u32, recipe: &Recipe, known: &Known) -> bool {
+        if let Some(its) = &known.recipe {
+            return **its == *recipe;
+        }
+        let found =
+            self.0.get(&service).filter(|(_, found)| found == recipe).map(|(fingerprint, _)| *fingerprint);
+        let fingerprint = match found {
+            Some(fingerprint) => fingerprint,
+            None => {
+                let Some(ring) = recipe.build() else { return false };
+                let fingerprint = fingerprint(&ring);
+                self.0.insert(service, (fingerprint, recipe.clone()));
+                fingerprint
+            }
+        };
+        fingerprint == known.fingerprint
+    }
 }
 
-/// Ids of everything wanted: those it has, else free ones.
-struct Ids {
-    services: BTreeMap<String, u32>,
-    backends: BTreeMap<(u32, String), u16>,
+/// Ids of everything wanted, in its order: those it has, else free ones.
+struct Ids(Vec<ServiceIds>);
+
+/// The backends that are loaded, by service id.
+struct Held<'a>(HashMap<u32, Vec<(u16, &'a LoadedBackend)>>);
+
+impl<'a> Held<'a> {
+    fn new(loaded: &'a Image) -> Self {
+        let mut by_service: HashMap<u32, Vec<(u16, &LoadedBackend)>> = HashMap::new();
+        for (&id, backend) in &loaded.backends {
+            if loaded.services.contains_key(&backend.service) {
+                by_service.entry(backend.service).or_default().push((id, backend));
+            }
+        }
+        Self(by_service)
+    }
+
+    /// The ids that a service's backends have.
+    fn ids(&self, service: u32, wanted: &[WantedBackend]) -> Vec<Option<u16>> {
+        let loaded = self.0.get(&service).map(Vec::as_slice).unwrap_or_default();
+        let same = |wanted: &WantedBackend, loaded: &LoadedBackend| {
+            loaded.name == wanted.name && loaded.address == wanted.address
+        };
+        // Mostly they are wanted in the order in which they got their ids.
+        if loaded.len() == wanted.len() && wanted.iter().zip(loaded).all(|(one, (_, other))| same(one, other))
+        {
+            return loaded.iter().map(|(id, _)| Some(*id)).collect();
+        }
+        let ids: HashMap<(&str, Address), u16> =
+            loaded.iter().map(|(id, backend)| ((backend.name.as_str(), backend.address), *id)).collect();
+        wanted.iter().map(|wanted| ids.get(&(wanted.name.as_str(), wanted.address)).copied()).collect()
+    }
+}
+
+/// Those of a service and its backends.
+struct ServiceIds {
+    id: u32,
+    backends: Vec<u16>,
+}
+
+/// A wanted service with its ids.
+#[derive(Clone, Copy)]
+struct Identified<'a> {
+    id: u32,
+    service: &'a WantedService,
+    backends: &'a [u16],
+}
+
+impl Identified<'_> {
+    /// What its ring is made of.
+    fn recipe(&self, seed: u64) -> Option<Recipe> {
+        let backends = self.service.backends.iter().zip(self.backends);
+        let members =
+            backends.map(|(backend, &id)| Member { name: &backend.name, id, weight: backend.ring_weight });
+        Recipe::new(seed, members)
+    }
 }
 
 impl Ids {
     /// Assigns them.
     fn assign(loaded: &Image, wanted: &Wanted) -> Result<Self, PlanError> {
         let Capacity { services: service_room, backends: backend_room, .. } = loaded.capacity;
-        let named: BTreeMap<&str, u32> =
+        let named: HashMap<&str, u32> =
             loaded.services.iter().map(|(&id, service)| (service.name.as_str(), id)).collect();
-        let mut free = (0..service_room).filter(|id| !loaded.services.contains_key(id));
-        let mut services = BTreeMap::new();
-        for service in &wanted.services {
-            let held = named.get(service.name.as_str()).copied();
-            let id = held.or_else(|| free.next()).ok_or_else(|| {
-                let gone = named.len() - named.keys().filter(|name| wanted.has_service(name)).count();
-                PlanError::Full {
-                    what: "services",
-                    needed: wanted.services.len(),
-                    gone,
-                    capacity: service_room,
-                }
-            })?;
-            services.insert(service.name.clone(), id);
-        }
+        let mut free_services = (0..service_room).filter(|id| !loaded.services.contains_key(id));
         let last = u16::try_from(backend_room).unwrap_or(u16::MAX);
-        let mut free = (1..=last).filter(|id| !loaded.backends.contains_key(id));
-        let held = loaded.backend_ids();
-        let mut backends = BTreeMap::new();
+        let mut free_backends = (1..=last).filter(|id| !loaded.backends.contains_key(id));
+        let held = Held::new(loaded);
+        let mut ids = Vec::with_capacity(wanted.services.len());
         for service in &wanted.services {
-            let Some(&service_id) = services.get(&service.name) else { continue };
-            for backend in &service.backends {
-                let held = held.get(&(service_id, backend.name.as_str(), backend.address)).copied();
-                let id = held.or_else(|| free.next()).ok_or_else(|| {
+            let id = named.get(service.name.as_str()).copied().or_else(|| free_services.next());
+            let id = id.ok_or_else(|| {
+                let gone = named.len() - named.keys().filter(|name| wanted.has_service(name)).count();
+                let needed = wanted.services.len();
+                PlanError::Full { what: "services", needed, gone, capacity: service_room }
+            })?;
+            let mut backends = Vec::with_capacity(service.backends.len());
+            for held in held.ids(id, &service.backends) {
+                let id = held.or_else(|| free_backends.next()).ok_or_else(|| {
                     let needed = wanted.services.iter().map(|service| service.backends.len()).sum();
-                    let wanted: BTreeSet<&u16> = backends.values().collect();
-                    let gone = loaded.backends.keys().filter(|id| !wanted.contains(id)).count();
+                    let earlier = ids.iter().flat_map(|ids: &ServiceIds| &ids.backends);
+                    let kept: BTreeSet<&u16> = earlier.chain(&backends).collect();
+                    let gone = loaded.backends.keys().filter(|id| !kept.contains(id)).count();
                     PlanError::Full { what: "backends", needed, gone, capacity: backend_room }
                 })?;
-                backends.insert((service_id, backend.name.clone()), id);
+                backends.push(id);
             }
+            ids.push(ServiceIds { id, backends });
         }
-        Ok(Self { services, backends })
+        Ok(Self(ids))
     }
 
-    fn of<'a>(&'a self, wanted: &'a Wanted) -> impl Iterator<Item = (u32, &'a WantedService)> {
-        wanted.services.iter().filter_map(|service| Some((*self.services.get(&service.name)?, service)))
+    /// The services with their ids.
+    fn of<'a>(&'a self, wanted: &'a Wanted) -> impl Iterator<Item = Identified<'a>> {
+        let services = wanted.services.iter().zip(&self.0);
+        services.map(|(service, ids)| Identified { id: ids.id, service, backends: &ids.backends })
     }
 
-    fn backend(&self, service: u32, name: &str) -> Option<u16> {
-        self.backends.get(&(service, name.to_owned())).copied()
-    }
-
-    /// The ring a service should have.
-    fn ring(&self, seed: u64, id: u32, service: &WantedService, cache: &mut RingCache) -> Option<Arc<Ring>> {
-        let members: Vec<(String, u16, u16)> = service
-            .backends
-            .iter()
-            .filter_map(|backend| {
-                Some((backend.name.clone(), self.backend(id, &backend.name)?, backend.ring_weight))
-            })
-            .collect();
-        let cached = cache.0.entry(service.name.clone()).or_default();
-        if let Some(found) = cached.iter().find(|cached| cached.seed == seed && cached.members == members) {
-            return found.ring.clone();
-        }
-        let named: Vec<ring::Member<'_>> = members
-            .iter()
-            .map(|(name, id, weight)| ring::Member { name, id: *id, weight: *weight })
-            .collect();
-        let ring = ring::build(seed, &named).map(Arc::from);
-        cached.push_front(CachedRing { seed, members, ring: ring.clone() });
-        cached.truncate(2);
-        ring
+    /// The backends with the services they are of and their ids.
+    fn backends<'a>(
+        &'a self,
+        wanted: &'a Wanted,
+    ) -> impl Iterator<Item = (Identified<'a>, &'a WantedBackend, u16)> {
+        self.of(wanted).flat_map(|of| {
+            of.service.backends.iter().zip(of.backends).map(move |(backend, &id)| (of, backend, id))
+        })
     }
 }
 
 /// A backend as it is loaded when it is as wanted. A next hop that is not known now stays what it was, unless the forwarding
 /// mode changes: where `l2-dsr` comes after a tunnel, it may be a gateway's.
-fn as_loaded(
-    service: u32,
-    forwarding: Forwarding,
-    wanted: &WantedBackend,
-    before: Option<&LoadedBackend>,
-) -> LoadedBackend {
+fn as_loaded(of: Identified<'_>, wanted: &WantedBackend, before: Option<&LoadedBackend>) -> LoadedBackend {
+    let (service, forwarding) = (of.id, of.service.forwarding);
     LoadedBackend {
         name: wanted.name.clone(),
         address: wanted.address,
@@ -238,9 +290,9 @@ fn as_loaded(
 
 /// Writes new and changed backends. One that is to be disabled stays enabled until no ring names it.
 fn make_backends(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Action>) {
-    for (service, forwarding, backend, id) in backends(wanted, ids) {
+    for (of, backend, id) in ids.backends(wanted) {
         let before = loaded.backends.get(&id);
-        let mut after = as_loaded(service, forwarding, backend, before);
+        let mut after = as_loaded(of, backend, before);
         after.enabled |= before.is_some_and(|before| before.enabled);
         if before != Some(&after) {
             actions.push(Action::WriteBackend { id, backend: after, new: before.is_none() });
@@ -248,41 +300,25 @@ fn make_backends(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<A
     }
 }
 
-fn backends<'a>(
-    wanted: &'a Wanted,
-    ids: &'a Ids,
-) -> impl Iterator<Item = (u32, Forwarding, &'a WantedBackend, u16)> {
-    ids.of(wanted).flat_map(move |(service_id, service)| {
-        service.backends.iter().filter_map(move |backend| {
-            Some((service_id, service.forwarding, backend, ids.backend(service_id, &backend.name)?))
-        })
-    })
-}
-
 /// Builds changed rings aside and switches to them. Slots that were released are used again after a grace period.
 fn switch_services(
     loaded: &Image,
     wanted: &Wanted,
     ids: &Ids,
-    rings: &BTreeMap<String, Option<Arc<Ring>>>,
+    rings: &BTreeMap<u32, Option<Arc<Planned>>>,
     actions: &mut Vec<Action>,
 ) -> Result<(), PlanError> {
     let in_use = loaded.rings_in_use();
     let slots = u16::try_from(loaded.capacity.rings).unwrap_or(u16::MAX);
     let mut free: Vec<u16> = (0..slots).rev().filter(|slot| !in_use.contains(slot)).collect();
     let mut released = Vec::new();
-    for (id, service) in ids.of(wanted) {
+    for Identified { id, service, .. } in ids.of(wanted) {
         let before = loaded.services.get(&id);
-        let ring = rings.get(&service.name).cloned().flatten();
-        let loaded_ring = before.and_then(|before| before.ring.as_ref());
-        let same = match (&ring, loaded_ring) {
-            (None, None) => true,
-            (Some(ring), Some((_, loaded))) => Arc::ptr_eq(ring, loaded) || ring.slots == loaded.slots,
-            _ => false,
+        let ring = match (rings.get(&id), before) {
+            (Some(ring), _) => ring.clone(),
+            (None, Some(_)) => continue,
+            (None, None) => None,
         };
-        if same && before.is_some() {
-            continue;
-        }
         let slot = match ring {
             None => None,
             Some(ring) => {
@@ -306,6 +342,7 @@ fn switch_services(
             word: ServiceWord { used: true, ring: slot },
             new: before.is_none(),
         });
+        let loaded_ring = before.and_then(|before| before.ring.as_ref());
         released.extend(loaded_ring.map(|(slot, _)| *slot).filter(|&old| Some(old) != slot));
     }
     Ok(())
@@ -318,7 +355,8 @@ fn switch_vips(
     ids: &Ids,
     actions: &mut Vec<Action>,
 ) -> Result<(), PlanError> {
-    let entries = wanted.vip_entries(|name| ids.services.get(name).copied());
+    let named: HashMap<&str, u32> = ids.of(wanted).map(|of| (of.service.name.as_str(), of.id)).collect();
+    let entries = wanted.vip_entries(|name| named.get(name).copied());
     let held: HashSet<&(VipKey, VipTarget)> = loaded.vips.iter().collect();
     if entries.len() == held.len() && entries.iter().all(|entry| held.contains(entry)) {
         return Ok(());
@@ -345,17 +383,17 @@ fn break_rest(loaded: &Image, wanted: &Wanted, ids: &Ids, actions: &mut Vec<Acti
     if actions.iter().any(|action| matches!(action, Action::WriteService { .. } | Action::WriteVips { .. })) {
         actions.push(Action::Grace);
     }
-    for (service, forwarding, backend, id) in backends(wanted, ids) {
+    for (of, backend, id) in ids.backends(wanted) {
         if let Some(before) = loaded.backends.get(&id)
             && before.enabled
             && !backend.enabled
         {
-            let backend = as_loaded(service, forwarding, backend, Some(before));
+            let backend = as_loaded(of, backend, Some(before));
             actions.push(Action::WriteBackend { id, backend, new: false });
         }
     }
-    let wanted_services: BTreeSet<u32> = ids.services.values().copied().collect();
-    let wanted_backends: BTreeSet<u16> = ids.backends.values().copied().collect();
+    let wanted_services: BTreeSet<u32> = ids.0.iter().map(|ids| ids.id).collect();
+    let wanted_backends: HashSet<u16> = ids.0.iter().flat_map(|ids| &ids.backends).copied().collect();
     let services: BTreeSet<u32> =
         loaded.services.keys().filter(|id| !wanted_services.contains(id)).copied().collect();
     let gone = loaded.backends.iter().filter(|(id, _)| !wanted_backends.contains(id));

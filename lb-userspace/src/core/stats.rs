@@ -1,6 +1,6 @@
 //! Configuration, health and counters → the one snapshot that status, metrics and API render.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lb_common::abi::{RING_SIZE, Traffic, Verdicts};
 use lb_common::flow::Eviction;
@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use super::config::{self, Config, Probe};
 use super::image::Image;
 use super::names;
-use super::ring::slots_by_id;
 use super::signals::{TcpStats, Timing, Timings};
 use super::wanted::{BackendKey, Knowledge};
 
@@ -203,12 +202,11 @@ fn service_stats(
     knowledge: &Knowledge,
     reasons: &BTreeMap<BackendKey, String>,
     readings: &Readings,
-    ids: &BTreeMap<(u32, &str, Address), u16>,
+    ids: &HashMap<(u32, &str, Address), u16>,
 ) -> ServiceStats {
     let id = readings.image.service_id(&service.name);
     let traffic = id.and_then(|id| readings.services.get(&id)).copied().unwrap_or_default();
     let ring = id.and_then(|id| readings.image.services.get(&id)?.ring.as_ref()).map(|(_, ring)| ring);
-    let slots = ring.map(|ring| slots_by_id(ring)).unwrap_or_default();
     let serving = knowledge.serving(service);
     let tcp = |traffic: &Traffic, timing: Option<&Timing>| {
         let timing = timing.copied().unwrap_or_default();
@@ -217,7 +215,7 @@ fn service_stats(
     let backends = service.backends.iter().zip(&serving.eligible).map(|(backend, &eligible)| {
         let id = id.and_then(|id| ids.get(&(id, backend.name.as_str(), backend.address.into()))).copied();
         let traffic = id.and_then(|id| readings.backends.get(&id)).copied().unwrap_or_default();
-        let slots = id.and_then(|id| slots.get(&id)).copied().unwrap_or(0);
+        let slots = id.and_then(|id| ring?.slots.get(&id)).copied().unwrap_or(0);
         let health = match service.health.probe {
             Probe::None => super::health::Health::Unknown,
             _ => knowledge.health_of(&service.name, &backend.name),

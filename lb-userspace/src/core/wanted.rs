@@ -1,6 +1,8 @@
 //! Configuration, health and next hops → what the maps should hold, and how each service is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 
 use lb_common::abi::{self, NextHop};
 use lb_common::datapath::TimedOpenings;
@@ -9,7 +11,7 @@ use lb_common::net::{Address, Protocol};
 use super::config::{self, Affinity, BackendState, Config, Oversized, Probe, Source};
 use super::health::{Candidate, Health, Serving, serving};
 use super::image::{Globals, VipKey, Wanted, WantedBackend, WantedService};
-use super::reach::{Target, reach};
+use super::reach::{Target, targets};
 use super::slow_start::{self, Share};
 
 /// What names a backend: its service's name and its own.
@@ -32,9 +34,9 @@ impl BackendKey {
 #[derive(Clone, Debug, Default)]
 pub struct Knowledge {
     /// Health by backend; absent means unknown.
-    pub health: BTreeMap<BackendKey, Health>,
+    pub health: HashMap<BackendKey, Health>,
     /// Next hops by what they lead to; absent means not known now.
-    pub hops: BTreeMap<Target, NextHop>,
+    pub hops: HashMap<Target, NextHop>,
     /// Backends that have only a share of their weight yet.
     pub shares: BTreeMap<BackendKey, Share>,
 }
@@ -45,52 +47,100 @@ impl Knowledge {
         self.health.get(&BackendKey::new(service, backend)).copied().unwrap_or_default()
     }
 
-    /// The same, as it will be if backends that have not been probed yet turn out well.
-    pub fn hopeful(mut self, config: &Config) -> Self {
-        for service in &config.services {
-            for backend in &service.backends {
-                let health = self.health.entry(BackendKey::new(&service.name, &backend.name)).or_default();
-                if *health == Health::Unknown {
-                    *health = Health::Healthy;
-                }
-            }
-        }
-        self
+    /// The health of each of a service's backends, in their order.
+    fn health(&self, service: &config::Service) -> Vec<Health> {
+        // One key for all: most of the work would be making them.
+        let mut key = BackendKey::new(&service.name, "");
+        let health = service.backends.iter().map(|backend| {
+            key.backend.clone_from(&backend.name);
+            self.health.get(&key).copied().unwrap_or_default()
+        });
+        health.collect()
     }
 
     /// How a service is, and which of its backends take new flows, in their order.
     ///
     /// A backend that no frame can be sent to, for its MAC address was never known, takes none while another can.
     pub fn serving(&self, service: &config::Service) -> Serving {
-        let mut serving = self.serving_by_health(service);
-        let mode = reach(service.forwarding);
-        let reachable = |backend: &config::Backend| self.hops.contains_key(&(backend.address, mode));
-        let takes_flows = service.backends.iter().zip(&serving.eligible).filter(|(_, eligible)| **eligible);
-        if takes_flows.map(|(backend, _)| backend).any(reachable) {
-            for (eligible, backend) in serving.eligible.iter_mut().zip(&service.backends) {
-                *eligible &= reachable(backend);
+        let outlook = Outlook::new(self, None);
+        outlook.serving(service, &outlook.health(service), &outlook.hops(service))
+    }
+
+    /// What the maps should hold.
+    pub fn wanted(&self, config: &Config) -> Wanted {
+        Outlook::new(self, None).wanted(config)
+    }
+
+    /// The same, as it will be if backends that have not been probed yet turn out well, and these next hops are found; whether
+    /// anything rests on that.
+    pub fn hoped(&self, config: &Config, hops: &BTreeSet<Target>) -> (Wanted, bool) {
+        let outlook = Outlook::new(self, Some(hops));
+        let wanted = outlook.wanted(config);
+        (wanted, outlook.hopeful.get())
+    }
+}
+
+/// What is known, and what is hoped for.
+struct Outlook<'a> {
+    knowledge: &'a Knowledge,
+    /// Next hops that are not known; where there are such hopes, what has not been probed yet is healthy.
+    hoped: Option<&'a BTreeSet<Target>>,
+    /// Whether a hope was of use.
+    hopeful: Cell<bool>,
+}
+
+impl<'a> Outlook<'a> {
+    fn new(knowledge: &'a Knowledge, hoped: Option<&'a BTreeSet<Target>>) -> Self {
+        Self { knowledge, hoped, hopeful: Cell::new(false) }
+    }
+
+    /// The health of a service's backends, in their order.
+    fn health(&self, service: &config::Service) -> Vec<Health> {
+        let mut known = self.knowledge.health(service);
+        if self.hoped.is_some() && service.health.probe != Probe::None {
+            for health in known.iter_mut().filter(|health| **health == Health::Unknown) {
+                *health = Health::Healthy;
+                self.hopeful.set(true);
+            }
+        }
+        known
+    }
+
+    /// The next hops of a service's backends, in their order.
+    fn hops(&self, service: &config::Service) -> Vec<Option<NextHop>> {
+        let hop = |target| {
+            let known = self.knowledge.hops.get(&target).copied();
+            known.or_else(|| {
+                let hoped = self.hoped.is_some_and(|hoped| hoped.contains(&target));
+                hoped.then(|| {
+                    self.hopeful.set(true);
+                    NextHop::default()
+                })
+            })
+        };
+        targets(service).map(hop).collect()
+    }
+
+    fn serving(&self, service: &config::Service, health: &[Health], hops: &[Option<NextHop>]) -> Serving {
+        let checked = service.health.probe != Probe::None;
+        let candidates: Vec<Candidate> = (service.backends.iter().zip(health))
+            .map(|(backend, &health)| Candidate {
+                state: backend.state,
+                weight: backend.weight,
+                checked,
+                health,
+            })
+            .collect();
+        let mut serving = serving(&candidates, service.all_down, service.min_healthy);
+        if serving.eligible.iter().zip(hops).any(|(&eligible, hop)| eligible && hop.is_some()) {
+            for (eligible, hop) in serving.eligible.iter_mut().zip(hops) {
+                *eligible &= hop.is_some();
             }
         }
         serving
     }
 
-    fn serving_by_health(&self, service: &config::Service) -> Serving {
-        let checked = service.health.probe != Probe::None;
-        let candidates: Vec<Candidate> = service
-            .backends
-            .iter()
-            .map(|backend| Candidate {
-                state: backend.state,
-                weight: backend.weight,
-                checked,
-                health: self.health_of(&service.name, &backend.name),
-            })
-            .collect();
-        serving(&candidates, service.all_down, service.min_healthy)
-    }
-
-    /// What the maps should hold.
-    pub fn wanted(&self, config: &Config) -> Wanted {
+    fn wanted(&self, config: &Config) -> Wanted {
         let services: Vec<WantedService> =
             config.services.iter().map(|service| self.wanted_service(service, config)).collect();
         let globals = self.globals(config);
@@ -100,31 +150,28 @@ impl Knowledge {
 
     fn wanted_service(&self, service: &config::Service, config: &Config) -> WantedService {
         let checked = service.health.probe != Probe::None;
-        let eligible = self.serving(service).eligible;
+        let health = self.health(service);
+        let hops = self.hops(service);
+        let eligible = self.serving(service, &health, &hops).eligible;
+        let shares = &self.knowledge.shares;
         let share = |backend: &config::Backend| {
-            self.shares.get(&BackendKey::new(&service.name, &backend.name)).copied()
+            (!shares.is_empty())
+                .then(|| shares.get(&BackendKey::new(&service.name, &backend.name)).copied())?
         };
-        let ramping =
-            !self.shares.is_empty() && service.backends.iter().any(|backend| share(backend).is_some());
+        let ramping = service.backends.iter().any(|backend| share(backend).is_some());
         let greatest = service.backends.iter().map(|backend| backend.weight).max().unwrap_or(0);
         let scale = if ramping { slow_start::scale(greatest) } else { 1 };
-        let backends = service.backends.iter().zip(eligible).map(|(backend, eligible)| {
-            let health = self.health_of(&service.name, &backend.name);
-            WantedBackend {
-                name: backend.name.clone(),
-                address: backend.address.into(),
-                enabled: keeps_flows(backend.state, checked, health),
-                // One that takes new flows because nothing better is left counts as healthy: flows may stay with it.
-                healthy: eligible || !checked || health != Health::Unhealthy,
-                probed_healthy: !checked || health == Health::Healthy,
-                ring_weight: if eligible {
-                    slow_start::weight(backend.weight, scale, share(backend))
-                } else {
-                    0
-                },
-                port: backend.port.unwrap_or(0),
-                hop: self.hop((backend.address, reach(service.forwarding)), config),
-            }
+        let backends = service.backends.iter().zip(eligible).zip(health).zip(hops);
+        let backends = backends.map(|(((backend, eligible), health), hop)| WantedBackend {
+            name: backend.name.clone(),
+            address: backend.address.into(),
+            enabled: keeps_flows(backend.state, checked, health),
+            // One that takes new flows because nothing better is left counts as healthy: flows may stay with it.
+            healthy: eligible || !checked || health != Health::Unhealthy,
+            probed_healthy: !checked || health == Health::Healthy,
+            ring_weight: if eligible { slow_start::weight(backend.weight, scale, share(backend)) } else { 0 },
+            port: backend.port.unwrap_or(0),
+            hop: hop.map(|hop| with_source(hop, backend.address, config)),
         });
         WantedService {
             name: service.name.clone(),
@@ -135,23 +182,12 @@ impl Knowledge {
         }
     }
 
-    /// A backend's next hop; its source is the first configured one of the family, else the one that the kernel would use.
-    fn hop(&self, target: Target, config: &Config) -> Option<NextHop> {
-        let hop = self.hops.get(&target).copied()?;
-        let sources = if target.0.is_ipv4() { &config.agent.source_v4 } else { &config.agent.source_v6 };
-        Some(match sources.first() {
-            Some(source) => {
-                NextHop { source: source.address.into(), source_mask: source_mask(*source), ..hop }
-            }
-            None => hop,
-        })
-    }
-
     fn globals(&self, config: &Config) -> Globals {
         let configured = [&config.agent.source_v4, &config.agent.source_v6];
         let [own_v4, own_v6] = [true, false].map(|v4| {
-            let known = self.hops.iter().filter(|((address, _), _)| address.is_ipv4() == v4);
-            known.map(|(_, hop)| hop.source).find(|source| !source.is_zero()).unwrap_or_default()
+            let known = self.knowledge.hops.iter().filter(|((address, _), _)| address.is_ipv4() == v4);
+            let named = known.filter(|(_, hop)| !hop.source.is_zero());
+            named.min_by_key(|(target, _)| **target).map(|(_, hop)| hop.source).unwrap_or_default()
         });
         let first =
             |sources: &[Source], otherwise| sources.first().map_or(otherwise, |first| first.address.into());
@@ -168,6 +204,15 @@ impl Knowledge {
                     .collect()
             }),
         }
+    }
+}
+
+/// A next hop to an address; its source is the first configured one of the family, else the one that the kernel would use.
+fn with_source(hop: NextHop, address: IpAddr, config: &Config) -> NextHop {
+    let sources = if address.is_ipv4() { &config.agent.source_v4 } else { &config.agent.source_v6 };
+    match sources.first() {
+        Some(source) => NextHop { source: source.address.into(), source_mask: source_mask(*source), ..hop },
+        None => hop,
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -27,6 +27,8 @@ pub use changes::{
 
 use changes::Body;
 
+use super::exporters::{self, Histograms};
+use super::host::give_back_memory;
 use crate::core::explain::{Explanation, Question};
 use crate::core::stats::Snapshot;
 use crate::core::trend::TrendReport;
@@ -35,14 +37,14 @@ use crate::core::trend::TrendReport;
 pub enum Request {
     /// The snapshot.
     Status(oneshot::Sender<Result<Snapshot, ApiError>>),
-    /// The snapshot and the histograms, as OpenMetrics text.
-    Metrics(oneshot::Sender<Result<String, ApiError>>),
+    /// The snapshot and the histograms.
+    Metrics(oneshot::Sender<Result<(Snapshot, Histograms), ApiError>>),
     /// The last hour of this service, or of everything together.
     Trend(Option<String>, oneshot::Sender<Result<TrendReport, ApiError>>),
     /// Another configuration.
     Change(ChangeRequest),
-    /// The change that waits for it is confirmed.
-    Confirm(oneshot::Sender<Result<Confirmed, ApiError>>),
+    /// The change that waits for it is confirmed, by a process of this user id.
+    Confirm(Option<u32>, oneshot::Sender<Result<Confirmed, ApiError>>),
     /// What was changed lately.
     History(oneshot::Sender<Result<HistoryReport, ApiError>>),
     /// A packet to explain.
@@ -131,7 +133,20 @@ pub fn control_routes(requests: Requests) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/explain", post(explain))
         .route("/v1/detach", post(detach))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
         .with_state(requests)
+}
+
+async fn no_such_path(uri: Uri) -> Response {
+    let error = ApiError::invalid(format!("there is no {}; README.md lists what there is", uri.path()));
+    (StatusCode::NOT_FOUND, Json(error)).into_response()
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Response {
+    let other = if method == Method::GET { Method::POST } else { Method::GET };
+    let error = ApiError::invalid(format!("{} takes {other}, not {method}", uri.path()));
+    (StatusCode::METHOD_NOT_ALLOWED, Json(error)).into_response()
 }
 
 /// The routes of `agent.metrics`: reading only.
@@ -161,12 +176,26 @@ async fn health(State(requests): State<Requests>) -> Result<&'static str, ApiErr
     ask(&requests, Request::Health).await.map(|()| "ok\n")
 }
 
-async fn status(State(requests): State<Requests>) -> Result<Json<Snapshot>, ApiError> {
-    ask(&requests, Request::Status).await.map(Json)
+/// Makes a long text beside the agent's loop, which goes on meanwhile.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(|| {
+        let done = work();
+        // What the work was made from has gone by now.
+        give_back_memory();
+        done
+    });
+    done.await.map_err(ApiError::failed)
+}
+
+async fn status(State(requests): State<Requests>) -> Result<Response, ApiError> {
+    let snapshot = ask(&requests, Request::Status).await?;
+    let json = aside(move || serde_json::to_vec(&snapshot)).await?.map_err(ApiError::failed)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
 async fn metrics(State(requests): State<Requests>) -> Result<Response, ApiError> {
-    let text = ask(&requests, Request::Metrics).await?;
+    let (snapshot, histograms) = ask(&requests, Request::Metrics).await?;
+    let text = aside(move || exporters::render(&snapshot, &histograms)).await?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
@@ -195,9 +224,9 @@ async fn explain(
 
 async fn detach(
     State(requests): State<Requests>,
-    request: Option<Json<DetachRequest>>,
+    request: Option<Body<DetachRequest>>,
 ) -> Result<Json<Detached>, ApiError> {
-    let Json(request) = request.unwrap_or_default();
+    let request = request.map(|Body(request)| request).unwrap_or_default();
     ask(&requests, |answer| Request::Detach(request, answer)).await.map(Json)
 }
 

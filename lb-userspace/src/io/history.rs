@@ -42,13 +42,34 @@ pub struct Entry {
     pub rings: Vec<RingChange>,
     /// Live flows that lost their backend.
     pub flows_lost: u64,
+    /// That somebody confirmed it, if it waited for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Confirmation>,
+}
+
+/// That a change was confirmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirmation {
+    /// When.
+    pub at: Timestamp,
+    /// The user who did so, if the kernel knows it.
+    pub uid: Option<u32>,
 }
 
 impl Entry {
     /// An entry of now.
     pub fn new(revision: u64, uid: Option<u32>, what: String) -> Self {
-        let (changes, rings) = (Vec::new(), Vec::new());
-        Self { revision, at: Timestamp::now(), uid, what, changes, changes_count: 0, rings, flows_lost: 0 }
+        Self {
+            revision,
+            at: Timestamp::now(),
+            uid,
+            what,
+            changes: Vec::new(),
+            changes_count: 0,
+            rings: Vec::new(),
+            flows_lost: 0,
+            confirmed: None,
+        }
     }
 
     /// The same with what the change did.
@@ -178,6 +199,19 @@ impl History {
         self.entries.push_back((entry, *written.as_ref().unwrap_or(&0)));
         self.forget_oldest();
         written.map(drop)
+    }
+
+    /// Notes that the last change was confirmed. On an error this is known until the agent ends.
+    pub fn confirm(&mut self, uid: Option<u32>) -> Result<(), StoreError> {
+        let Some((last, _)) = self.entries.back_mut() else { return Ok(()) };
+        last.confirmed = Some(Confirmation { at: Timestamp::now(), uid });
+        let last = last.clone();
+        match self.text(last.revision)? {
+            Some(config) => {
+                write_json(&self.path_of(last.revision), &Kept { entry: &last, config }).map(drop)
+            }
+            None => Ok(()),
+        }
     }
 
     fn forget_oldest(&mut self) {

@@ -28,3 +28,9 @@ pub(super) fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
+
+/// Gives memory back to the system that was needed for a moment: what a large configuration was read from, a long answer.
+pub fn give_back_memory() {
+    // SAFETY: the allocator's own function, which may be called at any time; it touches free memory only.
+    unsafe { libc::malloc_trim(0) };
+}

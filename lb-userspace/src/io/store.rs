@@ -32,7 +32,7 @@ pub fn read_if_there(path: &Path) -> Result<Option<String>, StoreError> {
     }
 }
 
-/// New content of a file, safe on the disk beside it. Dropped without [`Prepared::commit`] it is removed again.
+/// New content of a file, beside it. Dropped without [`Prepared::commit`] it is removed again.
 #[derive(Debug)]
 #[must_use = "the file keeps its content until this is committed"]
 pub struct Prepared {
@@ -42,7 +42,8 @@ pub struct Prepared {
 }
 
 /// Writes what [`Prepared::commit`] will put in the file's place, with its permissions and owner; a file that is not
-/// there any more is made anew. What can fail for want of space or permission fails here.
+/// there any more is made anew. What can fail for want of space or permission fails here, mostly; it is [`Prepared::commit`] that
+/// waits for the disk.
 pub fn prepare(path: &Path, content: &str) -> Result<Prepared, StoreError> {
     let failed = |cause| StoreError { path: path.to_owned(), cause };
     let target = resolve(path).map_err(failed)?;
@@ -78,7 +79,11 @@ fn folder_of(path: &Path) -> &Path {
 
 /// A file beside another one, removed when dropped, unless it has taken that one's place.
 #[derive(Debug)]
-struct Aside(Option<PathBuf>);
+struct Aside {
+    /// Where it is; none once it has taken the other one's place.
+    path: Option<PathBuf>,
+    file: Option<File>,
+}
 
 impl Aside {
     fn write(target: &Path, content: &str) -> io::Result<Self> {
@@ -103,7 +108,7 @@ impl Aside {
             options.mode(0o600);
         }
         let mut file = options.open(&path)?;
-        let aside = Self(Some(path));
+        let mut aside = Self { path: Some(path), file: None };
         if let Some(former) = former {
             let own = file.metadata()?;
             if (own.uid(), own.gid()) != (former.uid(), former.gid()) {
@@ -112,14 +117,17 @@ impl Aside {
             file.set_permissions(former.permissions())?;
         }
         file.write_all(content.as_bytes())?;
-        file.sync_all()?;
+        aside.file = Some(file);
         Ok(aside)
     }
 
     fn put_in_place(&mut self, target: &Path) -> io::Result<()> {
-        if let Some(path) = &self.0 {
+        if let Some(file) = self.file.take() {
+            file.sync_all()?;
+        }
+        if let Some(path) = &self.path {
             fs::rename(path, target)?;
-            self.0 = None;
+            self.path = None;
         }
         File::open(folder_of(target))?.sync_all()
     }
@@ -127,7 +135,7 @@ impl Aside {
 
 impl Drop for Aside {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
+        if let Some(path) = &self.path {
             // If it is gone already, so much the better.
             let _ = fs::remove_file(path);
         }

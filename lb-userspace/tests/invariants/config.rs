@@ -1,5 +1,7 @@
 //! Any text as a configuration: it is read or refused, with places in it, and where it stands in a file does not matter.
 
+use std::collections::BTreeSet;
+
 use lb_userspace::core::config::{Config, ConfigError, parse};
 use lb_userspace::core::wanted::Knowledge;
 
@@ -14,7 +16,7 @@ pub fn accepted(text: &str) -> Option<Config> {
     match (&read, lower) {
         (Ok(config), Ok(lower)) => {
             assert_eq!(*config, lower, "a comment changes nothing");
-            let wanted = Knowledge::default().hopeful(config).wanted(config);
+            let wanted = Knowledge::default().hoped(config, &BTreeSet::new()).0;
             let names = |services: Vec<&String>| services.into_iter().cloned().collect::<Vec<_>>();
             assert_eq!(
                 names(config.services.iter().map(|service| &service.name).collect()),

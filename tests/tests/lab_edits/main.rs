@@ -2,10 +2,16 @@
 //! tried, refused, confirmed and undone.
 
 mod answers;
+mod api;
+mod customers;
 mod safety;
+#[path = "../../../lb-userspace/build/toolchain.rs"]
+#[allow(dead_code, reason = "set-up uses the rest")]
+mod toolchain;
 mod under_load;
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
@@ -124,4 +130,15 @@ impl Dice {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % end
     }
+}
+
+/// Builds the object of another datapath over the same maps.
+fn other_object() -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the workspace");
+    let toolchain = toolchain::Toolchain::find(&root.join("target/tools")).expect("a toolchain");
+    let target = root.join("target/ebpf");
+    let mut command = toolchain.build_command(&root.join("lb-ebpf"), &target);
+    let output = command.args(["--features", "other", "--bin", "other"]).output().expect("cargo");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    toolchain::Toolchain::object(&target, "other")
 }

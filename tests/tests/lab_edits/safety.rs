@@ -21,7 +21,11 @@ fn a_change_that_nobody_confirms_is_undone() {
     assert_eq!(apply(60)["confirm_within_seconds"], 60);
     assert_eq!((weight(&agent, "web1"), file(&lab) == before), (7.into(), false));
     refused(&lab, "backend set-weight web web1 8", 1, "waits for its confirmation");
+    assert_eq!(done(&lab, "history")["entries"][0]["confirmed"], Value::Null);
     assert_eq!(done(&lab, "confirm")["revision"], 2);
+    let entry = done(&lab, "history")["entries"][0].clone();
+    assert_eq!((&entry["revision"], &entry["confirmed"]["uid"]), (&2.into(), &0.into()), "{entry}");
+    assert!(sluice(&lab, "history").out.contains("confirmed by root"));
     refused(&lab, "confirm", 1, "no change waits");
     done(&lab, "rollback");
     assert_eq!((weight(&agent, "web1"), file(&lab)), (100.into(), before.clone()));

@@ -38,7 +38,7 @@ pub(crate) fn formatting() -> Result<()> {
     stream(cargo().args(["fmt", "--all", "--check"]))?;
     let mut rustfmt = Command::new("rustfmt");
     rustfmt.args(["--check", "--edition", "2024"]);
-    let roots = ["lib.rs", "main.rs", "decap/main.rs", "probe/main.rs", "bench/main.rs"];
+    let roots = ["lib.rs", "main.rs", "decap/main.rs", "probe/main.rs", "bench/main.rs", "other/main.rs"];
     stream(rustfmt.args(roots.map(|file| format!("lb-ebpf/src/{file}"))))?;
     stream(cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))?;
     println!("✔ formatting");

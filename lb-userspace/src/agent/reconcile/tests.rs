@@ -8,7 +8,7 @@ use lb_common::flow::{Entry, State, Tick};
 use lb_common::net::{Address, Protocol};
 
 use super::*;
-use crate::core::image::{Image, VipKey, WantedBackend, WantedService};
+use crate::core::image::{VipKey, WantedBackend, WantedService};
 use crate::io::datapath::{Account, DatapathError, Memory, TableSet, capacity_for};
 
 /// The datapath in memory, which refuses one effect.
@@ -134,13 +134,16 @@ fn two() -> [Wanted; 2] {
     [before, after].map(|services| Wanted { services, ..Wanted::default() })
 }
 
-/// What an image holds, by names: ids and ring slots may differ.
-fn by_name(image: &Image) -> BTreeMap<String, String> {
+/// What tables hold, by names: ids and ring slots may differ.
+fn by_name(tables: &TableSet) -> BTreeMap<String, String> {
+    let image = tables.image();
     let mut held = BTreeMap::new();
     for (id, service) in &image.services {
         let owner = |id: &u16| image.backends.get(id).map(|backend| backend.name.clone());
-        let ring: Option<Vec<Option<String>>> =
-            service.ring.as_ref().map(|(_, ring)| ring.slots.iter().map(owner).collect());
+        let ring: Option<Vec<Option<String>>> = service
+            .ring
+            .as_ref()
+            .map(|(slot, _)| tables.ring(*slot).unwrap().slots.iter().map(owner).collect());
         held.insert(service.name.clone(), format!("{ring:?}"));
         for backend in image.backends.values().filter(|backend| backend.service == *id) {
             let backend = crate::core::image::LoadedBackend { service: 0, ..backend.clone() };
@@ -172,10 +175,10 @@ fn loaded(wanted: &Wanted, rings: &mut RingCache) -> Failing {
 fn wherever_a_change_is_broken_off_the_old_and_the_new_state_can_be_reached() {
     let [before, after] = two();
     let mut rings = RingCache::default();
-    let old = by_name(&loaded(&before, &mut rings).tables().image());
+    let old = by_name(loaded(&before, &mut rings).tables());
     let mut whole = loaded(&before, &mut rings);
     let actions = bring_about(&mut whole, &after, &mut rings, &mut false).unwrap();
-    let new = by_name(&whole.tables().image());
+    let new = by_name(whole.tables());
     assert!(actions > 12 && old != new, "{actions} actions");
 
     for kind in [true, false] {
@@ -195,7 +198,7 @@ fn wherever_a_change_is_broken_off_the_old_and_the_new_state_can_be_reached() {
                 bring_about(&mut datapath, goal, &mut rings, &mut unsettled).unwrap();
                 assert!(!unsettled);
                 let image = datapath.tables().image();
-                assert_eq!(&by_name(&image), expected, "broken off at {n}");
+                assert_eq!(&by_name(datapath.tables()), expected, "broken off at {n}");
                 let flows = datapath.tables().live_flows(datapath.now().unwrap());
                 let stays = image.backends.iter().find(|(_, backend)| backend.name == "stays").unwrap().0;
                 assert_eq!(flows.get(stays), Some(&1), "the flow of a backend that stays, broken off at {n}");

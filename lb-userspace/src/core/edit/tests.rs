@@ -331,6 +331,10 @@ proptest! {
                 _ => continue,
             };
             let (new, config) = edited(&text, &edit).unwrap();
+            // In the service's part alone, the edit comes to the same.
+            let before = config::parse(&text).unwrap();
+            let alone = part::edited_part(&text, &before, &edit).expect("a text that can be taken apart");
+            prop_assert_eq!(alone.unwrap(), (new.clone(), config.clone()));
             text = new;
             if matches!(edit, Edit::BackendRemove { .. }) { model.remove(&name); } else { model.insert(name, weight); }
             let said: BTreeMap<String, u16> =
@@ -341,5 +345,42 @@ proptest! {
             "# ---- site A ----", "# ---- names ----", "# the end"] {
             prop_assert_eq!(text.matches(comment).count(), 1, "{} in {}", comment, text);
         }
+    }
+}
+
+/// Whatever is said within strings and arrays, a part is a service's own; what cannot be told apart is edited as a whole.
+#[test]
+fn only_a_text_whose_parts_are_certain_is_taken_apart() {
+    let edit = set("web", "web2", json!({"weight": 7}));
+    let taken_apart = |text: &str| {
+        let config = config::parse(text).unwrap_or_else(|errors| panic!("{errors:?}"));
+        let alone = part::edited_part(text, &config, &edit);
+        if let Some(alone) = &alone {
+            assert_eq!(alone.as_ref().unwrap(), &edited(text, &edit).unwrap());
+        }
+        assert_eq!(edited_from(text, &config, &edit).unwrap(), edited(text, &edit).unwrap());
+        alone.is_some()
+    };
+    assert!(taken_apart(TEXT));
+    assert!(taken_apart(&TEXT.replace("# rack 2", "#[[service]]")));
+    assert!(taken_apart(TEXT.trim_end().trim_end_matches("# the end")));
+    let path = "\n[service.health]\ntype = \"http\"\npath = ";
+    let http =
+        |path_value: &str| TEXT.replace("\n[service.health]\ntype = \"tcp\"", &format!("{path}{path_value}"));
+    assert!(taken_apart(&http("\"/[[service]]\"")));
+    assert!(!taken_apart(&http("\"\"\"/\\\n[[service]]\"\"\"")));
+    assert!(!taken_apart(&TEXT.replace('\n', "\r\n")));
+    assert!(!taken_apart(&TEXT.replace("[[service]]\nname = \"dns\"", "[[ service ]]\nname = \"dns\"")));
+    let agent = "# The shop's edge.\n[agent]\ninterfaces = [\"eth0\"]   # uplink\n";
+    assert!(!taken_apart(&format!("{}{agent}", TEXT.replace(agent, ""))), "the agent's section at the end");
+    // Errors are those of the whole.
+    let config = config::parse(TEXT).unwrap();
+    for edit in [
+        set("web", "web9", json!({"weight": 7})),
+        set("web", "web2", json!({"weight": 70_000})),
+        set("web", "web2", json!({"address": "10.0.1.11"})),
+        set("shop", "web2", json!({"weight": 7})),
+    ] {
+        assert_eq!(edited_from(TEXT, &config, &edit), edited(TEXT, &edit));
     }
 }

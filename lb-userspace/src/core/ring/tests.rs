@@ -179,6 +179,30 @@ fn rings_never_change_between_versions() {
     assert_eq!(hash(&build(42, &members(&names, scattered_weight)).unwrap()), 8_981_869_609_055_883_187);
 }
 
+/// By its recipe a ring is known without being built.
+#[test]
+fn equal_recipes_make_equal_rings_and_others_other_ones() {
+    let names = names(10);
+    let recipe = |seed, members: &[Member<'_>]| Recipe::new(seed, members.iter().copied()).unwrap();
+    let mut listed = members(&names, |n| 2 * (n as u16 + 1));
+    let one = recipe(7, &listed);
+    assert_eq!(one.build().unwrap().slots, ring(&listed).slots);
+    listed.reverse();
+    listed.push(Member { name: "without", id: 77, weight: 0 });
+    assert_eq!(recipe(7, &listed), one, "neither order nor what has no weight counts");
+    let halved: Vec<_> =
+        listed.iter().map(|member| Member { weight: member.weight / 2, ..*member }).collect();
+    assert_eq!(recipe(7, &halved), one, "only the ratio of weights does");
+    listed[3].weight += 1;
+    let known = Known::of(&one.build().unwrap(), None);
+    for other in [recipe(8, &halved), recipe(7, &listed), recipe(7, &halved[1..])] {
+        assert_ne!(other, one);
+        assert_ne!(fingerprint(&other.build().unwrap()), known.fingerprint);
+    }
+    assert_eq!(known.slots, slots_by_id(&ring(&halved)));
+    assert!(Recipe::new(7, [Member { name: "a", id: 1, weight: 0 }].into_iter()).is_none());
+}
+
 #[test]
 fn changed_slots_are_counted() {
     assert_eq!(changed_slots(&[1, 2, 3], &[1, 2, 3]), 0);

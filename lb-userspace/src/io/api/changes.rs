@@ -3,7 +3,8 @@
 use std::fmt;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{DefaultBodyLimit, FromRequest, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, OptionalFromRequest, State};
+use axum::http::header;
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
@@ -201,9 +202,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, ApiError> {
-        match Json::from_request(request, state).await {
+        match <Json<T> as FromRequest<S>>::from_request(request, state).await {
             Ok(Json(body)) => Ok(Self(body)),
             Err(rejection) => Err(ApiError::invalid(rejection.body_text())),
+        }
+    }
+}
+
+/// No body at all is none.
+impl<T: DeserializeOwned, S: Send + Sync> OptionalFromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Option<Self>, ApiError> {
+        if request.headers().contains_key(header::CONTENT_TYPE) {
+            <Self as FromRequest<S>>::from_request(request, state).await.map(Some)
+        } else {
+            Ok(None)
         }
     }
 }
@@ -239,8 +253,11 @@ async fn rollback(
     change(&requests, asker, Asked::Rollback(request)).await
 }
 
-async fn confirm(State(requests): State<Requests>) -> Result<Json<Confirmed>, ApiError> {
-    ask(&requests, Request::Confirm).await.map(Json)
+async fn confirm(
+    State(requests): State<Requests>,
+    ConnectInfo(Peer { uid }): Asker,
+) -> Result<Json<Confirmed>, ApiError> {
+    ask(&requests, |answer| Request::Confirm(uid, answer)).await.map(Json)
 }
 
 async fn history(State(requests): State<Requests>) -> Result<Json<HistoryReport>, ApiError> {

@@ -1,3 +1,7 @@
+//! The API's sockets and routes, with a few lines in the place of an agent.
+
+mod fuzz;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -14,7 +14,8 @@ use lb_common::abi::{self, CAPTURE_STAGES, CaptureControl, CaptureCounts, STAGE_
 use nix::time::{ClockId, clock_gettime};
 
 use super::attach::replace;
-use super::kernel::{Kernel, LoadError, chain, load_program, pinned_map, program, sizes};
+use super::kernel::{Kernel, LoadError, chain, pinned_map, sizes};
+use super::object::{load_program, program};
 use super::pins::PinDir;
 use super::region::{Access, Region};
 use crate::core::capture::{Counts, Wanted, WantedIds};

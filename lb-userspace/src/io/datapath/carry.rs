@@ -5,6 +5,7 @@
 //! copy. A packet finds the one in its flow's own bucket; the others are never touched again, by which they are known.
 //! A table that grows by a whole factor has room for all of them: each new bucket gets the entries of one old bucket.
 
+use std::io;
 use std::ops::RangeInclusive;
 
 use lb_common::abi::{FlowBucket, VipTable};
@@ -41,7 +42,7 @@ impl TableSet {
             self.backend_names.copy_from(&former.backend_names);
         }
         if new.rings != old.rings {
-            self.rings.copy_from(&former.rings);
+            self.take_rings(former)?;
         }
         self.control.copy_from(&former.control);
         if let Some(control) = self.control_mut() {
@@ -59,18 +60,35 @@ impl TableSet {
         Ok(())
     }
 
+    /// Takes over the rings in force, each in its slot.
+    fn take_rings(&mut self, former: &Self) -> Result<(), DatapathError> {
+        let failed = |cause: String| DatapathError { action: "carrying the rings over", cause };
+        for slot in former.services.records().iter().filter_map(|service| service.load().ring) {
+            let ring = former.rings.read(slot).map_err(|error| failed(error.to_string()))?;
+            let ring = ring.ok_or_else(|| failed(format!("there is none in slot {slot}")))?;
+            self.rings.write(slot, &ring).map_err(|error| failed(error.to_string()))?;
+        }
+        Ok(())
+    }
+
     /// Takes over flows and translations. May be repeated: what came to the former tables meanwhile follows, and what is
     /// younger here stays.
-    pub(super) fn carry_over(&mut self, former: &Self, now: Tick) -> Lost {
+    pub(super) fn carry_over(&mut self, former: &Self, now: Tick) -> Result<Lost, DatapathError> {
+        let failed = |error: io::Error| DatapathError {
+            action: "mapping the tables of flows and translations",
+            cause: error.to_string(),
+        };
         let mut lost = Lost::default();
-        if self.flows.records().len() != former.flows.records().len() {
-            lost.flows = carry(former.flows.records(), self.flows.records(), now);
+        if self.flows.count() != former.flows.count() {
+            let (old, new) = (former.flows.records().map_err(failed)?, self.flows.records().map_err(failed)?);
+            lost.flows = carry(old, new, now);
             self.copies = true;
         }
-        if self.translations.records().len() != former.translations.records().len() {
+        if self.translations.count() != former.translations.count() {
+            former.translations.records().and(self.translations.records()).map_err(failed)?;
             lost.translations = self.carry_translations(former);
         }
-        lost
+        Ok(lost)
     }
 }
 

@@ -7,7 +7,8 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{self, DECAP_BUCKETS, DecapControl, SourcePrefix, Verdicts, VipBucket, decap_map};
 
 use super::attach::is_busy;
-use super::kernel::{FrameRun, LoadError, chain, load_program, program, sum, wait_for_grace};
+use super::kernel::{FrameRun, LoadError, chain, sum, wait_for_grace};
+use super::object::{load_program, program};
 use super::region::{Access, Record, Region};
 use super::{Attached, DatapathError};
 

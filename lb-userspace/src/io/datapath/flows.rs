@@ -17,6 +17,6 @@ impl TableSet {
                 *owner = Some((service.as_str().to_owned(), backend.as_str().to_owned()));
             }
         }
-        report(self.flows.records(), &owners, now, question)
+        report(self.flow_buckets(), &owners, now, question)
     }
 }

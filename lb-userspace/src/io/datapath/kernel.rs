@@ -1,28 +1,28 @@
 //! The embedded object and the pin directory → the program and maps in the kernel.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues, ProgramArray};
-use aya::programs::{Program, ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
-use aya::{Ebpf, EbpfError, EbpfLoader, Pod};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::{Ebpf, EbpfError, Pod};
 use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
 use lb_common::hash;
 
 use super::fragments::KernelFragments;
 use super::fresh::{nat_ports, random_key, tick_shift};
+use super::object::{OBJECT, load_programs, pin_programs, program};
 use super::pins::{PinDir, PinError, Pinned};
-use super::region::{Access, Record, Region};
+use super::region::{Access, Large, Record, Region};
+use super::rings::Rings;
 use super::{Account, Datapath, DatapathError, TableSet};
 use crate::core::image::Capacity;
 use crate::core::stats::ProgramRuns;
-
-/// The eBPF object, aligned as the loader wants it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.bpf.o"));
 
 /// How long to wait where the kernel cannot say when packets under way are done.
 const NO_MEMBARRIER_WAIT: Duration = Duration::from_millis(50);
@@ -110,20 +110,31 @@ pub struct Kernel {
     backend_traffic: PerCpuArray<MapData, Traffic>,
     clock: SchedClassifier,
     pub(super) program: Option<Ebpf>,
+    /// What the program is loaded from.
+    pub(super) object: Cow<'static, [u8]>,
 }
 
 impl Kernel {
     /// Loads the program over the pinned maps, or over new ones of this capacity, and pins both. Says whether maps were
     /// adopted, which keep their sizes. What a former agent left of a change of sizes is brought to its end.
     pub fn load(pins: &PinDir, wanted: Capacity, log_packets: bool) -> Result<(Self, bool), LoadError> {
+        Self::load_from(Cow::Borrowed(OBJECT), pins, wanted, log_packets)
+    }
+
+    /// The same with another object than the one that is built in; it must use maps of the same names and records.
+    pub fn load_from(
+        object: Cow<'static, [u8]>,
+        pins: &PinDir,
+        wanted: Capacity,
+        log_packets: bool,
+    ) -> Result<(Self, bool), LoadError> {
         let adopted = adopted_capacity(pins)?;
         if adopted.is_none() {
             pins.remove_maps()?;
         }
-        let mut bpf = load_programs(pins, adopted.unwrap_or(wanted), log_packets)?;
+        let mut bpf = load_programs(&object, pins, adopted.unwrap_or(wanted), log_packets)?;
         pin_programs(pins, &mut bpf)?;
-        let mut kernel = Self::open(pins, Access::Write)?;
-        kernel.program = Some(bpf);
+        let mut kernel = Self { program: Some(bpf), object, ..Self::open(pins, Access::Write)? };
         match adopted {
             None => kernel.initialise()?,
             Some(_) => kernel.finish_resize(pins)?,
@@ -143,14 +154,14 @@ impl Kernel {
                 vips: region(pins, map::VIPS, access)?,
                 services: region(pins, map::SERVICES, access)?,
                 backends: region(pins, map::BACKENDS, access)?,
-                rings: region(pins, map::RINGS, access)?,
-                flows: region(pins, map::FLOWS, access)?,
+                rings: rings(pins)?,
+                flows: large(pins, map::FLOWS, access)?,
                 openings: region(pins, map::OPENINGS, access)?,
                 service_latency: region(pins, map::SERVICE_LATENCY, access)?,
                 backend_latency: region(pins, map::BACKEND_LATENCY, access)?,
                 service_names: region(pins, map::SERVICE_NAMES, access)?,
                 backend_names: region(pins, map::BACKEND_NAMES, access)?,
-                translations: region(pins, map::TRANSLATIONS, access)?,
+                translations: large(pins, map::TRANSLATIONS, access)?,
                 fragments: Box::new(fragments(pins)?),
                 known_rings: RefCell::default(),
                 fresh_hops: HashSet::new(),
@@ -161,6 +172,7 @@ impl Kernel {
             backend_traffic: counters(pins, map::BACKEND_TRAFFIC)?,
             clock,
             program: None,
+            object: Cow::Borrowed(OBJECT),
         })
     }
 
@@ -341,26 +353,6 @@ pub(super) fn adopted_capacity(pins: &PinDir) -> Result<Option<Capacity>, LoadEr
     }
 }
 
-/// Loads all programs over the maps that are pinned, or else over new ones of this capacity, which are pinned.
-pub(super) fn load_programs(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<Ebpf, LoadError> {
-    let mut bpf = load_object(pins, capacity, log_packets)?;
-    load_program::<Xdp>(&mut bpf, abi::PROGRAM, Xdp::load)?;
-    load_program::<SchedClassifier>(&mut bpf, abi::CLOCK_PROGRAM, SchedClassifier::load)?;
-    load_stages(&mut bpf)?;
-    Ok(bpf)
-}
-
-/// Pins the programs in the place of those that are pinned.
-pub(super) fn pin_programs(pins: &PinDir, bpf: &mut Ebpf) -> Result<(), LoadError> {
-    for name in abi::programs() {
-        let part = |cause: String| LoadError::Part { name, cause };
-        pins.remove(&pins.program(name))?;
-        let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
-        program.pin(pins.program(name)).map_err(|error| part(chain(&error)))?;
-    }
-    Ok(())
-}
-
 /// The sizes of the maps that have no fixed one.
 pub(super) fn sizes(capacity: Capacity) -> [(&'static str, u32); 12] {
     [
@@ -379,57 +371,6 @@ pub(super) fn sizes(capacity: Capacity) -> [(&'static str, u32); 12] {
     ]
 }
 
-fn load_object(pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<Ebpf, LoadError> {
-    let log_level: u8 = if log_packets { u8::MAX } else { 0 };
-    let mut loader = EbpfLoader::new();
-    for (name, size) in sizes(capacity) {
-        loader.map_max_entries(name, size);
-    }
-    for name in map::ALL {
-        loader.map_pin_path(name, pins.map(name));
-    }
-    loader.override_global(abi::LOG_LEVEL, &log_level, true);
-    Ok(loader.load(OBJECT)?)
-}
-
-/// A program of the object, as the type it has there.
-pub(super) fn program<'a, P>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let part = |cause: String| LoadError::Part { name, cause };
-    let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
-    program.try_into().map_err(|error: ProgramError| part(chain(&error)))
-}
-
-/// Has the kernel verify and load a program of the object.
-pub(super) fn load_program<'a, P: 'a>(
-    bpf: &'a mut Ebpf,
-    name: &'static str,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), LoadError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    Ok(load(program(bpf, name)?)?)
-}
-
-/// Loads the programs of the stages, and lets the main one go on with them. A program that is attached meanwhile goes on with
-/// them as well: of the same ABI version, they read and write the same tables.
-fn load_stages(bpf: &mut Ebpf) -> Result<(), LoadError> {
-    let failed = |error: MapError| LoadError::Part { name: map::STAGES, cause: chain(&error) };
-    let stages = bpf.take_map(map::STAGES);
-    let stages = stages.ok_or(LoadError::Part { name: map::STAGES, cause: "not in the object".into() })?;
-    let mut stages = ProgramArray::try_from(stages).map_err(failed)?;
-    for (name, stage) in abi::STAGE_PROGRAMS {
-        load_program::<Xdp>(bpf, name, Xdp::load)?;
-        let stage_program = program::<Xdp>(bpf, name)?;
-        let descriptor = stage_program.fd()?;
-        stages.set(stage as u32, descriptor, 0).map_err(failed)?;
-    }
-    Ok(())
-}
-
 fn region<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Result<Region<T>, LoadError> {
     let map = pinned_map(pins, name)?;
     Region::map(map.fd(), entries(&map, name)?, access)
@@ -439,6 +380,18 @@ fn region<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Resul
 fn entries(map: &MapData, name: &'static str) -> Result<u32, LoadError> {
     let info = map.info().map_err(|error| LoadError::Part { name, cause: chain(&error) })?;
     Ok(info.max_entries())
+}
+
+fn large<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Result<Large<T>, LoadError> {
+    let map = pinned_map(pins, name)?;
+    Large::new(map.fd(), entries(&map, name)?, access)
+        .map_err(|error| LoadError::Part { name, cause: error.to_string() })
+}
+
+fn rings(pins: &PinDir) -> Result<Rings, LoadError> {
+    let map = pinned_map(pins, map::RINGS)?;
+    let count = entries(&map, map::RINGS)?;
+    Rings::kernel(map, count).map_err(|error| LoadError::Part { name: map::RINGS, cause: chain(&error) })
 }
 
 fn fragments(pins: &PinDir) -> Result<KernelFragments, LoadError> {

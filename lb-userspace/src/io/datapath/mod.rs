@@ -11,10 +11,12 @@ mod fresh;
 mod kernel;
 mod latency;
 mod memory;
+mod object;
 mod pins;
 mod probe_path;
 mod region;
 mod resize;
+mod rings;
 mod tables;
 mod translations;
 
@@ -168,7 +170,7 @@ pub trait Datapath {
                     let _ = self.tables_mut().write_backend(*id, backend);
                 }
             }
-            Action::WriteRing { slot, ring } => self.tables_mut().write_ring(*slot, ring),
+            Action::WriteRing { slot, ring } => self.tables_mut().write_ring(*slot, ring)?,
             Action::WriteService { id, name, word, new } => {
                 if *new {
                     self.begin(Account::Service(*id))?;

@@ -17,7 +17,8 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{PROBE_MARK_MASK, PROBE_PROGRAMS, ProbeTarget, map, probe_map};
 use nix::net::if_::if_indextoname;
 
-use super::kernel::{LoadError, chain, load_program, program};
+use super::kernel::{LoadError, chain};
+use super::object::{load_program, program};
 use super::pins::PinDir;
 use super::region::{Access, Region};
 

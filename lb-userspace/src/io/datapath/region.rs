@@ -1,9 +1,10 @@
-//! Memory that holds an array of shared records: a mapped BPF array, or the heap.
+//! Memory that holds an array of shared records: a mapped BPF array, all the time or while someone looks at it, or the heap.
 
 use std::alloc::{self, Layout};
+use std::cell::OnceCell;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
 use lb_common::abi::{
@@ -115,6 +116,60 @@ impl<T: Record> Region<T> {
         // SAFETY: both hold at least `count` records, and do not overlap: each region has memory of its own. Words that a
         // program changes in `other` meanwhile are aligned, and copied in units of at least that size.
         unsafe { std::ptr::copy_nonoverlapping(other.records.as_ptr(), self.records.as_ptr(), count) };
+    }
+}
+
+/// An array of many records, which is mapped only while someone looks at them: the kernel counts every page of a mapping as the
+/// process' memory from the beginning.
+pub struct Large<T: Record> {
+    /// The BPF array; none if the records are on the heap, where they stay.
+    array: Option<(OwnedFd, Access)>,
+    count: u32,
+    records: OnceCell<Region<T>>,
+}
+
+impl<T: Record> Large<T> {
+    /// The values of a BPF array of `count` records of exactly this type.
+    pub fn new(array: impl AsFd, count: u32, access: Access) -> io::Result<Self> {
+        let array = array.as_fd().try_clone_to_owned()?;
+        Ok(Self { array: Some((array, access)), count, records: OnceCell::new() })
+    }
+
+    /// `count` zeroed records on the heap.
+    pub fn heap(count: u32) -> Self {
+        Self { array: None, count, records: OnceCell::from(Region::heap(count)) }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// The records, if they are on the heap or mapped already.
+    pub fn at_hand(&self) -> Option<&[T]> {
+        self.records.get().map(Region::records)
+    }
+
+    /// The records, if they are on the heap, to write them.
+    pub fn on_heap(&mut self) -> Option<&mut [T]> {
+        let is_heap = self.array.is_none();
+        self.records.get_mut().filter(|_| is_heap).map(Region::records_mut)
+    }
+
+    /// The records, mapped until [`Large::unmap`].
+    pub fn records(&self) -> io::Result<&[T]> {
+        if let (Some((array, access)), None) = (&self.array, self.records.get()) {
+            // Nobody else can have set it meanwhile.
+            let _ = self.records.set(Region::map(array, self.count, *access)?);
+        }
+        self.at_hand().ok_or_else(|| io::Error::other("not mapped"))
+    }
+
+    /// Gives the mapping up.
+    pub fn unmap(&mut self) {
+        if self.array.is_some() {
+            self.records = OnceCell::new();
+        }
     }
 }
 

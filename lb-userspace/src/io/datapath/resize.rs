@@ -14,9 +14,8 @@ use lb_common::abi::{Traffic, map};
 
 use super::attach::replace;
 use super::carry::Lost;
-use super::kernel::{
-    Kernel, LoadError, adopted_capacity, chain, load_programs, pin_programs, pinned_map, sizes,
-};
+use super::kernel::{Kernel, LoadError, adopted_capacity, chain, pinned_map, sizes};
+use super::object::{load_programs, pin_programs};
 use super::pins::PinDir;
 use super::region::Access;
 use super::{Account, Datapath, DatapathError};
@@ -49,6 +48,7 @@ impl Kernel {
         pin_programs(pins, &mut bpf)?;
         let mut next = Self::open(pins, Access::Write)?;
         next.program = Some(bpf);
+        next.object = std::mem::take(&mut self.object);
         next.tables.known_rings = RefCell::new(self.tables.known_rings.take());
         next.tables.copies = self.tables.copies;
         let former = std::mem::replace(self, next);
@@ -60,10 +60,10 @@ impl Kernel {
         let other = pins.other();
         other.create_maps()?;
         share(pins, &other, self.tables.capacity(), capacity)?;
-        let bpf = load_programs(&other, capacity, log_packets)?;
+        let bpf = load_programs(&self.object, &other, capacity, log_packets)?;
         let mut new = Self::open(&other, Access::Write)?;
         new.tables.take_over(&self.tables).map_err(failed)?;
-        let lost = new.tables.carry_over(&self.tables, self.now().map_err(failed)?);
+        let lost = new.tables.carry_over(&self.tables, self.now().map_err(failed)?).map_err(failed)?;
         if lost.flows > 0 {
             return Err(LoadError::FlowTableTooSmall(lost.flows));
         }
@@ -106,7 +106,7 @@ impl Kernel {
         }
         // From here on nobody writes the former maps.
         self.grace().map_err(failed)?;
-        let lost = self.tables.carry_over(&former.tables, self.now().map_err(failed)?);
+        let lost = self.tables.carry_over(&former.tables, self.now().map_err(failed)?).map_err(failed)?;
         if self.tables.capacity().backends != former.tables.capacity().backends {
             self.add_counted_since(former, &counted).map_err(failed)?;
         }

@@ -6,19 +6,20 @@ use std::sync::Arc;
 
 use lb_common::abi::{
     Backend, BackendFlags, BackendWord, Control, FlowBucket, Latency, MAX_INTERFACES, Name, OPENING_SLOTS,
-    Ring, Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket, VipBucket, VipTable, Word,
-    interface_slot,
-    mac_word,
+    Ring, Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket, VipBucket, VipTable,
+    Word, interface_slot, mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::net::{Address, Be16};
 use lb_common::slice::{Fragments, TableSlices};
 
-use super::carry;
 use super::fragments::MemoryFragments;
-use super::region::Region;
+use super::region::{Large, Region};
+use super::rings::Rings;
+use super::{DatapathError, carry};
 use crate::core::explain::Ingress;
 use crate::core::image::{Capacity, Globals, Image, LoadedBackend, LoadedService};
+use crate::core::ring::{Known, Planned};
 use crate::core::vips;
 
 /// The memory of all mapped arrays.
@@ -27,18 +28,18 @@ pub struct TableSet {
     pub(super) vips: Region<VipBucket>,
     pub(super) services: Region<Service>,
     pub(super) backends: Region<Backend>,
-    pub(super) rings: Region<Ring>,
-    pub(super) flows: Region<FlowBucket>,
+    pub(super) rings: Rings,
+    pub(super) flows: Large<FlowBucket>,
     pub(super) openings: Region<Word>,
     pub(super) service_latency: Region<Latency>,
     pub(super) backend_latency: Region<Latency>,
     pub(super) service_names: Region<Name>,
     pub(super) backend_names: Region<Name>,
-    pub(super) translations: Region<TranslationBucket>,
+    pub(super) translations: Large<TranslationBucket>,
     /// The one that is no array.
     pub(super) fragments: Box<dyn Fragments + Send>,
-    /// Copies of rings read or written before, by slot.
-    pub(super) known_rings: RefCell<BTreeMap<u16, Arc<Ring>>>,
+    /// What is known of rings read or written before, by slot.
+    pub(super) known_rings: RefCell<BTreeMap<u16, Arc<Known>>>,
     /// Backends whose next hop was replaced since the last grace period: packets may still read the one before.
     pub(super) fresh_hops: HashSet<u16>,
     /// Whether flows may have entries in buckets beside their own: see [`super::carry`].
@@ -57,14 +58,14 @@ impl TableSet {
             vips: Region::heap(capacity.vip_buckets * 2),
             services: Region::heap(capacity.services),
             backends: Region::heap(capacity.backends + 1),
-            rings: Region::heap(capacity.rings),
-            flows: Region::heap(capacity.flow_buckets),
+            rings: Rings::heap(capacity.rings),
+            flows: Large::heap(capacity.flow_buckets),
             openings: Region::heap(OPENING_SLOTS),
             service_latency: Region::heap(capacity.services + 1),
             backend_latency: Region::heap(capacity.backends + 1),
             service_names: Region::heap(capacity.services),
             backend_names: Region::heap(capacity.backends + 1),
-            translations: Region::heap(capacity.translation_buckets()),
+            translations: Large::heap(capacity.translation_buckets()),
             fragments: Box::new(MemoryFragments::default()),
             known_rings: RefCell::default(),
             fresh_hops: HashSet::new(),
@@ -72,19 +73,35 @@ impl TableSet {
         }
     }
 
-    /// The tables for the datapath's own code.
+    /// The tables for the datapath's own code. This maps all of them: see [`TableSet::unmap`].
     pub fn slices(&self) -> Option<TableSlices<'_>> {
         Some(TableSlices {
             control: self.control()?,
             vips: self.vips.records(),
             services: self.services.records(),
             backends: self.backends.records(),
-            rings: self.rings.records(),
-            flows: self.flows.records(),
+            rings: self.rings.records().ok()?,
+            flows: self.flows.records().ok()?,
             openings: self.openings.records(),
             latency: self.backend_latency.records(),
-            translations: self.translations.records(),
+            translations: self.translations.records().ok()?,
             fragments: &*self.fragments,
+        })
+    }
+
+    /// Gives up mappings that are only needed at times: of the rings and the tables of flows and translations, which are most of what
+    /// there is.
+    pub fn unmap(&mut self) {
+        self.rings.unmap();
+        self.flows.unmap();
+        self.translations.unmap();
+    }
+
+    /// The flow table, mapped until [`TableSet::unmap`]; empty if it cannot be mapped, which is told.
+    pub(super) fn flow_buckets(&self) -> &[FlowBucket] {
+        self.flows.records().unwrap_or_else(|error| {
+            log::error!("the flow table cannot be mapped: {error}");
+            &[]
         })
     }
 
@@ -104,10 +121,10 @@ impl TableSet {
         Capacity {
             services: count(self.services.records().len()),
             backends: count(self.backends.records().len()).saturating_sub(1),
-            rings: count(self.rings.records().len()),
+            rings: self.rings.count(),
             vip_buckets: count(self.vips.records().len() / 2),
-            flow_buckets: count(self.flows.records().len()),
-            translations: count(self.translations.records().len()).saturating_mul(TRANSLATIONS_A_BUCKET),
+            flow_buckets: self.flows.count(),
+            translations: self.translations.count().saturating_mul(TRANSLATIONS_A_BUCKET),
         }
     }
 
@@ -116,7 +133,7 @@ impl TableSet {
         Image { services: self.loaded_services(), ..self.names() }
     }
 
-    /// Reads back what is loaded, but for the rings: each takes a copy of 131 KB.
+    /// Reads back what is loaded, but for what is known of the rings: those that are not known are read for that.
     pub fn names(&self) -> Image {
         let vip_table =
             self.control().map(|control| VipTable::from_word(control.vip_table.load())).unwrap_or_default();
@@ -143,21 +160,25 @@ impl TableSet {
             .map(|(id, (service, name))| (id, service.load(), name))
             .filter(|(_, word, _)| word.used)
             .map(|(id, word, name)| {
-                let ring = word.ring.and_then(|slot| Some((slot, self.ring(slot)?)));
+                let ring = word.ring.and_then(|slot| Some((slot, self.known_ring(slot)?)));
                 (id, LoadedService { name: name.as_str().to_owned(), ring })
             })
             .collect()
     }
 
-    /// The ring in a slot. Only this process writes rings, so one that is known need not be read again.
-    fn ring(&self, slot: u16) -> Option<Arc<Ring>> {
-        let mut known = self.known_rings.borrow_mut();
-        if let Some(ring) = known.get(&slot) {
-            return Some(Arc::clone(ring));
+    /// The ring in a slot.
+    pub fn ring(&self, slot: u16) -> Option<Arc<Ring>> {
+        self.rings.read(slot).ok().flatten().map(Arc::from)
+    }
+
+    /// What is known of the ring in a slot. Only this process writes rings, so one that is known need not be read again.
+    fn known_ring(&self, slot: u16) -> Option<Arc<Known>> {
+        if let Some(known) = self.known_rings.borrow().get(&slot) {
+            return Some(Arc::clone(known));
         }
-        let ring = Arc::new(*self.rings.records().get(usize::from(slot))?);
-        known.insert(slot, Arc::clone(&ring));
-        Some(ring)
+        let known = Arc::new(Known::of(&*self.ring(slot)?, None));
+        self.known_rings.borrow_mut().insert(slot, Arc::clone(&known));
+        Some(known)
     }
 
     fn loaded_backends(&self) -> BTreeMap<u16, LoadedBackend> {
@@ -236,11 +257,14 @@ impl TableSet {
         }
     }
 
-    pub(super) fn write_ring(&mut self, slot: u16, ring: &Arc<Ring>) {
-        if let Some(record) = self.rings.records_mut().get_mut(usize::from(slot)) {
-            *record = **ring;
-            self.known_rings.borrow_mut().insert(slot, Arc::clone(ring));
-        }
+    pub(super) fn write_ring(&mut self, slot: u16, planned: &Planned) -> Result<(), DatapathError> {
+        let failed = |cause: String| DatapathError { action: "writing a ring", cause };
+        let ring = planned.ring().ok_or_else(|| failed("it has no backends".to_owned()))?;
+        self.known_rings.get_mut().remove(&slot);
+        self.rings.write(slot, &ring).map_err(|error| failed(error.to_string()))?;
+        let known = Known::of(&ring, Some(Arc::clone(planned.recipe())));
+        self.known_rings.get_mut().insert(slot, Arc::new(known));
+        Ok(())
     }
 
     pub(super) fn write_service(&mut self, id: u32, name: &str, word: ServiceWord) {
@@ -363,12 +387,12 @@ impl TableSet {
             entry.is_expired(now) || entry.age(now) > UDP_IDLE_TICKS && udp.contains(&entry.backend())
         });
         if self.copies {
-            carry::remove_copies(self.flows.records(), now);
+            carry::remove_copies(self.flow_buckets(), now);
         }
     }
 
     fn sweep(&self, goes: impl Fn(Entry) -> bool) {
-        for way in self.flows.records().iter().flat_map(|bucket| &bucket.ways) {
+        for way in self.flow_buckets().iter().flat_map(|bucket| &bucket.ways) {
             let word = way.load();
             if Entry::from_word(word).is_some_and(&goes) {
                 // If a packet changed the entry meanwhile, it is not idle.
@@ -384,7 +408,7 @@ impl TableSet {
         let live = |entry: &Entry| {
             entry.state() == State::Established && !entry.is_expired(now) && !entry.is_client()
         };
-        for entry in carry::flows(self.flows.records()).filter(live) {
+        for entry in carry::flows(self.flow_buckets()).filter(live) {
             if let Some(count) = counts.get_mut(usize::from(entry.backend())) {
                 *count += 1;
             }
@@ -394,7 +418,7 @@ impl TableSet {
 
     /// Entries of the flow table that are taken.
     pub fn flow_entries(&self) -> u64 {
-        let words = self.flows.records().iter().flat_map(|bucket| &bucket.ways);
+        let words = self.flow_buckets().iter().flat_map(|bucket| &bucket.ways);
         words.filter(|way| Entry::from_word(way.load()).is_some()).count() as u64
     }
 }

@@ -22,9 +22,12 @@ const CLAIMED_TICKS: u32 = 60;
 const LEAST_TICKS: u32 = 60;
 
 impl TableSet {
-    /// The table of translations; `None` only where there is no `control`.
+    /// The table of translations, mapped until [`TableSet::unmap`]; `None` if it cannot be mapped, which is told.
     fn translation_table(&self) -> Option<Translations<'_, [TranslationBucket]>> {
-        Some(Translations::new(self.translations.records(), self.control()?))
+        let buckets = self.translations.records();
+        let told =
+            buckets.inspect_err(|error| log::error!("the table of translations cannot be mapped: {error}"));
+        Some(Translations::new(told.ok()?, self.control()?))
     }
 
     /// Entries that are whole.

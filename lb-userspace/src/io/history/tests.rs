@@ -37,6 +37,20 @@ fn revisions(history: &History) -> Vec<u64> {
 }
 
 #[test]
+fn who_confirmed_a_change_is_kept_with_it() {
+    let state = State::new();
+    let mut history = state.open();
+    history.confirm(None).unwrap();
+    history.push(entry(1), "one").unwrap();
+    history.push(entry(2), "two").unwrap();
+    history.confirm(Some(7)).unwrap();
+    let again = state.open();
+    let confirmed: Vec<_> = again.entries().map(|entry| entry.confirmed.map(|by| by.uid)).collect();
+    assert_eq!((confirmed, again.text(2).unwrap()), (vec![None, Some(Some(7))], Some("two".into())));
+    assert_eq!(revisions(&again), [1, 2]);
+}
+
+#[test]
 fn what_is_kept_is_found_again() {
     let state = State::new();
     let mut history = state.open();

@@ -193,11 +193,22 @@ impl Check {
     /// Probes `target` once; the whole of it takes at most the timeout, and as long again to find out why the forwarding
     /// path is silent. [`Probe::None`] always succeeds.
     pub async fn probe(&self, target: &Target) -> Result<(), ProbeError> {
+        let deadline = Instant::now() + self.health.timeout;
+        match &target.path {
+            None => self.ask(target.address, target.address, None, deadline).await,
+            // On the heap: a task is as large as the largest thing it may do, and there are as many as backends.
+            Some(path) => Box::pin(self.probe_through(path, target, deadline)).await,
+        }
+    }
+
+    /// Probes through the forwarding path.
+    async fn probe_through(
+        &self,
+        path: &ForwardingPath,
+        target: &Target,
+        deadline: Instant,
+    ) -> Result<(), ProbeError> {
         let limit = self.health.timeout;
-        let deadline = Instant::now() + limit;
-        let Some(path) = &target.path else {
-            return self.ask(target.address, target.address, None, deadline).await;
-        };
         for &(vip, index) in &path.vips {
             while !path.counts.is_ready(index) {
                 if Instant::now() >= deadline {
@@ -238,7 +249,8 @@ impl Check {
         };
         let request = http::request(named, path, host, if self.tls.is_some() { 443 } else { 80 })?;
         let stream = connect(address, mark, deadline, limit).await?;
-        let exchange = async {
+        // On the heap, as above.
+        let exchange = Box::pin(async {
             let expected = http::Expected { statuses: expect, body };
             match &self.tls {
                 None => http::ask(stream, request, expected).await,
@@ -248,7 +260,7 @@ impl Check {
                     http::ask(stream, request, expected).await
                 }
             }
-        };
+        });
         timeout_at(deadline, exchange).await.map_err(|_| ProbeError::AnswerTimeout(limit))?
     }
 }

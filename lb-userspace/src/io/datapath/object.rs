@@ -1,0 +1,94 @@
+//! An eBPF object and the pin directory → programs in the kernel, over the maps that are pinned or over new ones.
+
+use aya::maps::{MapError, ProgramArray};
+use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use lb_common::abi::{self, map};
+
+use super::kernel::{LoadError, chain, sizes};
+use super::pins::PinDir;
+use crate::core::image::Capacity;
+
+/// The eBPF object, aligned as the loader wants it.
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.bpf.o"));
+
+/// Loads all programs over the maps that are pinned, or else over new ones of this capacity, which are pinned.
+pub(super) fn load_programs(
+    object: &[u8],
+    pins: &PinDir,
+    capacity: Capacity,
+    log_packets: bool,
+) -> Result<Ebpf, LoadError> {
+    let mut bpf = load_object(object, pins, capacity, log_packets)?;
+    load_program::<Xdp>(&mut bpf, abi::PROGRAM, Xdp::load)?;
+    load_program::<SchedClassifier>(&mut bpf, abi::CLOCK_PROGRAM, SchedClassifier::load)?;
+    load_stages(&mut bpf)?;
+    Ok(bpf)
+}
+
+/// Pins the programs in the place of those that are pinned.
+pub(super) fn pin_programs(pins: &PinDir, bpf: &mut Ebpf) -> Result<(), LoadError> {
+    for name in abi::programs() {
+        let part = |cause: String| LoadError::Part { name, cause };
+        pins.remove(&pins.program(name))?;
+        let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
+        program.pin(pins.program(name)).map_err(|error| part(chain(&error)))?;
+    }
+    Ok(())
+}
+
+fn load_object(
+    object: &[u8],
+    pins: &PinDir,
+    capacity: Capacity,
+    log_packets: bool,
+) -> Result<Ebpf, LoadError> {
+    let log_level: u8 = if log_packets { u8::MAX } else { 0 };
+    let mut loader = EbpfLoader::new();
+    for (name, size) in sizes(capacity) {
+        loader.map_max_entries(name, size);
+    }
+    for name in map::ALL {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.override_global(abi::LOG_LEVEL, &log_level, true);
+    Ok(loader.load(object)?)
+}
+
+/// A program of the object, as the type it has there.
+pub(super) fn program<'a, P>(bpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    let part = |cause: String| LoadError::Part { name, cause };
+    let program = bpf.program_mut(name).ok_or_else(|| part("not in the object".into()))?;
+    program.try_into().map_err(|error: ProgramError| part(chain(&error)))
+}
+
+/// Has the kernel verify and load a program of the object.
+pub(super) fn load_program<'a, P: 'a>(
+    bpf: &'a mut Ebpf,
+    name: &'static str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), LoadError>
+where
+    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    Ok(load(program(bpf, name)?)?)
+}
+
+/// Loads the programs of the stages, and lets the main one go on with them. A program that is attached meanwhile goes on with
+/// them as well: of the same ABI version, they read and write the same tables.
+fn load_stages(bpf: &mut Ebpf) -> Result<(), LoadError> {
+    let failed = |error: MapError| LoadError::Part { name: map::STAGES, cause: chain(&error) };
+    let stages = bpf.take_map(map::STAGES);
+    let stages = stages.ok_or(LoadError::Part { name: map::STAGES, cause: "not in the object".into() })?;
+    let mut stages = ProgramArray::try_from(stages).map_err(failed)?;
+    for (name, stage) in abi::STAGE_PROGRAMS {
+        load_program::<Xdp>(bpf, name, Xdp::load)?;
+        let stage_program = program::<Xdp>(bpf, name)?;
+        let descriptor = stage_program.fd()?;
+        stages.set(stage as u32, descriptor, 0).map_err(failed)?;
+    }
+    Ok(())
+}
