@@ -12,6 +12,12 @@ use lb_common::datapath::{Header, Packet};
 pub struct XdpPacket<'a>(pub &'a XdpContext);
 
 impl XdpPacket<'_> {
+    /// Bytes of the frame that are in its first page.
+    #[inline(always)]
+    pub fn first_page(&self) -> u32 {
+        (self.0.data_end() - self.0.data()) as u32
+    }
+
     /// Bytes of the frame, fragments included.
     #[inline(always)]
     pub fn length(&self) -> u32 {

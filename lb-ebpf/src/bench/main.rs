@@ -45,7 +45,7 @@ pub fn again(context: XdpContext) -> u32 {
 /// words that were written just before.
 #[inline(always)]
 fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
-    let length = (packet.0.data_end() - packet.0.data()) as u32;
+    let length = packet.first_page();
     if settings.length == 0 {
         settings.length = length;
     }
