@@ -92,7 +92,10 @@ impl Reporter {
                 self.status(at, service, from.as_deref().map(Status::from_name), Status::from_name(to));
             }
             Event::Health { service, backend, to, reason, .. } => {
-                if let Some(service) = self.services.get_mut(service) {
+                // The first agent tells of a backend before its first configuration is in the history.
+                let known = self.services.entry(service.clone());
+                let service = known.or_insert_with(|| Service::new(self.window, at, Status::Unknown));
+                if service.exists() {
                     match to.as_str() {
                         "unhealthy" => service.backend_out(at, backend, reason.as_deref()),
                         "healthy" => service.backend_back(at, backend),

@@ -234,6 +234,20 @@ fn services_count_from_when_they_are_known_until_they_are_gone() {
 }
 
 #[test]
+fn a_backend_that_is_out_from_the_very_beginning_is_told() {
+    let report = Story { revisions: vec![revision(1, 2, &WEB)], ..Story::default() }.report(&[
+        (0, health("web1", "unhealthy")),
+        (0, status("web", None, "degraded")),
+        (3, ready()),
+        (10, health("web1", "healthy")),
+        (10, status("web", Some("degraded"), "healthy")),
+    ]);
+    let web = service(&report, "web");
+    assert_eq!((web.failovers.count, web.failovers.seconds), (1, 10.0));
+    assert_eq!(seconds(web), [990.0, 7.0, 0.0, 0.0, 3.0]);
+}
+
+#[test]
 fn lists_are_bounded_and_say_how_many_there_were() {
     let mut events = vec![(0, ready())];
     for second in 0..1_500 {
