@@ -300,10 +300,9 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
     #[inline(always)]
     pub fn insert(&self, key: &TupleKey, translation: &Translation, state: TranslationState) -> Inserted {
         let place = self.place(key);
-        let key = key.words();
         let mut tries = 0;
         while tries < TRIES {
-            let Some(location) = self.vacancy(&place, &key) else { return Inserted::Exists };
+            let Some(location) = self.vacancy(&place, key) else { return Inserted::Exists };
             let Some((index, way)) = location else { return Inserted::Full };
             let Some(bucket) = self.buckets.translation_bucket(index) else { return Inserted::Full };
             let free = bucket.look(way);
@@ -314,7 +313,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
                     bucket,
                     Location::new(index, way, claimed),
                     claimed,
-                    &key,
+                    key,
                     translation,
                 );
             }
@@ -327,7 +326,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
     /// A free place for a key, if there is one, as bucket and way; `None` if the key is there, or may be in an instant.
     #[inline(always)]
     #[allow(clippy::option_option, reason = "three outcomes, each of which ends the insertion elsewhere")]
-    fn vacancy(&self, place: &Place, key: &[u64; KEY_WORDS]) -> Option<Option<(u32, usize)>> {
+    fn vacancy(&self, place: &Place, key: &TupleKey) -> Option<Option<(u32, usize)>> {
         let [first, second] = place.buckets;
         let in_first = self.survey(first, place, key, None)?;
         let in_second = self.survey(second, place, key, None)?;
@@ -343,20 +342,14 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
 
     /// The free ways of a bucket, a bit each; `None` if the key is there, or may be in an instant, other than at `own`.
     #[inline(always)]
-    fn survey(
-        &self,
-        index: u32,
-        place: &Place,
-        key: &[u64; KEY_WORDS],
-        own: Option<Location>,
-    ) -> Option<u64> {
+    fn survey(&self, index: u32, place: &Place, key: &TupleKey, own: Option<Location>) -> Option<u64> {
         let bucket = self.buckets.translation_bucket(index)?;
         let (mut free, mut way) = (0, 1);
         while way <= TRANSLATION_WAYS {
             let tag = bucket.look(way);
             if tag.has(place.signature)
                 && Some(Location::new(index, way, tag)) != own
-                && (!tag.is_valid() || bucket.line(way).is(key))
+                && (!tag.is_valid() || bucket.line(way).is(&key.words()))
             {
                 return None;
             }
@@ -375,7 +368,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         bucket: &TranslationBucket,
         location: Location,
         claimed: Tag,
-        key: &[u64; KEY_WORDS],
+        key: &TupleKey,
         translation: &Translation,
     ) -> Inserted {
         let [first, second] = place.buckets;
@@ -387,7 +380,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
             tag.replace(claimed.0, claimed.freed().0);
             return Inserted::Exists;
         }
-        bucket.line(location.way()).write(key, &translation.words());
+        bucket.line(location.way()).write(&key.words(), &translation.words());
         // Else the agent took this for a claim that nobody follows up.
         if tag.replace(claimed.0, claimed.whole().0) { Inserted::Done } else { Inserted::Exists }
     }
