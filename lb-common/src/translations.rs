@@ -12,8 +12,8 @@
 use core::fmt;
 
 use crate::abi::{
-    Control, ReturnPath, TRANSLATION_WAYS, TRANSLATION_WORDS, Translation, TranslationBucket, TranslationLine,
-    TranslationState, TupleKey, Word,
+    Control, ReturnPath, TRANSLATION_WAYS, TRANSLATION_WORDS, Translation, TranslationBucket,
+    TranslationLine, TranslationState, TupleKey, Word,
 };
 use crate::hash::{self, Key};
 
@@ -455,7 +455,14 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
             let free = bucket.look(way);
             let claimed = free.claimed(place.signature, state);
             if free.is_empty() && bucket.tag(way).replace(free.0, claimed.0) {
-                return self.fill(&place, bucket, Location::new(index, way, claimed), claimed, &key, translation);
+                return self.fill(
+                    &place,
+                    bucket,
+                    Location::new(index, way, claimed),
+                    claimed,
+                    &key,
+                    translation,
+                );
             }
             tries += 1;
         }
@@ -538,7 +545,8 @@ impl<'a> Translations<'a, [TranslationBucket]> {
         let buckets = (0..).zip(self.buckets);
         buckets.flat_map(|(index, bucket)| {
             let tags = (1..=TRANSLATION_WAYS).map(|way| (way, bucket.look(way)));
-            tags.filter(|(_, tag)| !tag.is_empty()).map(move |(way, tag)| (Location::new(index, way, tag), tag))
+            tags.filter(|(_, tag)| !tag.is_empty())
+                .map(move |(way, tag)| (Location::new(index, way, tag), tag))
         })
     }
 }

@@ -44,7 +44,11 @@ fn sized(lab: &Lab, flows: u32, connections: u32, services: u8) -> String {
 /// A service whose customers are translated.
 fn translated(lab: &Lab) -> String {
     let backend = |web: &Host| {
-        format!("[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\nport = 80\n", web.name(), web.address())
+        format!(
+            "[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\nport = 80\n",
+            web.name(),
+            web.address()
+        )
     };
     let head = format!(
         "\n[[service]]\nname = \"translated\"\nvips = [\"{}\"]\nforwarding = \"nat\"\nhealth = {{ type = \"none\" }}\n",

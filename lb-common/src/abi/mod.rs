@@ -18,11 +18,11 @@ pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop, PathM
 pub use control::{Control, Interface, MAC_MASK, NatPorts, Settings, VipTable, interface_slot, mac_word};
 pub use counters::{Traffic, Verdicts};
 pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
+pub(crate) use exact::TRANSLATION_WORDS;
 pub use exact::{
     FragmentRoute, MIN_TRANSLATION_BUCKETS, ReturnPath, TRANSLATION_WAYS, TRANSLATIONS_A_BUCKET, Translation,
     TranslationBucket, TranslationLine, TranslationState, TupleKey,
 };
-pub(crate) use exact::TRANSLATION_WORDS;
 pub use probe::{PROBE_MARK, PROBE_MARK_MASK, ProbeTarget, probe_map};
 pub use service::{Ring, Service, ServiceWord};
 pub use vips::{SNAT_MARK, VipBucket, VipFlags, VipSlot, vip_key};

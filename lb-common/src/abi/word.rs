@@ -2,9 +2,9 @@
 
 use core::sync::atomic::AtomicU64;
 #[cfg(not(target_arch = "bpf"))]
-use core::sync::atomic::fence;
-#[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+#[cfg(not(target_arch = "bpf"))]
+use core::sync::atomic::fence;
 #[cfg(target_arch = "bpf")]
 use core::sync::atomic::{Ordering::Acquire, compiler_fence};
 

@@ -189,10 +189,7 @@ impl Agent {
                 entries: tables.flow_entries(),
                 ..FlowTable::default()
             },
-            nat: NatTable {
-                size: image.capacity.translations.into(),
-                entries: tables.translation_count(),
-            },
+            nat: NatTable { size: image.capacity.translations.into(), entries: tables.translation_count() },
             image,
         })
     }

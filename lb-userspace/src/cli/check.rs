@@ -115,7 +115,11 @@ mod tests {
         let (text, finding) = checked("gue");
         assert_eq!(text, "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB");
         assert_eq!((finding.flow_table_size, finding.flow_table_bytes), (4_096, 32_768));
-        assert_eq!((finding.nat_table_size, finding.nat_table_bytes), (2_048, 2_048), "nothing is translated");
+        assert_eq!(
+            (finding.nat_table_size, finding.nat_table_bytes),
+            (2_048, 2_048),
+            "nothing is translated"
+        );
         let (text, finding) = checked("nat");
         assert_eq!(
             text,

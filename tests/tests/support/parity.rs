@@ -288,7 +288,10 @@ fn changed(datapath: &impl Datapath, fragments: &BTreeSet<TupleKey>) -> Changed 
     let fragment = |key: &TupleKey| Some((*key, route_words(&slices.fragments.fragment(key)?)));
     Changed {
         flows: ways.map(Word::load).collect(),
-        translations: tables.translations().map(|(key, translation, state)| (key, (translation, state))).collect(),
+        translations: tables
+            .translations()
+            .map(|(key, translation, state)| (key, (translation, state)))
+            .collect(),
         fragments: fragments.iter().filter_map(fragment).collect(),
         backends: slices.backends.iter().map(|backend| (backend.word.load(), backend.path.load())).collect(),
         icmp_budget: slices.control.icmp_budget.load(),
