@@ -22,7 +22,7 @@ fn key(number: u32) -> TupleKey {
         source: Address::v4((0x0a00_0000 + number).to_be_bytes()),
         destination: Address::v4([203, 0, 113, 10]),
         ports: Ports::from_word(40_000 << 16 | 443),
-        protocol: if number % 3 == 0 { Protocol::UDP } else { Protocol::TCP },
+        protocol: if number.is_multiple_of(3) { Protocol::UDP } else { Protocol::TCP },
     })
 }
 
