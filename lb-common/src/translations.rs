@@ -11,13 +11,13 @@
 
 mod tag;
 
+pub use tag::{Location, Note, Tag};
+
 use crate::abi::{
     Control, ReturnPath, TRANSLATION_WAYS, TRANSLATION_WORDS, Translation, TranslationBucket,
     TranslationLine, TranslationState, TupleKey, Word,
 };
 use crate::hash::{self, Key};
-
-pub use tag::{Location, Note, Tag};
 
 /// Words of a key.
 const KEY_WORDS: usize = 5;
@@ -233,7 +233,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         let next = if first.wrapping_add(1) < self.count { first.wrapping_add(1) } else { 0 };
         Place {
             buckets: [first, if second == first { next } else { second }],
-            way: 1 + (((hash >> 18 & 0x3fff) as usize * TRANSLATION_WAYS) >> 14),
+            way: self.buckets.hide(1 + (((hash >> 18 & 0x3fff) * TRANSLATION_WAYS as u64) >> 14)) as usize,
             signature: hash << Tag::SIGNATURE_SHIFT,
         }
     }

@@ -1,4 +1,4 @@
-//! What a translation's entry is known by: a word that says its state, its generation and its key's signature, and the names made of that.
+//! A word of the table of translations ⇄ what it says of an entry: its state, and which entry it is.
 
 use core::fmt;
 

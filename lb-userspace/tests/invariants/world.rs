@@ -4,11 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use lb_common::abi::{Forwarding, HEADROOM, NextHop};
+use lb_common::abi::{
+    Forwarding, HEADROOM, NextHop, TRANSLATION_WAYS, Translation, TranslationState, TupleKey,
+};
 use lb_common::datapath::{self, Action, Outcome, Step};
 use lb_common::flow::Tick;
 use lb_common::net::{Address, Protocol};
 use lb_common::slice::{SlicePacket, SliceTables};
+use lb_common::translations::Translations;
 use lb_userspace::core::image::{Capacity, Globals, Image, VipKey, Wanted, WantedBackend, WantedService};
 use lb_userspace::core::plan::{RingCache, plan};
 use lb_userspace::io::datapath::{Datapath, Memory};
@@ -165,12 +168,30 @@ impl World {
 
     /// Any world.
     pub fn any(bytes: &mut Bytes<'_>) -> Self {
-        let translations = bytes.pick(&[64, 64, 2, 0]);
+        let room = bytes.pick(&[64, 64, 2, 0]);
         let reply_oversized = bytes.bool();
         let snat =
             if bytes.bool() { [vec![own(true).into()], vec![own(false).into()]] } else { Default::default() };
         let services = (0..SERVICES).map(|number| any_service(bytes, number)).collect();
-        Self::of(services, translations, Globals { reply_oversized, snat, ..Globals::default() })
+        let world = Self::of(services, room, Globals { reply_oversized, snat, ..Globals::default() });
+        if room < 64 {
+            world.crowd(room as usize);
+        }
+        world
+    }
+
+    /// Fills the table of translations with others', but for so many places.
+    fn crowd(&self, room: usize) {
+        let slices = self.memory.tables().slices().expect("whole");
+        let table = Translations::new(slices.translations, slices.control);
+        let state = TranslationState::from_word(self.memory.now.0.into());
+        let places = slices.translations.len() * TRANSLATION_WAYS - room;
+        let mut number = 0;
+        while table.tags().count() < places {
+            number += 1;
+            let key = TupleKey { ports: number, ..TupleKey::default() };
+            table.insert(&key, &Translation::default(), state);
+        }
     }
 
     /// Brings the tables to what is wanted.
