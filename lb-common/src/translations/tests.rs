@@ -220,16 +220,16 @@ proptest! {
 fn of_two_who_claimed_a_place_for_the_same_key_one_gives_way() {
     let (memory, control) = (buckets(2), control(2));
     let table = Table::new(&memory, &control);
-    let (table, place, words) = (&table, &table.place(&key(1)), &key(1).words());
+    let (table, place, key_1) = (&table, &table.place(&key(1)), &key(1));
     let claim = |way| {
         let bucket = table.buckets.translation_bucket(place.buckets[0]).unwrap();
         let claimed = bucket.look(way).claimed(place.signature, state(5));
         assert!(bucket.tag(way).replace(bucket.tag(way).load(), claimed.0));
         let location = Location::new(place.buckets[0], way, claimed);
-        move |number| table.fill(place, bucket, location, claimed, words, &translation(number))
+        move |number| table.fill(place, bucket, location, claimed, key_1, &translation(number))
     };
     let (first, second) = (claim(1), claim(6));
-    assert_eq!(table.vacancy(place, words), None, "a third keeps out");
+    assert_eq!(table.vacancy(place, key_1), None, "a third keeps out");
     assert_eq!(first(1), Inserted::Exists);
     assert_eq!(second(2), Inserted::Done);
     assert_eq!(found(table, &key(1)).unwrap().0, translation(2));
