@@ -140,8 +140,9 @@ fn captured(lab: &Lab) -> ProgramCost {
     ]);
     let log = lab.directory().join("capture.log");
     let mut capture = Daemon::spawn(command, "sluice capture", &log).expect("sluice capture");
-    wait_until("it captures", TIMEOUT, || capture.log().contains("capturing on"))
-        .unwrap_or_else(|error| panic!("{error}: {}", capture.log()));
+    // It says that it captures, or why it does not.
+    wait_until("sluice capture says something", TIMEOUT, || !capture.log().is_empty()).expect("a word");
+    assert!(capture.log().contains("capturing on"), "{}", capture.log());
     let cost = ProgramCost::attached(lab.edge(), "eth0").expect("a program");
     lab.transfer(MODES[0].vip()).expect("a transfer");
     assert!(capture.wait(TIMEOUT).expect("it ends").success(), "{}", capture.log());
