@@ -112,8 +112,15 @@ extern "C" fn victim(index: u64, now: u64) -> u64 {
 /// See [`datapath::attempt`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn attempt(sequence: u64, late: u64) -> u64 {
-    datapath::attempt(&Maps, sequence, late != 0).into()
+extern "C" fn attempt(sequence: u64) -> u64 {
+    datapath::attempt(&Maps, sequence).into()
+}
+
+/// See [`datapath::clear_ended`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn clear_ended() -> u64 {
+    datapath::clear_ended(&Maps).is_some().into()
 }
 
 /// See [`datapath::locate`]; the arguments are [`TupleKey::words`].
@@ -235,8 +242,13 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn attempt(&self, sequence: u64, late: bool) -> bool {
-        attempt(sequence, late.into()) != 0
+    fn attempt(&self, sequence: u64) -> bool {
+        attempt(sequence) != 0
+    }
+
+    #[inline(always)]
+    fn clear_ended(&self) {
+        clear_ended();
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@ mod tables;
 
 pub(crate) use ethernet::ethernet;
 pub use exit::{Exit, Stage};
-pub use nat::{Scratch, Work, add, attempt, locate};
+pub use nat::{Scratch, Work, add, attempt, clear_ended, locate};
 pub(crate) use parse::is_extension;
 pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
 pub use probe::{OwnPacket, ProbeAction, ProbeTables, Side, probe_in, probe_out};

@@ -8,7 +8,7 @@ use network_types::ip::Ipv4Hdr;
 use network_types::tcp::TcpHdr;
 
 use super::Outcome;
-use super::nat::{Scratch, add, attempt, locate};
+use super::nat::{Scratch, add, attempt, clear_ended, locate};
 use super::parse::{Extensions, extensions};
 use super::signals::{self, Instant};
 use crate::abi::{
@@ -128,11 +128,19 @@ pub trait Tables: Buckets {
     /// Chooses a port for a new translated flow: [`attempt`], which takes the scratch room. The kernel's implementation does it in a
     /// function by itself.
     #[inline(always)]
-    fn attempt(&self, sequence: u64, late: bool) -> bool
+    fn attempt(&self, sequence: u64) -> bool
     where
         Self: Sized,
     {
-        attempt(self, sequence, late)
+        attempt(self, sequence)
+    }
+    /// Lets the flow that has the last port tried make way, if its connection has ended: [`clear_ended`], a function by itself as well.
+    #[inline(always)]
+    fn clear_ended(&self)
+    where
+        Self: Sized,
+    {
+        clear_ended(self);
     }
     /// Room to translate a packet in; whatever lies there. `None` while it is in use.
     fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>>;

@@ -8,8 +8,8 @@ mod new;
 mod state;
 
 pub(super) use error::steer_error;
-pub use new::attempt;
 pub(super) use new::translate_new;
+pub use new::{attempt, clear_ended};
 pub use state::{Scratch, Work, add, locate};
 
 use network_types::eth::EthHdr;

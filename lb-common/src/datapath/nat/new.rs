@@ -73,7 +73,10 @@ fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
     let mut attempt = 0;
     while attempt < PORT_ATTEMPTS {
         sequence = hash::step(sequence);
-        if !tables.attempt(sequence, attempt > PORT_ATTEMPTS / 2) {
+        if attempt > PORT_ATTEMPTS / 2 {
+            tables.clear_ended();
+        }
+        if !tables.attempt(sequence) {
             return Err(Verdict::DropNatSource.into());
         }
         match tables.add_translation() {
@@ -87,16 +90,12 @@ fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
 }
 
 /// Puts the key of the answers' translation, with the address and port that follow from a number, into the scratch room's [`Work`],
-/// where all else that it needs is; says whether there is an address to send from. `late` lets the flow that had the former port
-/// make way, if its connection has ended.
+/// where all else that it needs is; says whether there is an address to send from.
 #[inline(always)]
-pub fn attempt<T: Tables>(tables: &T, sequence: u64, late: bool) -> bool {
+pub fn attempt<T: Tables>(tables: &T, sequence: u64) -> bool {
     let Some(control) = tables.control() else { return false };
     let Some(mut scratch) = tables.scratch() else { return false };
     let work = &mut scratch.work;
-    if late {
-        clear_ended(tables, control, &work.key);
-    }
     let protocol = Protocol(work.key.protocol as u8);
     let leaves = &mut work.found.leaves;
     if let Some(source) = configured_source(control, leaves.destination.is_v4(), sequence) {
@@ -136,23 +135,29 @@ fn add_forward<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Resul
     Err(verdict.into())
 }
 
-/// Removes the answers' translation under the key, and the other direction's, if both sides have ended the connection.
+/// Removes the answers' translation under the key in [`Work`], and the other direction's, if both sides have ended the connection; says
+/// whether. On BPF the stack is short: what can be found again is not kept.
 #[inline(always)]
-fn clear_ended<T: Tables>(tables: &T, control: &Control, key: &TupleKey) {
-    let now = tables.now(control);
-    let Some(answers) = entry_of(tables, control, key) else { return };
-    let Some((translation, tag)) = answers.read() else { return };
-    if !has_ended(tag, now) {
-        return;
-    }
-    let reverse = translation.reverse_key(Protocol(key.protocol as u8));
-    if let Some(forward) = entry_of(tables, control, &reverse)
+pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
+    let mut scratch = tables.scratch()?;
+    let work = &mut scratch.work;
+    let tag = {
+        let control = tables.control()?;
+        let (translation, tag) = entry_of(tables, control, &work.key)?.read()?;
+        if !has_ended(tag, tables.now(control)) {
+            return None;
+        }
+        work.reverse = translation.reverse_key(Protocol(work.key.protocol as u8));
+        tag
+    };
+    if let Some(forward) = entry_of(tables, tables.control()?, &work.reverse)
         && let Some(tag) = forward.tag()
-        && !(has_ended(tag, now) && forward.remove(tag))
+        && !(has_ended(tag, tables.now(tables.control()?)) && forward.remove(tag))
     {
-        return;
+        return None;
     }
-    answers.remove(tag);
+    entry_of(tables, tables.control()?, &work.key)?.remove(tag);
+    Some(())
 }
 
 /// Whether this side has ended the connection, and no packet came since.

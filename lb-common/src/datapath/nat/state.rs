@@ -22,6 +22,8 @@ pub struct Scratch {
 pub struct Work {
     pub(in crate::datapath) parsed: Settled,
     pub(in crate::datapath) key: TupleKey,
+    /// The key of the other direction.
+    pub(super) reverse: TupleKey,
     pub(in crate::datapath) route: FragmentRoute,
     pub(super) translation: Translation,
     /// What [`Work::translation`] begins with, as a word.
