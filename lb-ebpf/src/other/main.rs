@@ -10,6 +10,8 @@ mod maps;
 mod stages;
 #[path = "../steered.rs"]
 mod steered;
+#[path = "../tap.rs"]
+mod tap;
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::{classifier, xdp};
