@@ -148,16 +148,19 @@ fn services(services: &[ServiceReport]) -> String {
         "longest",
     ];
     let mut columns = Columns::with_header(&header);
-    for service in services {
-        let seconds = &service.seconds;
-        let times = [seconds.healthy, seconds.degraded, seconds.failing_open, seconds.down, seconds.unknown];
-        let mut cells = vec![service.name.clone(), share(service.availability)];
-        cells.extend(times.map(some_length));
-        cells.extend(counted(&service.outages));
-        cells.extend(counted(&service.failovers));
-        columns.line(cells);
-    }
+    services.iter().for_each(|service| columns.line(summed_up(service)));
     columns.render("")
+}
+
+/// A service in a line: its availability, the time in each status, how many outages and failovers, and the longest.
+fn summed_up(service: &ServiceReport) -> Vec<String> {
+    let seconds = &service.seconds;
+    let times = [seconds.healthy, seconds.degraded, seconds.failing_open, seconds.down, seconds.unknown];
+    let mut cells = vec![service.name.clone(), share(service.availability)];
+    cells.extend(times.map(some_length));
+    cells.extend(counted(&service.outages));
+    cells.extend(counted(&service.failovers));
+    cells
 }
 
 fn counted<T>(spans: &Spans<T>) -> [String; 2] {
@@ -173,8 +176,7 @@ fn list<T>(
 ) -> Option<String> {
     let mut lines: Vec<Vec<String>> = Vec::new();
     for service in services {
-        let named = |item| [vec![service.name.clone()], cells(item).to_vec()].concat();
-        lines.extend(of(service).last.iter().map(named));
+        lines.extend(of(service).last.iter().map(|item| named(service, cells(item))));
     }
     let count: u64 = services.iter().map(|service| of(service).count).sum();
     if count == 0 {
@@ -187,6 +189,11 @@ fn list<T>(
     lines.iter().rev().take(LINES).rev().for_each(|line| columns.line(line.clone()));
     let more = if left_out > 0 { format!(" (the last {LINES} of {count})") } else { String::new() };
     Some(format!("\n{title}{more}\n{}", columns.render("  ")))
+}
+
+/// A line of a list: the service, and the cells of what it had.
+fn named(service: &ServiceReport, cells: [String; 4]) -> Vec<String> {
+    [vec![service.name.clone()], cells.to_vec()].concat()
 }
 
 fn outage(outage: &Outage) -> [String; 4] {

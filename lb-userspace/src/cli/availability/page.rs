@@ -2,8 +2,8 @@
 
 use std::fmt::Write;
 
-use super::{cause, covered, failover, length, outage, share, some_length, when, who};
-use crate::core::report::{MAX_LISTED, Report, ServiceReport, Status};
+use super::{cause, covered, failover, length, named, outage, share, summed_up, when, who};
+use crate::core::report::{MAX_LISTED, Report, Status};
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1b1f24;--bg:#fff;--soft:#667;--line:#d5d9e0;\
@@ -30,12 +30,10 @@ pub(super) fn render(report: &Report) -> String {
     }
     body.push_str(&summary(report));
     body.push_str(&timelines(report));
-    let of =
-        |service: &ServiceReport, cells: [String; 4]| [vec![service.name.clone()], cells.to_vec()].concat();
     let outages = report
         .services
         .iter()
-        .flat_map(|service| service.outages.last.iter().map(move |item| of(service, outage(item))));
+        .flat_map(|service| service.outages.last.iter().map(move |item| named(service, outage(item))));
     body.push_str(&section(
         "Outages: too few healthy backends",
         &["service", "status", "from", "length", ""],
@@ -44,7 +42,7 @@ pub(super) fn render(report: &Report) -> String {
     let failovers = report
         .services
         .iter()
-        .flat_map(|service| service.failovers.last.iter().map(move |item| of(service, failover(item))));
+        .flat_map(|service| service.failovers.last.iter().map(move |item| named(service, failover(item))));
     let header = ["service", "backend", "from", "length", "reason"];
     body.push_str(&section("Failovers: a backend was out", &header, failovers));
     let gaps = report
@@ -78,16 +76,7 @@ fn summary(report: &Report) -> String {
         "failovers",
         "longest failover",
     ];
-    let lines = report.services.iter().map(|service| {
-        let seconds = &service.seconds;
-        let times = [seconds.healthy, seconds.degraded, seconds.failing_open, seconds.down, seconds.unknown];
-        let mut cells = vec![service.name.clone(), share(service.availability)];
-        cells.extend(times.map(some_length));
-        cells.extend([service.outages.count.to_string(), some_length(service.outages.longest_seconds)]);
-        cells.extend([service.failovers.count.to_string(), some_length(service.failovers.longest_seconds)]);
-        cells
-    });
-    section("Services", &header, lines)
+    section("Services", &header, report.services.iter().map(summed_up))
 }
 
 /// A bar for each service, over the time that is reported on.

@@ -5,6 +5,7 @@ mod fuzz;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinHandle;
 
 use super::*;
 
@@ -58,14 +59,19 @@ async fn a_follower_finds_no_socket_while_the_agent_ends() {
     assert!(UnixStream::connect(&socket).await.is_ok());
 }
 
+/// Serves the routes at a socket, which is there as long as the first of what comes back; then, what they ask, and the task.
+async fn serve(socket: &Path) -> (SocketFile, mpsc::Receiver<Request>, JoinHandle<io::Result<()>>) {
+    let (sender, requests) = mpsc::channel(1);
+    let ControlSocket { file, listener } = listen_control(socket).await.unwrap();
+    let routes = control_routes(sender).into_make_service_with_connect_info::<Peer>();
+    (file, requests, tokio::spawn(axum::serve(listener, routes).into_future()))
+}
+
 /// What the routes answer to a request, while `agent` answers theirs.
 async fn exchange(request: Vec<u8>, agent: impl FnOnce(Request) + Send + 'static) -> String {
     let folder = Folder::new();
     let socket = folder.0.join("sluice.sock");
-    let (sender, mut requests) = mpsc::channel(1);
-    let control = listen_control(&socket).await.unwrap();
-    let routes = control_routes(sender).into_make_service_with_connect_info::<Peer>();
-    let server = tokio::spawn(axum::serve(control.listener, routes).into_future());
+    let (_file, mut requests, server) = serve(&socket).await;
     let agent = tokio::spawn(async move {
         if let Some(request) = requests.recv().await {
             agent(request);

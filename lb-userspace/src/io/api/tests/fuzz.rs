@@ -204,10 +204,7 @@ async fn send(socket: &Path, sent: &Sent) -> (u16, String) {
 async fn check(all: Vec<Sent>) -> usize {
     let folder = Folder::new();
     let socket = folder.0.join("sluice.sock");
-    let (sender, mut requests) = mpsc::channel(1);
-    let control = listen_control(&socket).await.unwrap();
-    let routes = control_routes(sender).into_make_service_with_connect_info::<Peer>();
-    let server = tokio::spawn(axum::serve(control.listener, routes).into_future());
+    let (_file, mut requests, server) = serve(&socket).await;
     let text = Arc::new(Mutex::new(TEXT.to_owned()));
     let kept = Arc::clone(&text);
     let agent = tokio::spawn(async move {
