@@ -198,8 +198,8 @@ impl Agent {
 
     /// Returns when a recovering backend is due more of its weight; never if there is none.
     pub(super) async fn ramp_due(&self) {
-        let now = self.now();
-        match self.ramps.values().filter_map(|ramp| ramp.next_step(now)).min() {
+        let (now, shares) = (self.now(), &self.knowledge.shares);
+        match self.ramps.iter().filter_map(|(key, ramp)| ramp.due(now, shares.get(key).copied())).min() {
             Some(due) => tokio::time::sleep_until(Instant::from_std(self.started) + due).await,
             None => std::future::pending().await,
         }

@@ -56,9 +56,14 @@ impl Ramp {
         (step < steps).then(|| Share { parts: step + 1, of: steps + 1 })
     }
 
-    /// When the share grows next; `None` once it is the whole.
-    pub fn next_step(&self, now: Duration) -> Option<Duration> {
-        self.share(now)?;
+    /// When another share than the one `in_force` is due: at once if a step was missed, else when the share grows next. `None` once
+    /// the whole is in force.
+    pub fn due(&self, now: Duration, in_force: Option<Share>) -> Option<Duration> {
+        let share = self.share(now);
+        if share != in_force {
+            return Some(now);
+        }
+        share?;
         let over = self.length.as_nanos() * u128::from(self.step(now) + 1);
         let elapsed = u64::try_from(over.div_ceil(u128::from(self.steps()))).unwrap_or(u64::MAX);
         Some(self.began.saturating_add(Duration::from_nanos(elapsed)))

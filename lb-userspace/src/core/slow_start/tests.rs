@@ -14,9 +14,18 @@ fn a_ramp_grows_linearly_in_steps() {
     let weights = [0, 1_000, 1_499, 1_500, 2_000, 2_500, 2_999, 3_000, 9_000];
     let weights = weights.map(|now| weight(100, 1, ramp.share(ms(now))));
     assert_eq!(weights, [20, 20, 20, 40, 60, 80, 80, 100, 100]);
-    assert_eq!(ramp.next_step(ms(1_000)), Some(ms(1_500)));
-    assert_eq!(ramp.next_step(ms(2_999)), Some(ms(3_000)));
-    assert_eq!(ramp.next_step(ms(3_000)), None);
+    let due = |now, in_force| ramp.due(ms(now), in_force);
+    assert_eq!(due(1_000, ramp.share(ms(1_000))), Some(ms(1_500)));
+    assert_eq!(due(2_999, ramp.share(ms(2_999))), Some(ms(3_000)));
+    assert_eq!(due(3_000, None), None);
+}
+
+#[test]
+fn a_step_that_was_missed_is_due_at_once() {
+    let ramp = Ramp::new(ms(1_000), ms(2_000));
+    let [first, last] = [1_000, 2_999].map(|now| ramp.share(ms(now)));
+    assert_eq!(ramp.due(ms(1_700), first), Some(ms(1_700)));
+    assert_eq!(ramp.due(ms(9_000), last), Some(ms(9_000)), "the last one, too");
 }
 
 #[test]
@@ -57,7 +66,7 @@ proptest! {
     #[test]
     fn the_next_step_is_where_the_share_grows(length in 500_u64..4_000_000, now in 0_u64..4_000_000) {
         let ramp = Ramp::new(ms(0), ms(length));
-        let Some(next) = ramp.next_step(ms(now)) else {
+        let Some(next) = ramp.due(ms(now), ramp.share(ms(now))) else {
             prop_assert!(now >= length);
             return Ok(());
         };
