@@ -37,9 +37,14 @@ fn every_case_of_packets_is_what_it_says() {
     let mut groups: Vec<Group> = Vec::new();
     packet::run(&packet::SMOKE, &mut |group| groups.push(group)).expect("all cases");
     for way in world::Way::all() {
-        for case in
-            ["hit, 1 flow", "hit, 9 KB frame", "later fragment", "hit, 64 K flows", "SYN flood", "new flow"]
-        {
+        for case in [
+            "hit, 1 flow",
+            "hit, 9 KB frame",
+            "later fragment",
+            "hit, 64 K flows",
+            "SYN flood, table for 64 K",
+            "new flow, table for 64 K",
+        ] {
             let name = format!("{} {case}", way.name());
             let group =
                 groups.iter().find(|group| group.name == name).unwrap_or_else(|| panic!("no case {name}"));

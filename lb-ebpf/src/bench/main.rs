@@ -56,10 +56,10 @@ fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
     }
     let [a, b, c, mut checksum, mut port4, d, mut port6, e, f, g] = settings.start;
     if settings.family != 0 {
-        let flow = settings.next;
-        let next = flow + 1;
+        let next = settings.next + 1;
         settings.next = if next == settings.flows { 0 } else { next };
-        let random = shuffled(flow);
+        // Made one frame ahead: what the program under test reads is not to wait for it.
+        let random = core::mem::replace(&mut settings.random, shuffled(settings.next));
         let address = (0x0b00_0000 | random as u32 & 0xff_ffff).to_be();
         let port = u64::from((1_024 + (random >> 24) as u16).to_be());
         if settings.family == 6 {
@@ -106,20 +106,35 @@ pub fn null(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
 
-/// Only reads one line of memory, found by a hash of the source: the least that a table of flows can do.
+/// Only reads one line of memory, which is zero, found by a hash of the source: the least that a table of flows can do.
 #[xdp(frags)]
 pub fn touch(context: XdpContext) -> u32 {
-    touched(&XdpPacket(&context)).unwrap_or(xdp_action::XDP_ABORTED)
+    match touched(&XdpPacket(&context)) {
+        Some(0) => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_ABORTED,
+    }
+}
+
+/// The same, and the next frame waits for what was read: what a read takes that nothing else is done beside.
+#[xdp(frags)]
+pub fn wait(context: XdpContext) -> u32 {
+    let read = touched(&XdpPacket(&context));
+    match (read, maps::settings()) {
+        (Some(word), Some(settings)) => {
+            settings.random = settings.random.wrapping_add(word);
+            xdp_action::XDP_TX
+        }
+        _ => xdp_action::XDP_ABORTED,
+    }
 }
 
 #[inline(always)]
-fn touched(packet: &XdpPacket<'_>) -> Option<u32> {
+fn touched(packet: &XdpPacket<'_>) -> Option<u64> {
     let settings = maps::settings()?;
     let [address, port] = if settings.family == 6 { SOURCE6 } else { SOURCE4 };
     let (address, port): (u32, u16) = (packet.read(address)?, packet.read(port)?);
     let hash = (u64::from(address) << 16 | u64::from(port)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let word = maps::line((hash * u64::from(settings.lines) >> 32) as u32)?;
-    Some(if word == 0 { xdp_action::XDP_TX } else { xdp_action::XDP_PASS })
+    maps::line((hash * u64::from(settings.lines) >> 32) as u32)
 }
 
 /// Only makes room for a tunnel's headers.

@@ -6,8 +6,10 @@
 pub struct Settings {
     /// Flows that take turns; 0 for ever-new ones.
     pub flows: u64,
-    /// The flow of the next frame.
+    /// The flow of the frame after the next one.
     pub next: u64,
+    /// The source of the next frame: that of flow 0 to begin with.
+    pub random: u64,
     /// How the frame begins: a frame of IPv6 with all of it, others with the first eight words. Where `again` puts a flow's source
     /// or a checksum, there are zeros.
     pub start: [u64; 10],
@@ -29,4 +31,4 @@ pub struct Settings {
     pub padding: u32,
 }
 
-const _: () = assert!(size_of::<Settings>() == 152);
+const _: () = assert!(size_of::<Settings>() == 160);

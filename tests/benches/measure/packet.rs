@@ -1,7 +1,7 @@
 //! The program in the kernel, without a network → nanoseconds a packet by mode, family and number of flows.
 
 use anyhow::{Context, Result, ensure};
-use lb_common::abi::FLOW_WAYS;
+use lb_common::abi::TranslationBucket;
 use lb_common::verdict::Verdict;
 use lb_userspace::io::datapath::Datapath;
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -10,18 +10,26 @@ use nix::unistd::Pid;
 use crate::object::{Frames, Object};
 use crate::samples::{Group, Sink};
 use crate::support::frames::wire::{FAMILIES, Family};
-use crate::world::{Way, World, arp};
+use crate::world::{MOST_TRANSLATED, Way, World, arp};
 
 /// Frames a sample, if the flows are few enough to stay in the caches; and if not.
 const WARM: u32 = 200_000;
 const COLD: u32 = 1_000_000;
 /// ICMP answers that may be sent in a tick: fewer are asked for in a sample.
 const ECHOES: u32 = 900;
-/// New flows a sample: with so many samples, few enough to find room.
+/// Frames at most that go before a sample, so that it does not measure how the caches fill.
+const WARM_UP: u32 = 131_072;
+/// New flows a sample: few enough to find room.
 const NEW: u32 = 40_000;
 
-/// As many as the largest flow table has.
-const MOST_LINES: u32 = 1 << 21;
+/// New flows are not measured in larger tables.
+const MOST_NEW: u32 = 1 << 20;
+
+/// As many as the largest table of flows or translations has.
+const MOST_LINES: u32 = 1 << 22;
+
+/// Bytes of a cache line, and of a bucket of the flow table.
+const LINE_BYTES: usize = 64;
 
 /// A thing to be measured.
 struct Case {
@@ -32,6 +40,8 @@ struct Case {
     /// Bytes that a tunnel puts in front: then a program that only makes room for them is measured as well.
     growth: u32,
     repeat: u32,
+    /// Frames that go before each sample.
+    warm_up: u32,
 }
 
 /// Sizes of the run.
@@ -44,12 +54,9 @@ pub struct Extent {
 
 pub const FULL: Extent =
     Extent { rounds: 11, flows: &[(65_536, "64 K"), (1 << 20, "1 M"), (1 << 23, "8 M")], hurry: 1 };
-pub const QUICK: Extent = Extent { rounds: 7, hurry: 8, ..SMOKE };
+pub const QUICK: Extent = Extent { rounds: 7, hurry: 4, ..SMOKE };
 /// What shows that all of it works, and measures nothing.
 pub const SMOKE: Extent = Extent { rounds: 1, flows: &[(65_536, "64 K")], hurry: 100 };
-
-/// Translated flows are not measured beyond: each takes 300 bytes of the kernel's memory.
-const MOST_TRANSLATED: u32 = 1 << 20;
 
 /// Measures everything.
 pub fn run(extent: &Extent, sink: Sink<'_>) -> Result<()> {
@@ -60,13 +67,16 @@ pub fn run(extent: &Extent, sink: Sink<'_>) -> Result<()> {
         if index == 0 {
             bench.single()?;
         }
-        for way in Way::all().filter(|way| flows <= MOST_TRANSLATED || !way.is_nat()) {
+        for way in Way::all().filter(|way| flows <= MOST_NEW || !way.is_nat()) {
+            let (flows, name) = if way.is_nat() && flows > MOST_TRANSLATED {
+                (MOST_TRANSLATED, "512 K")
+            } else {
+                (flows, name)
+            };
             bench.hits(way, flows, name)?;
-            // With a table beyond the caches, unless in a hurry.
-            if flows == MOST_TRANSLATED || extent.flows.len() == 1 {
-                bench.flood(way)?;
-                bench.world.forget();
-                bench.new_flows(way)?;
+            if flows <= MOST_NEW {
+                bench.flood(way, flows, name)?;
+                bench.new_flows(way, name)?;
             }
             bench.world.forget();
         }
@@ -100,7 +110,8 @@ impl Bench<'_> {
             self.measure(case(&format!("not a VIP {}", family.name()), frames, Verdict::PassNotVip))?;
             let frames = still(Way { mode: 0, family }.echo().frame());
             let name = format!("ICMP echo {}", family.name());
-            self.measure(Case { repeat: ECHOES, ..case(&name, frames, Verdict::ReplyIcmpEcho) })?;
+            let case = case(&name, frames, Verdict::ReplyIcmpEcho);
+            self.measure(Case { repeat: ECHOES, warm_up: ECHOES, ..case })?;
         }
         for way in Way::all() {
             let forwarded = |what: &str, frames| Case {
@@ -150,26 +161,25 @@ impl Bench<'_> {
     }
 
     /// Opening packets of ever-new flows, beside established ones, when the tables are full.
-    fn flood(&mut self, way: Way) -> Result<()> {
-        let capacity = self.world.kernel.tables().capacity();
+    fn flood(&mut self, way: Way, room: u32, name: &str) -> Result<()> {
         let frame = way.tcp(true, way.vip(), 0).frame();
         let mut frames = Frames { next: 1 << 24, ..flows(frame, way.family, 0) };
-        let entries = capacity.flow_buckets * FLOW_WAYS as u32;
         // The last places of the table of translations are found by few.
-        let filling = entries * if way.is_nat() { 6 } else { 2 };
+        let filling = room * if way.is_nat() { 8 } else { 4 };
         self.frames(frames.clone(), 0, filling)?;
         frames.next += u64::from(filling);
         let verdict = if way.is_nat() { Verdict::DropNatTable } else { Verdict::Forward };
-        let name = format!("{} SYN flood", way.name());
+        let name = format!("{} SYN flood, table for {name}", way.name());
         self.measure(Case { growth: way.growth(), ..case(&name, frames, verdict) })
     }
 
     /// Opening packets of ever-new flows, which find room.
-    fn new_flows(&mut self, way: Way) -> Result<()> {
+    fn new_flows(&mut self, way: Way, name: &str) -> Result<()> {
         let frame = way.tcp(true, way.vip(), 0).frame();
         let frames = Frames { next: 1 << 23, ..flows(frame, way.family, 0) };
-        let name = format!("{} new flow", way.name());
-        self.measure(Case { growth: way.growth(), repeat: NEW, ..case(&name, frames, Verdict::Forward) })
+        let name = format!("{} new flow, table for {name}", way.name());
+        let case = case(&name, frames, Verdict::Forward);
+        self.measure(Case { growth: way.growth(), repeat: NEW, warm_up: NEW / 8, ..case })
     }
 
     fn frames(&mut self, mut frames: Frames, growth: u32, repeat: u32) -> Result<()> {
@@ -177,18 +187,29 @@ impl Bench<'_> {
         self.object.run(&mut frames, growth, 0, repeat).map(drop)
     }
 
+    /// Cache lines of the table that flows are found in.
+    fn lines(&self, translated: bool) -> u32 {
+        let capacity = self.world.kernel.tables().capacity();
+        if translated {
+            capacity.translation_buckets() * (size_of::<TranslationBucket>() / LINE_BYTES) as u32
+        } else {
+            capacity.flow_buckets
+        }
+    }
+
     /// The program under test and what it is compared with, in turns.
     fn measure(&mut self, case: Case) -> Result<()> {
-        let repeat = if case.repeat == ECHOES { ECHOES } else { case.repeat / self.extent.hurry };
+        let hurry = if [ECHOES, NEW].contains(&case.repeat) { 1 } else { self.extent.hurry };
+        let [repeat, warm_up] = [case.repeat, case.warm_up].map(|frames| frames / hurry);
         let mut group = Group::new("packet", &case.name, "ns");
         let mut who = vec!["empty", "sluice"];
         if case.growth > 0 {
             who.push("head growth");
         }
         // Beyond one flow, what the memory by itself costs.
-        let lines = self.world.kernel.tables().capacity().flow_buckets;
+        let lines = self.lines(case.verdict == Verdict::Forward && case.name.starts_with("nat"));
         if case.frames.flows != 1 && case.verdict == Verdict::Forward {
-            who.push("one line of memory");
+            who.extend(["one line of memory", "one line waited for"]);
         }
         let mut frames: Vec<Frames> = who.iter().map(|_| case.frames.clone()).collect();
         let before = self.world.counted()?;
@@ -198,14 +219,20 @@ impl Bench<'_> {
                     "empty" => self.object.test_own("null")?,
                     "sluice" => self.object.test(&self.world.program)?,
                     "head growth" => self.object.test_own("grow")?,
-                    _ => self.object.test_own("touch")?,
+                    "one line of memory" => self.object.test_own("touch")?,
+                    _ => self.object.test_own("wait")?,
                 }
+                self.world.allow_answers();
+                if case.repeat == NEW && *who == "sluice" {
+                    self.world.forget();
+                }
+                self.object.run(frames, case.growth, lines, warm_up)?;
                 self.world.allow_answers();
                 let took = self.object.run(frames, case.growth, lines, repeat)?;
                 group.add(who, took.as_nanos() as f64);
             }
         }
-        let packets = u64::from(repeat) * self.extent.rounds as u64;
+        let packets = u64::from(repeat + warm_up) * self.extent.rounds as u64;
         let new = case.frames.flows == 0;
         self.world.counted()?.expect(&before, packets, case.verdict, new).context(case.name)?;
         (self.sink)(group);
@@ -214,7 +241,8 @@ impl Bench<'_> {
 }
 
 fn case(name: &str, frames: Frames, verdict: Verdict) -> Case {
-    Case { name: name.to_owned(), frames, verdict, growth: 0, repeat: WARM }
+    let warm_up = if frames.flows == 1 { WARM_UP / 64 } else { WARM_UP };
+    Case { name: name.to_owned(), frames, verdict, growth: 0, repeat: WARM, warm_up }
 }
 
 fn flows(frame: Vec<u8>, family: Family, flows: u64) -> Frames {

@@ -117,6 +117,9 @@ pub fn arp() -> Vec<u8> {
     frame
 }
 
+/// Translated connections are not measured beyond: two entries each make a million.
+pub const MOST_TRANSLATED: u32 = 1 << 19;
+
 /// A datapath that serves every [`Way`].
 pub struct World {
     pub kernel: Kernel,
@@ -125,7 +128,7 @@ pub struct World {
 }
 
 impl World {
-    /// With room for twice as many flows.
+    /// With room for twice as many flows, and for as many translated connections.
     pub fn new(flows: u32) -> Result<Self> {
         let snat: Vec<Vec<Address>> = FAMILIES
             .map(|family| (101..=100 + SNAT_ADDRESSES).map(|host| family.server(host).into()).collect())
@@ -138,7 +141,8 @@ impl World {
             services: Way::all().map(Way::service).collect(),
         };
         let pins = Pins::new();
-        let (mut kernel, _) = Kernel::load(&pins.0, capacity_for(64, 256, 256, flows * 2, flows * 2), false)?;
+        let capacity = capacity_for(64, 256, 256, flows * 2, flows.min(MOST_TRANSLATED));
+        let (mut kernel, _) = Kernel::load(&pins.0, capacity, false)?;
         kernel.set_ring_seed(wanted.ring_seed);
         support::apply(&mut kernel, &wanted);
         kernel.tables().set_interfaces(&[(LOOPBACK, EDGE_MAC)]);

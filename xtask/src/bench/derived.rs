@@ -70,8 +70,12 @@ pub(crate) fn growth(groups: &[Group]) -> Option<String> {
 /// A section on the cores that a link needs.
 pub(crate) fn wire(groups: &[Group]) -> Option<String> {
     let cost = |mode: &str| {
-        let name = format!("{mode} IPv4 hit, 1 M flows");
-        let group = groups.iter().find(|group| group.part == "packet" && group.name == name)?;
+        let named = |size: &str| {
+            let name = format!("{mode} IPv4 hit, {size} flows");
+            groups.iter().find(|group| group.part == "packet" && group.name == name)
+        };
+        // Of translated connections, so many have a million entries.
+        let group = named("1 M").or_else(|| named("512 K"))?;
         let figure = group.figures().into_iter().find(|figure| figure.who == "sluice")?;
         Some((format!("Sluice, {mode}"), figure.value.median))
     };
@@ -84,7 +88,7 @@ pub(crate) fn wire(groups: &[Group]) -> Option<String> {
     costs.extend(ipvs(groups).map(|above| ("IPVS, dr".to_owned(), above)));
     let mut text = format!(
         "## wire\n\n**An estimate**, not a measurement: cores for a link that is full in one direction. A packet costs what it \
-         takes above an empty program at a million flows, and {DRIVER_NS:.0} ns in the driver: a core receives and drops 24 \
+         takes above an empty program at a million flows (`nat`: half of them, a million entries), and {DRIVER_NS:.0} ns in the driver: a core receives and drops 24 \
          million packets a second with XDP (\"The eXpress Data Path\", CoNEXT 2018), and sending is taken to cost the same \
          again. Packets a second = link / 8 / (frame + {BETWEEN_FRAMES} bytes); cores = packets × cost. The IMIX is of seven \
          frames of 64 bytes, four of 594 and one of 1,518. Katran's cost was measured on such a machine by the same method. That of IPVS is what the kernel's \

@@ -57,7 +57,8 @@ fn explanation(part: &str) -> &'static str {
         "packet" => {
             "The program in the kernel by itself (`BPF_PROG_TEST_RUN`) on fresh frames: nanoseconds of CPU time a packet \
              above an empty program in its place; the ratio is that of the whole to the empty program, which includes what \
-             making frames takes. \"Head growth\" only makes room for a tunnel's headers."
+             making frames takes. \"Head growth\" only makes room for a tunnel's headers. \"One line of memory\" reads one at \
+             random of a table as large as the one with the flows; \"waited for\": with nothing else done meanwhile."
         }
         "live" => {
             "Frames from a generator in the kernel over veth through the balancer to a sink that counts. Closed loop: all on \

@@ -58,17 +58,18 @@ const KEEP_ALIVE: &str = "small, keep-alive: requests";
 const CLOSE: &str = "small, close: requests";
 const P99: &str = "small, keep-alive: p99";
 
-const TARGETS: [Target; 36] = [
+const TARGETS: [Target; 37] = [
     net("l2-dsr IPv4 hit, 1 flow", 15.0),
     net("l2-dsr IPv4 hit, 1 M flows", 60.0),
     net("ipip IPv4 hit, 1 flow", 35.0),
     net("ipip IPv4 hit, 1 M flows", 90.0),
     net("gue IPv4 hit, 1 flow", 50.0),
-    net("l2-dsr IPv4 new flow", 25.0),
-    net("l2-dsr IPv4 SYN flood", 25.0),
-    net("ipip IPv4 new flow", 50.0),
-    net("ipip IPv4 SYN flood", 50.0),
+    net("l2-dsr IPv4 new flow, table for 64 K", 25.0),
+    net("l2-dsr IPv4 SYN flood, table for 64 K", 25.0),
+    net("ipip IPv4 new flow, table for 64 K", 50.0),
+    net("ipip IPv4 SYN flood, table for 64 K", 50.0),
     net("not a VIP IPv4", 10.0),
+    net("nat IPv4 hit, 512 K flows", 250.0),
     live("closed loop, 1 core, 64 K flows", "l2-dsr", "bare XDP", 0.95),
     live("closed loop, 1 core, 1 M flows", "l2-dsr", "bare XDP", 0.85),
     live("closed loop, 1 core, 64 K flows", "l2-dsr", NFTABLES, 7.5),
