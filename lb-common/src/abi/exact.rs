@@ -225,7 +225,8 @@ pub struct ReturnPath {
     pub first: u64,
     /// As [`NextHop::rest`] in the lower half and [`NextHop::interface`] in the upper.
     pub rest: u64,
-    /// VLAN id the customer's packets came with, as [`NextHop::vlan`].
+    /// VLAN tags the customer's packets came with: the outer one's id, 0x1000 if there is none, 0x4000 added if it is of a service
+    /// VLAN (IEEE 802.1ad); if there is an inner one, the same of it from bit 16 on, and bit 28 is set.
     pub vlan: u64,
 }
 

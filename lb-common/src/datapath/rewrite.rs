@@ -125,6 +125,64 @@ pub(super) fn retag<P: Packet>(packet: &mut P, ip_offset: usize, wanted: u16) ->
     Ok(0)
 }
 
+/// In [`ReturnPath::vlan`](crate::abi::ReturnPath::vlan): the outer tag is a service VLAN's.
+const SERVICE: u32 = 1 << 14;
+/// There is a second tag, whose id and kind stand as those of the first, but higher up.
+const INNER: u32 = 1 << 28;
+const INNER_SHIFT: u32 = 16;
+
+/// A frame's VLAN tags, as in [`ReturnPath::vlan`](crate::abi::ReturnPath::vlan).
+#[inline(always)]
+pub(super) fn tags<P: Packet>(packet: &P, ip_offset: usize) -> Result<u32, Verdict> {
+    let tag = |at: usize| {
+        let [kind, control]: [u16; 2] = packet.read(at - 2).ok_or(Verdict::PassMalformedEthernet)?;
+        let service = if kind == EtherType::SERVICE_VLAN.0.raw() { SERVICE } else { 0 };
+        Ok(service | u32::from(Be16::from_wire(control.to_ne_bytes()).get() & VLAN_ID_MASK))
+    };
+    match ip_offset - EthHdr::LEN {
+        0 => Ok(UNTAGGED.into()),
+        VLAN_TAG_BYTES => tag(EthHdr::LEN),
+        _ => Ok(tag(EthHdr::LEN)? | INNER | tag(EthHdr::LEN + VLAN_TAG_BYTES)? << INNER_SHIFT),
+    }
+}
+
+/// Gives the frame these tags, in the place of those it has.
+#[inline(always)]
+pub(super) fn tag_as<P: Packet>(packet: &mut P, ip_offset: usize, wanted: u32) -> Result<(), Verdict> {
+    let now = tags(packet, ip_offset)?;
+    if wanted == now {
+        return Ok(());
+    }
+    let lost = Verdict::PassMalformedEthernet;
+    let ether_type: u16 = packet.read(ip_offset - 2).ok_or(lost)?;
+    let control: u16 = packet.read(EthHdr::LEN).ok_or(lost)?;
+    let priority =
+        if now == UNTAGGED.into() { 0 } else { Be16::from_wire(control.to_ne_bytes()).get() & !VLAN_ID_MASK };
+    let has = ip_offset - EthHdr::LEN;
+    let needs = match (wanted == UNTAGGED.into(), wanted & INNER) {
+        (true, _) => 0,
+        (_, 0) => VLAN_TAG_BYTES,
+        _ => 2 * VLAN_TAG_BYTES,
+    };
+    if needs > has {
+        packet.grow_head(needs - has).ok_or(Verdict::DropHeadroom)?;
+    } else if needs < has {
+        packet.shrink_head(has - needs).ok_or(Verdict::DropHeadroom)?;
+    }
+    let tag = |tag: u32, priority: u16| {
+        let kind = if tag & SERVICE == 0 { EtherType::VLAN } else { EtherType::SERVICE_VLAN };
+        [kind.0.raw(), Be16::new(tag as u16 & VLAN_ID_MASK | priority).raw()]
+    };
+    if needs > 0 {
+        packet.write(EthHdr::LEN - 2, tag(wanted, priority)).ok_or(Verdict::DropInconsistent)?;
+    }
+    if needs > VLAN_TAG_BYTES {
+        let inner = tag(wanted >> INNER_SHIFT, priority);
+        packet.write(EthHdr::LEN + 2, inner).ok_or(Verdict::DropInconsistent)?;
+    }
+    packet.write(EthHdr::LEN - 2 + needs, ether_type).ok_or(Verdict::DropInconsistent.into())
+}
+
 /// What of the packet's own IP header the one in front takes over.
 struct Inner {
     v4: bool,

@@ -10,6 +10,7 @@ use crate::support::packets::{ACK, Body, DESTINATION_OPTIONS, FIN, HOP_BY_HOP, P
 const TAG: &[u8] = &[0x81, 0, 0, 100];
 /// With a priority.
 const OTHER_TAG: &[u8] = &[0x81, 0, 0x61, 0x2c];
+const SERVICE_TAG: &[u8] = &[0x88, 0xa8, 0, 100];
 const TWO_TAGS: &[u8] = &[0x88, 0xa8, 0, 100, 0x81, 0, 0, 101];
 
 /// A connection from its first packet to its last, with answers.
@@ -64,8 +65,14 @@ fn tags_are_those_of_the_way_that_a_packet_takes() {
         (TAG, 100),
         (TAG, 300),
         (OTHER_TAG, 0),
+        (SERVICE_TAG, 0),
+        (SERVICE_TAG, UNTAGGED),
+        (SERVICE_TAG, 300),
         (TWO_TAGS, 0),
         (TWO_TAGS, 100),
+        (TWO_TAGS, 300),
+        // The server knows of no tag, and the customer's router needs both.
+        (TWO_TAGS, UNTAGGED),
     ] {
         for setup in Setup::all() {
             let setup = Setup { vlan, ..setup };

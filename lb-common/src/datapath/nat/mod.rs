@@ -248,10 +248,10 @@ fn check<P: Packet>(packet: &P, control: &Control, parsed: &Parsed, mtu: u16) ->
     if (if v4 { ttl } else { hops }) <= 1 { Err(Exit::expired()) } else { Ok(()) }
 }
 
-/// Gives the frame tag and addresses for the way back to the customer.
+/// Gives the frame tags and addresses for the way back to the customer.
 #[inline(always)]
 fn leave<P: Packet>(packet: &mut P, parsed: &Parsed, path: &ReturnPath) -> Result<u32, Exit> {
-    rewrite::retag(packet, parsed.ip_offset, path.vlan as u16)?;
+    rewrite::tag_as(packet, parsed.ip_offset, path.vlan as u32)?;
     address_frame(packet, path.first, path.rest as u32, (path.rest >> 32) as u32)
 }
 
@@ -272,7 +272,7 @@ fn came_from<P: Packet>(packet: &P, parsed: &Parsed) -> Result<ReturnPath, Verdi
     Ok(ReturnPath {
         first: words([s0, s1, s2, d0]),
         rest: u64::from(d1) | u64::from(d2) << 16 | u64::from(packet.interface()) << 32,
-        vlan: rewrite::vlan(packet, parsed.ip_offset)?.into(),
+        vlan: rewrite::tags(packet, parsed.ip_offset)?.into(),
     })
 }
 
