@@ -39,6 +39,8 @@ struct Case {
     verdict: Verdict,
     /// Bytes that a tunnel puts in front: then a program that only makes room for them is measured as well.
     growth: u32,
+    /// The least that can be called forwarding in this mode: what it is called, and its program.
+    floor: Option<(&'static str, &'static str)>,
     repeat: u32,
     /// Frames that go before each sample.
     warm_up: u32,
@@ -116,6 +118,7 @@ impl Bench<'_> {
         for way in Way::all() {
             let forwarded = |what: &str, frames| Case {
                 growth: way.growth(),
+                floor: way.floor(),
                 ..case(&format!("{} {what}", way.name()), frames, Verdict::Forward)
             };
             let frame = way.tcp(false, way.vip(), 0).frame();
@@ -157,7 +160,8 @@ impl Bench<'_> {
         ensure!(known * 10 >= u64::from(count) * 9, "{known} of {count} flows are in the table");
         let repeat = if count > 65_536 { COLD } else { WARM };
         let name = format!("{} hit, {name} flows", way.name());
-        self.measure(Case { growth: way.growth(), repeat, ..case(&name, frames, Verdict::Forward) })
+        let case = case(&name, frames, Verdict::Forward);
+        self.measure(Case { growth: way.growth(), floor: way.floor(), repeat, ..case })
     }
 
     /// Opening packets of ever-new flows, beside established ones, when the tables are full.
@@ -206,6 +210,7 @@ impl Bench<'_> {
         if case.growth > 0 {
             who.push("head growth");
         }
+        who.extend(case.floor.map(|(who, _)| who));
         // Beyond one flow, what the memory by itself costs.
         let lines = self.lines(case.verdict == Verdict::Forward && case.name.starts_with("nat"));
         if case.frames.flows != 1 && case.verdict == Verdict::Forward {
@@ -216,6 +221,11 @@ impl Bench<'_> {
         for _ in 0..self.extent.rounds {
             for (who, frames) in who.iter().zip(&mut frames) {
                 match *who {
+                    who if let Some((floor, program)) = case.floor
+                        && who == floor =>
+                    {
+                        self.object.test_own(program)?
+                    }
                     "empty" => self.object.test_own("null")?,
                     "sluice" => self.object.test(&self.world.program)?,
                     "head growth" => self.object.test_own("grow")?,
@@ -242,7 +252,7 @@ impl Bench<'_> {
 
 fn case(name: &str, frames: Frames, verdict: Verdict) -> Case {
     let warm_up = if frames.flows == 1 { WARM_UP / 64 } else { WARM_UP };
-    Case { name: name.to_owned(), frames, verdict, growth: 0, repeat: WARM, warm_up }
+    Case { name: name.to_owned(), frames, verdict, growth: 0, floor: None, repeat: WARM, warm_up }
 }
 
 fn flows(frame: Vec<u8>, family: Family, flows: u64) -> Frames {

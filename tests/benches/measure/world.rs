@@ -62,6 +62,16 @@ impl Way {
         }
     }
 
+    /// The least that can be called forwarding in this mode: what it is called, and the measuring program that does it.
+    pub fn floor(self) -> Option<(&'static str, &'static str)> {
+        match MODES[self.mode].1 {
+            _ if self.family != Family::V4 => None,
+            Forwarding::L2Dsr => Some(("bare XDP", "forward")),
+            Forwarding::Ipip => Some(("bare encapsulation", "encapsulate")),
+            _ => None,
+        }
+    }
+
     fn number(self) -> u8 {
         10 + self.mode as u8
     }
