@@ -20,7 +20,9 @@ type Gauge = (&'static str, &'static str, fn(&Values) -> i64);
 const COUNTERS: [Counter; 7] = [
     ("backend_packets", "Packets forwarded.", |values| Some(values.packets)),
     ("backend_bytes", "Bytes forwarded, by the IP header.", |values| Some(values.bytes)),
-    ("backend_tcp_opened", "Customers' SYNs that were given this backend.", |values| Some(values.tcp?.opened)),
+    ("backend_tcp_opened", "Customers' SYNs that were given this backend.", |values| {
+        Some(values.tcp?.opened)
+    }),
     (
         "backend_tcp_repeated",
         "Customers' SYNs that came again within seconds while nothing had followed the first.",
