@@ -199,7 +199,7 @@ impl Agent {
     /// Returns when a recovering backend is due more of its weight; never if there is none.
     pub(super) async fn ramp_due(&self) {
         let now = self.now();
-        match self.ramps.values().filter_map(|ramp| ramp.next_step(now)).min() {
+        match self.ramps.values().map(|ramp| ramp.due(now)).min() {
             Some(due) => tokio::time::sleep_until(Instant::from_std(self.started) + due).await,
             None => std::future::pending().await,
         }

@@ -56,6 +56,11 @@ impl Ramp {
         (step < steps).then(|| Share { parts: step + 1, of: steps + 1 })
     }
 
+    /// When somebody who looked at the share a while ago has to do so again: at once, if it became the whole meanwhile.
+    pub fn due(&self, now: Duration) -> Duration {
+        self.next_step(now).unwrap_or(now)
+    }
+
     /// When the share grows next; `None` once it is the whole.
     pub fn next_step(&self, now: Duration) -> Option<Duration> {
         self.share(now)?;

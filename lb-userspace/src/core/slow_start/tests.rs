@@ -19,6 +19,14 @@ fn a_ramp_grows_linearly_in_steps() {
     assert_eq!(ramp.next_step(ms(3_000)), None);
 }
 
+/// Whoever waits for the last step may have been late: then nothing would ever come.
+#[test]
+fn a_ramp_that_has_ended_is_due_at_once() {
+    let ramp = Ramp::new(ms(1_000), ms(2_000));
+    let due = [1_000, 2_999, 3_000, 9_000].map(|now| ramp.due(ms(now)));
+    assert_eq!(due, [1_500, 3_000, 3_000, 9_000].map(ms));
+}
+
 #[test]
 fn small_weights_have_steps_too() {
     let scale = scale(1);
