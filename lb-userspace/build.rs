@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::{env, fs, process};
 
+#[path = "build/dwarf.rs"]
+mod dwarf;
 #[path = "build/toolchain.rs"]
 #[allow(dead_code, reason = "set-up uses the rest")]
 mod toolchain;
@@ -28,8 +30,14 @@ fn main() {
     let built = build(root, target);
     for name in OBJECTS {
         let object = toolchain::Toolchain::object(&built, name);
-        if let Err(error) = fs::copy(&object, out.join(format!("{name}.bpf.o"))) {
-            fail(&format!("cannot copy {}: {error}", object.display()));
+        let bytes = fs::read(&object)
+            .map_err(|error| error.to_string())
+            .and_then(|bytes| dwarf::without_dwarf(&bytes).map_err(|error| error.to_string()));
+        let written = bytes.and_then(|bytes| {
+            fs::write(out.join(format!("{name}.bpf.o")), bytes).map_err(|error| error.to_string())
+        });
+        if let Err(error) = written {
+            fail(&format!("cannot take over {}: {error}", object.display()));
         }
     }
 }

@@ -35,6 +35,7 @@
 //! started it, and files are removed by a guardian process: nothing is left behind, even after `kill -9`.
 
 mod agent;
+mod browser;
 mod certs;
 mod config;
 mod curl;
@@ -62,6 +63,7 @@ mod wiring;
 mod xdp_pass;
 
 pub use agent::{Agent, sluice_binary};
+pub use browser::Browser;
 pub use config::SluiceToml;
 pub use decap::Decap;
 pub use frames::{Capture, send_frame, vlan_tagged};

@@ -96,6 +96,59 @@ fn the_console_shows_what_status_and_metrics_say() {
     assert_eq!(status_of(&[&format!("{CONSOLE}/trend?service=none")]), 422);
 }
 
+/// The kernel's setting, which is put back as it was.
+struct BpfStats(String);
+
+impl BpfStats {
+    const FILE: &str = "/proc/sys/kernel/bpf_stats_enabled";
+
+    fn take() -> Self {
+        Self(fs::read_to_string(Self::FILE).expect("a setting"))
+    }
+
+    fn set(&self, value: &str) {
+        fs::write(Self::FILE, value).expect("a setting");
+    }
+}
+
+impl Drop for BpfStats {
+    fn drop(&mut self) {
+        let _ = fs::write(Self::FILE, &self.0);
+    }
+}
+
+#[test]
+fn the_time_the_program_takes_is_told_while_the_kernel_counts_it() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = lab_with_console(&lab);
+    let metrics = || lab.edge().curl(&[&format!("{CONSOLE}/metrics")]).expect("metrics").text();
+    let metric = |name: &str| {
+        let text = metrics();
+        let value = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+        value.and_then(|value| value.parse::<f64>().ok())
+    };
+    let packets = || agent.service("web").expect("web")["packets"].as_u64().expect("packets");
+    let stats = BpfStats::take();
+    stats.set("0");
+    assert!(
+        !metrics().contains("sluice_program_run") && agent.status().expect("status")["program"].is_null()
+    );
+    stats.set("1");
+    let before = (metric("sluice_program_runs_total").expect("runs"), packets());
+    serve(&lab);
+    let runs = metric("sluice_program_runs_total").expect("runs") - before.0;
+    let forwarded = (packets() - before.1) as f64;
+    assert!(forwarded > 500.0 && runs >= forwarded, "{runs} runs for {forwarded} packets");
+    let seconds = metric("sluice_program_run_seconds_total").expect("seconds");
+    let program = agent.status().expect("status")["program"].clone();
+    let each = seconds / program["count"].as_f64().expect("runs");
+    assert!((1e-9..1e-4).contains(&each), "{each} seconds a packet: {program}");
+    stats.set("0");
+    assert!(
+        !metrics().contains("sluice_program_run") && agent.status().expect("status")["program"].is_null()
+    );
+}
+
 #[test]
 fn top_prints_once_where_there_is_no_terminal() {
     let lab = Lab::builder().start().expect("a lab");

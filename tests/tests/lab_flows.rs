@@ -1,7 +1,13 @@
 //! What `sluice flows` counts is what customers have open, with and without an agent.
 
-use lb_tests::{HttpConnection, Lab};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use lb_tests::{HttpConnection, Lab, Load, wait_until};
 use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 fn flows(lab: &Lab, arguments: &[&str]) -> Value {
     let pins = lab.pins().to_str().expect("path");
@@ -51,4 +57,80 @@ fn open_connections_are_counted_by_backend_state_and_idleness() {
     let nothing = lab.sluice(&["flows", "--pin-dir", "/sys/fs/bpf/sluice-none"]).expect("sluice");
     assert_eq!(nothing.status.code(), Some(1), "{nothing:?}");
     assert!(String::from_utf8_lossy(&nothing.stderr).contains("nothing is loaded there"), "{nothing:?}");
+}
+
+fn clients(report: &Value) -> BTreeSet<&str> {
+    let lines = report["lines"].as_array().expect("lines");
+    lines.iter().map(|line| line["client"].as_str().expect("a client")).collect()
+}
+
+fn sum(report: &Value, key: &str) -> u64 {
+    report["lines"].as_array().expect("lines").iter().filter_map(|line| line[key].as_u64()).sum()
+}
+
+#[test]
+fn clients_are_told_from_a_sample_that_says_so() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
+    let loads = [lab.customer(), lab.cdn()].map(|host| Load::start(host, lab.vip(80), "/", 1));
+    wait_until("requests flow", PATIENCE, || loads.iter().all(|load| load.done() > 50)).expect("load");
+    let report = flows(&lab, &["--clients", "--service", "web", "--for", "1s"]);
+    let of_web1 = flows(&lab, &["--clients", "--service", "web", "--backend", "web1", "--for", "1s"]);
+    let table =
+        agent.sluice(&["flows", "--clients", "--for", "1s", "--pin-dir", lab.pins().to_str().expect("path")]);
+    for load in loads {
+        assert_eq!(load.stop().expect("report").failed, 0, "nobody notices");
+    }
+    let hosts = [lab.customer(), lab.cdn()].map(|host| host.address().to_string());
+    assert_eq!(clients(&report), hosts.iter().map(String::as_str).collect(), "{report}");
+    let sampled = &report["sampled"];
+    let [packets, of] = ["packets", "of"].map(|key| sampled[key].as_u64().expect("a number"));
+    assert!(packets > 100 && packets <= of && sum(&report, "packets") == packets, "{report}");
+    // The whole of its time, and no more packets counted than in that.
+    assert!(sampled["seconds"].as_f64().is_some_and(|seconds| (0.9..5.0).contains(&seconds)), "{report}");
+    assert!(sum(&report, "flows") > 20 && sum(&report, "flows") < packets, "{report}");
+    let note = report["note"].as_str().expect("a note");
+    assert!(note.starts_with(&format!("sampled: {packets} of {of} packets in ")), "{report}");
+    let lines = report["lines"].as_array().expect("lines");
+    assert_eq!(lines.len(), 4, "two clients at two backends: {report}");
+    assert!(lines.iter().all(|line| line["from"] == "sample" && line["service"] == "web"), "{report}");
+    assert!(
+        of_web1["lines"].as_array().expect("lines").iter().all(|line| line["backend"] == "web1"),
+        "{of_web1}"
+    );
+    assert_eq!(of_web1["lines"].as_array().map(Vec::len), Some(2), "{of_web1}");
+    let table = String::from_utf8_lossy(&table.expect("sluice").stdout).into_owned();
+    assert!(
+        table.contains("web/web1") && table.contains("\nsampled: ") && table.contains(&hosts[0]),
+        "{table}"
+    );
+
+    let pins = lab.pins().to_str().expect("path");
+    let none = lab.sluice(&["flows", "--clients", "--service", "none", "--pin-dir", pins]).expect("sluice");
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+    agent.kill9().expect("kill -9");
+    let nobody = lab.sluice(&["flows", "--clients", "--pin-dir", pins]).expect("sluice");
+    assert_eq!(nobody.status.code(), Some(3), "it takes an agent: {nobody:?}");
+}
+
+#[test]
+fn clients_of_nat_are_all_told_without_an_agent() {
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let config = lab.config().forwarding("nat");
+    let agent = lab.start_healthy_agent(&config).expect("an agent");
+    let open = |host, port: u16| {
+        let to = SocketAddr::new(lab.vip(80).ip(), port);
+        (0..15).map(|_| HttpConnection::open(host, to, None).expect("connect")).collect::<Vec<_>>()
+    };
+    let _held = [open(lab.customer(), 80), open(lab.cdn(), 80)];
+    agent.kill9().expect("kill -9");
+    let report = flows(&lab, &["--clients", "--service", "web"]);
+    assert_eq!((&report["translated"], &report["sampled"]), (&30.into(), &Value::Null), "{report}");
+    for host in [lab.customer(), lab.cdn()] {
+        let address = host.address().to_string();
+        let lines =
+            report["lines"].as_array().expect("lines").iter().filter(|line| line["client"] == *address);
+        assert_eq!(lines.map(|line| line["flows"].as_u64().expect("flows")).sum::<u64>(), 15, "{report}");
+    }
+    assert!(report["note"].as_str().is_some_and(|note| note.contains("all 30 connections")), "{report}");
 }

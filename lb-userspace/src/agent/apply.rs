@@ -16,6 +16,7 @@ use crate::core::plan::{Plan, PlanError, plan};
 use crate::core::reach::{self, Target};
 use crate::io::api::{ApiError, ApplyReport, ErrorKind};
 use crate::io::datapath::{Datapath, LoadError};
+use crate::io::host::give_back_memory;
 
 /// How long new backends may take to tell their MAC addresses.
 const NEW_HOPS: Duration = Duration::from_millis(500);
@@ -183,6 +184,8 @@ impl Agent {
         // Checks through the forwarding path read the tables: they begin anew.
         self.path = None;
         self.path_targets.clear();
+        // Loading the program took much for a moment.
+        give_back_memory();
         self.record(Event::Resized {
             flows: start::flows(capacity),
             connections: capacity.translations / 2,

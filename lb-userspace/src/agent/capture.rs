@@ -18,6 +18,7 @@ use crate::io::api::{ApiError, CaptureAnswer, CaptureCall, ErrorKind, Request, R
 use crate::io::datapath::{
     CaptureFeed, CapturePrograms, CaptureRecords, Datapath, LoadError, since_epoch_ns,
 };
+use crate::io::host::give_back_memory;
 
 /// Chunks of lines that wait for a slow reader.
 const CHUNKS: usize = 64;
@@ -44,6 +45,8 @@ impl Agent {
             CaptureCall::Loaded(request, programs, answer) => {
                 // Whoever asked may have gone: then the reader finds that out.
                 let _ = answer.send(self.run_capture(request, *programs));
+                // Loading the programs took much for a moment.
+                give_back_memory();
             }
             CaptureCall::Over(answer) => {
                 self.restore_programs();
@@ -148,6 +151,7 @@ impl Agent {
                 "capturing programs stay on the interfaces, and go on forwarding: {error}; start the agent anew"
             );
         }
+        give_back_memory();
     }
 }
 

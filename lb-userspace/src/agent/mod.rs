@@ -35,7 +35,7 @@ use crate::core::events::Event;
 use crate::core::trend::STEP;
 use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
 use crate::io::datapath::Datapath;
-use crate::io::host::give_back_memory;
+use crate::io::host::{give_back_memory, keep_little_memory};
 use crate::io::{events, report};
 
 /// How often idle flows are swept out of the flow table.
@@ -86,6 +86,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     // A wrong configuration is told as such, whatever else stands in the way.
     start::read_config(&options)?;
     raise_file_limit();
+    keep_little_memory();
     let (mut end, mut reload) = (EndSignals::new()?, listen(SignalKind::hangup())?);
     let (request_sender, mut requests) = mpsc::channel::<Request>(64);
     let (report_sender, mut reports) = mpsc::channel::<Report>(1_024);

@@ -82,8 +82,8 @@ impl Agent {
         }
     }
 
-    /// Where the probes of each backend go, and how: of the services whose names are asked for.
-    pub(super) fn targets(&self, of: impl Fn(&str) -> bool) -> Vec<(BackendKey, Target, config::Health)> {
+    /// Where the probes of each backend go: of the services whose names are asked for.
+    pub(super) fn targets(&self, of: impl Fn(&str) -> bool) -> Vec<(BackendKey, Target)> {
         let of_service = |service: &'_ config::Service| {
             let probed = service.backends.iter().filter_map(|backend| {
                 let key = BackendKey::new(&service.name, &backend.name);
@@ -96,7 +96,7 @@ impl Agent {
                 let counts = self.path.as_ref().map(ProbePath::counts).filter(|_| !vips.is_empty());
                 let path =
                     counts.map(|counts| Arc::new(ForwardingPath::new(service.forwarding, vips, counts)));
-                Some((key, Target { address, path }, service.health.clone()))
+                Some((key, Target { address, path }))
             });
             probed.collect::<Vec<_>>()
         };

@@ -23,7 +23,7 @@ use crate::core::wanted::BackendKey;
 use crate::io::probes::{Check, ProbeReport, Target, probe_loop};
 
 /// A probe's outcome. The target tells a backend's server from one that had its name before.
-pub(super) type Report = ProbeReport<(BackendKey, SocketAddr)>;
+pub(super) type Report = ProbeReport<Arc<(BackendKey, SocketAddr)>>;
 
 /// What is known of servers, by backend and address.
 pub(super) type KnownHealth = BTreeMap<(BackendKey, IpAddr), Health>;
@@ -32,7 +32,6 @@ pub(super) type KnownHealth = BTreeMap<(BackendKey, IpAddr), Health>;
 pub(super) struct Probed {
     pub(super) monitor: Monitor,
     target: Target,
-    health: config::Health,
     check: Arc<Check>,
     task: AbortHandle,
     /// Why the last probe failed, if it did.
@@ -71,7 +70,7 @@ impl Agent {
     pub(super) fn sync_probes(&mut self, before: Option<&Config>, loaded: &Image) -> bool {
         let same = before.map(|before| self.probed_as(before)).unwrap_or_default();
         let wanted = self.targets(|service| !same.contains(service));
-        let keys: HashSet<&BackendKey> = wanted.iter().map(|(key, ..)| key).collect();
+        let keys: HashSet<&BackendKey> = wanted.iter().map(|(key, _)| key).collect();
         let stays = |key: &BackendKey| same.contains(&key.service) || keys.contains(key);
         self.probed.retain(|key, _| stays(key));
         self.knowledge.health.retain(|key, _| stays(key));
@@ -81,11 +80,12 @@ impl Agent {
         let adopted =
             if keys.iter().any(|key| is_new(key)) { adopted_health(loaded) } else { KnownHealth::new() };
         let mut changed = false;
-        for (index, (key, target, health)) in wanted.iter().enumerate() {
+        for (index, (key, target)) in wanted.iter().enumerate() {
             let Some(check) = self.checks.get(&key.service) else { continue };
+            let health = check.health();
             let mut monitor = Monitor::new(health.into());
             if let Some(probed) = self.probed.get_mut(key) {
-                let is_same = probed.target == *target && probed.health == *health;
+                let is_same = probed.target == *target && probed.check.health() == health;
                 if is_same && probed.check.trusts_as(check) {
                     continue;
                 }
@@ -101,7 +101,7 @@ impl Agent {
             changed |= self.knowledge.health.insert(key.clone(), known).unwrap_or_default() != known;
             let first = first_probe_delay(index, count, health.interval, fastrand::u64(..));
             let task = tokio::spawn(probe_loop(
-                (key.clone(), target.address),
+                Arc::new((key.clone(), target.address)),
                 target.clone(),
                 check.clone(),
                 first,
@@ -111,7 +111,6 @@ impl Agent {
             let probed = Probed {
                 monitor,
                 target: target.clone(),
-                health: health.clone(),
                 check: check.clone(),
                 task: task.abort_handle(),
                 failure: None,
@@ -143,9 +142,9 @@ impl Agent {
 
     /// Judges a probe; says whether the backend's health changed.
     pub(super) fn judge(&mut self, report: Report) -> bool {
-        let (key, target) = report.target_key;
+        let (key, target) = &*report.target_key;
         let now = self.now();
-        let Some(probed) = self.probed.get_mut(&key).filter(|probed| probed.target.address == target) else {
+        let Some(probed) = self.probed.get_mut(key).filter(|probed| probed.target.address == *target) else {
             return false;
         };
         self.histograms.probed(&key.service, report.duration);
@@ -163,14 +162,15 @@ impl Agent {
         };
         probed.failure = result.as_ref().err().cloned();
         let Some(transition) = probed.monitor.on_result(result, now) else { return false };
-        self.on_transition(key, transition);
+        self.on_transition(key.clone(), transition);
         true
     }
 
     /// A backend's health changed.
     pub(super) fn on_transition(&mut self, key: BackendKey, transition: Transition) {
         let now = self.now();
-        let slow_start = self.probed.get(&key).map(|probed| probed.health.slow_start).unwrap_or_default();
+        let slow_start =
+            self.probed.get(&key).map(|probed| probed.check.health().slow_start).unwrap_or_default();
         self.ramps.remove(&key);
         if transition.from == Health::Unhealthy && !slow_start.is_zero() {
             self.ramps.insert(key.clone(), Ramp::new(now, slow_start));

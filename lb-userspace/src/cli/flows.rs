@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::client::Client;
 use super::output::{Columns, percent};
-use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
+use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, clients, output};
+use crate::core::clients::Question as ClientQuestion;
 use crate::core::config::parse_duration;
 use crate::core::flows::{By, FlowLine, FlowReport, FlowState, Question, Sort, idle_names};
 use crate::io::datapath::{Access, Datapath, Kernel, PinDir};
@@ -14,7 +16,8 @@ use crate::io::datapath::{Access, Datapath, Kernel, PinDir};
 /// Count live flows by service, backend, state, or the time since their last packet
 ///
 /// Reads the pinned flow table, whether or not an agent runs. The table keeps a signature of each flow, not its addresses:
-/// who the clients are cannot be told from it.
+/// who the clients are cannot be told from it. --clients has the agent look at packets for a short time, and tells whose they are;
+/// of services of mode nat, the table of translations tells all clients, whether or not an agent runs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
     /// What makes a line
@@ -38,6 +41,12 @@ pub(super) struct Arguments {
     /// Lines at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
     lines: usize,
+    /// List clients instead, from a sample of packets, or from all translations
+    #[arg(long, conflicts_with_all = ["by", "state", "idle", "sort"])]
+    clients: bool,
+    /// How long packets are sampled, a minute at most
+    #[arg(long = "for", value_name = "DURATION", default_value = "2s", value_parser = parse_duration, requires = "clients")]
+    sample_for: Duration,
     /// Where the tables are pinned
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
     pin_dir: PathBuf,
@@ -70,7 +79,13 @@ enum SortFlag {
     Closing,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
+    if arguments.clients {
+        let Arguments { service, backend, lines, .. } = arguments;
+        let question = ClientQuestion { service: service.clone(), backend: backend.clone(), lines: *lines };
+        let format = arguments.format.output;
+        return clients::run(&arguments.pin_dir, &question, arguments.sample_for, format, client).await;
+    }
     let kernel = Kernel::open(&PinDir::new(&arguments.pin_dir), Access::Read).map_err(Failure::failed)?;
     let now = kernel.now().map_err(Failure::failed)?;
     let report = kernel.tables().flow_report(now, &question(arguments));

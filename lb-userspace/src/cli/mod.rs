@@ -7,6 +7,7 @@ mod backend;
 mod capture;
 mod check;
 mod client;
+mod clients;
 mod decap;
 mod detach;
 mod doctor;
@@ -158,7 +159,7 @@ async fn run(arguments: Arguments) -> Result<(), Failure> {
         Command::Doctor(command) => doctor::run(&command, &client).await,
         Command::Completions(command) => manual::completions(&command),
         Command::Man(_) => manual::manual(),
-        Command::Flows(command) => flows::run(&command),
+        Command::Flows(command) => flows::run(&command, &client).await,
         Command::Events(command) => events::run(&command, &client).await,
         Command::Capture(command) => capture::run(&command, &client).await,
         Command::Report(command) => availability::run(&command, &client).await,

@@ -286,7 +286,8 @@ pub struct CapturedBytes {
 }
 
 impl CapturedBytes {
-    fn new(length: u32, bytes: &[u8]) -> Self {
+    /// Of so long a packet, these first bytes.
+    pub fn new(length: u32, bytes: &[u8]) -> Self {
         const DIGITS: [char; 16] =
             ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
         let digit = |bits: u8| DIGITS.get(usize::from(bits & 15)).copied().unwrap_or('0');

@@ -1,7 +1,7 @@
 //! The flow table → live flows by service, backend, state and the time since their last packet.
 //!
 //! The table keeps a signature of each flow, so that a packet finds its backend again. It does not keep addresses: who the
-//! clients are cannot be told from it.
+//! clients are cannot be told from it, see [`super::clients`].
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// What the table cannot tell, for people.
 pub const UNKNOWN: &str = "the flow table keeps a signature of each flow, not its addresses: who the clients are cannot be \
-                           told from it";
+                           told from it (--clients samples packets)";
 
 /// Classes of idleness: seconds below which a flow is in one, and its name. The last one has no end.
 const IDLE: [(u32, &str); 5] = [(10, "10s"), (60, "1m"), (600, "10m"), (3_600, "1h"), (u32::MAX, "more")];

@@ -93,9 +93,6 @@ pub struct Monitor {
     shown_bad: u32,
     /// What these showed, while it is unhealthy for that reason.
     shown: Option<String>,
-    last_failure: Option<String>,
-    successes: u64,
-    failures: u64,
 }
 
 impl Monitor {
@@ -110,9 +107,6 @@ impl Monitor {
             held_until: Duration::ZERO,
             shown_bad: 0,
             shown: None,
-            last_failure: None,
-            successes: 0,
-            failures: 0,
         }
     }
 
@@ -137,13 +131,6 @@ impl Monitor {
             Err(_) => (Health::Unhealthy, self.thresholds.fall),
         };
         let reason = result.err();
-        match &reason {
-            None => self.successes = self.successes.saturating_add(1),
-            Some(_) => {
-                self.failures = self.failures.saturating_add(1);
-                self.last_failure.clone_from(&reason);
-            }
-        }
         if says == self.health {
             self.contrary = 0;
             return None;
@@ -185,7 +172,6 @@ impl Monitor {
         (self.shown_bad, self.contrary) = (0, 0);
         self.health = Health::Unhealthy;
         self.shown = Some(reason.clone());
-        self.last_failure = Some(reason.clone());
         self.on_fall(now);
         let flaps = self.flaps > 0;
         if !flaps {
@@ -224,21 +210,6 @@ impl Monitor {
     /// What is known now.
     pub fn health(&self) -> Health {
         self.health
-    }
-
-    /// Why the latest failed probe failed, however long ago; `None` when none has.
-    pub fn last_failure(&self) -> Option<&str> {
-        self.last_failure.as_deref()
-    }
-
-    /// Probes that succeeded.
-    pub fn successes(&self) -> u64 {
-        self.successes
-    }
-
-    /// Probes that failed.
-    pub fn failures(&self) -> u64 {
-        self.failures
     }
 }
 

@@ -1,6 +1,7 @@
 //! Pure: values in, values out. Nothing here knows of aya, tokio, files, sockets or the clock.
 
 pub mod capture;
+pub mod clients;
 pub mod config;
 pub mod decap;
 pub mod diff;

@@ -1,5 +1,6 @@
 //! The snapshot and histograms → OpenMetrics text.
 
+mod backends;
 mod tcp;
 
 use std::fmt::Write;
@@ -83,7 +84,7 @@ impl Histograms {
 pub fn render(snapshot: &Snapshot, histograms: &Histograms) -> String {
     let mut registry = Registry::with_prefix("sluice");
     services(&mut registry, snapshot);
-    backends(&mut registry, snapshot);
+    backends::register(&mut registry, snapshot);
     tcp::register(&mut registry, snapshot);
     agent(&mut registry, snapshot);
     program(&mut registry, snapshot);
@@ -119,27 +120,6 @@ fn services(registry: &mut Registry, snapshot: &Snapshot) {
     registry.register("service_packets", "Packets forwarded", packets);
     registry.register("service_bytes", "Bytes forwarded, by the IP header", bytes);
     registry.register("service_new_flows", "Flows that were given a backend", new_flows);
-}
-
-fn backends(registry: &mut Registry, snapshot: &Snapshot) {
-    let (counter, gauge) = (Family::<BackendLabel, Counter>::default, Family::<BackendLabel, Gauge>::default);
-    let (packets, bytes) = (counter(), counter());
-    let (flows, healthy, weight) = (gauge(), gauge(), gauge());
-    for service in &snapshot.services {
-        for backend in &service.backends {
-            let label = BackendLabel { service: service.name.clone(), backend: backend.name.clone() };
-            packets.get_or_create(&label).inc_by(backend.packets);
-            bytes.get_or_create(&label).inc_by(backend.bytes);
-            flows.get_or_create(&label).set(i64::try_from(backend.active_flows).unwrap_or(i64::MAX));
-            healthy.get_or_create(&label).set((backend.health == "healthy").into());
-            weight.get_or_create(&label).set(backend.weight.into());
-        }
-    }
-    registry.register("backend_packets", "Packets forwarded", packets);
-    registry.register("backend_bytes", "Bytes forwarded, by the IP header", bytes);
-    registry.register("backend_active_flows", "Live flows in the flow table", flows);
-    registry.register("backend_healthy", "1 if the backend's probes succeed", healthy);
-    registry.register("backend_weight", "The configured weight", weight);
 }
 
 fn agent(registry: &mut Registry, snapshot: &Snapshot) {
@@ -188,7 +168,10 @@ fn program(registry: &mut Registry, snapshot: &Snapshot) {
 mod tests {
     use std::collections::BTreeSet;
 
+    use lb_common::abi::{LATENCY_BUCKETS, Traffic};
+
     use super::*;
+    use crate::core::signals::{TcpStats, Timing};
 
     /// The names that begin with ours in a text.
     fn names(text: &str) -> BTreeSet<&str> {
@@ -199,13 +182,15 @@ mod tests {
     /// What the shipped dashboard and alert rules ask for is there.
     #[test]
     fn every_metric_that_deploy_names_is_exported() {
+        let timing = Timing { buckets: [1; LATENCY_BUCKETS], sum: 1 };
+        let tcp = serde_json::to_value(TcpStats::new(&Traffic::default(), &timing)).unwrap();
         let snapshot: Snapshot = serde_json::from_value(serde_json::json!({
             "agent": {"version": "1", "uptime_seconds": 1, "interfaces": [], "revision": 1, "config": ""},
             "services": [{"name": "web", "vips": [], "protocol": "tcp", "forwarding": "l2-dsr",
-                "status": "healthy", "packets": 1, "bytes": 1, "new_flows": 1,
+                "status": "healthy", "packets": 1, "bytes": 1, "new_flows": 1, "tcp": tcp,
                 "backends": [{"name": "a", "address": "10.0.1.1", "weight": 100, "state": "enabled",
                     "health": "healthy", "reason": "", "serving": true, "ring_share": 0.5, "active_flows": 2,
-                    "packets": 1, "bytes": 1}]}],
+                    "packets": 1, "bytes": 1, "tcp": tcp}]}],
             "verdicts": {"forward": 1},
             "flow_table": {"size": 8, "entries": 4, "evictions": {"established": 1}},
             "nat": {"size": 0, "entries": 0},

@@ -9,6 +9,11 @@ use nix::sys::socket::SockaddrStorage;
 
 use crate::core::decap::HostAddress;
 
+/// Larger blocks have a mapping of their own, which goes when they go.
+const MAPPED_BYTES: libc::c_int = 1 << 20;
+/// More is not kept free: enough for what a change needs, so that it does not wait for pages.
+const KEPT_BYTES: libc::c_int = 4 << 20;
+
 /// All addresses of all interfaces, in order.
 pub fn addresses() -> io::Result<Vec<HostAddress>> {
     let entries = getifaddrs()?;
@@ -27,6 +32,17 @@ pub fn addresses() -> io::Result<Vec<HostAddress>> {
 pub(super) fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
+
+/// Has the allocator keep little of what was needed for a moment. Left alone, glibc learns from large blocks that come and go
+/// to keep ever larger ones, and gives each thread a heap of its own.
+pub fn keep_little_memory() {
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, 1), (libc::M_MMAP_THRESHOLD, MAPPED_BYTES), (libc::M_TRIM_THRESHOLD, KEPT_BYTES)]
+    {
+        // SAFETY: the allocator's own function; only what is allocated from now on is concerned. If it refuses, nothing changes.
+        unsafe { libc::mallopt(parameter, value) };
+    }
 }
 
 /// Gives memory back to the system that was needed for a moment: what a large configuration was read from, a long answer.

@@ -146,11 +146,12 @@ async fn watch(top: &mut Top, mut seen: mpsc::Receiver<Seen>, client: &Client) -
                 Some(Input::Key(key)) if key.kind != KeyEventKind::Release => top.on_key(key),
                 Some(_) => None,
             },
-            Some(seen) = seen.recv() => {
+            seen = seen.recv() => {
                 match seen {
-                    Ok(_) if top.paused => {}
-                    Ok((live, events)) => top.update(live, events.events),
-                    Err(failure) => top.gone = Some(failure.to_string()),
+                    Some(Ok(_)) if top.paused => {}
+                    Some(Ok((live, events))) => top.update(live, events.events),
+                    Some(Err(failure)) => top.gone = Some(failure.to_string()),
+                    None => return Err(Failure::failed("what looks at the agent has ended")),
                 }
                 None
             }

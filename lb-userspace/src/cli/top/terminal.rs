@@ -77,3 +77,41 @@ pub(super) fn inputs() -> io::Result<mpsc::Receiver<Event>> {
     })?;
     Ok(receiver)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// What the test below runs in a terminal of its own.
+    #[test]
+    #[ignore = "takes the terminal, and panics"]
+    fn panics_with_the_terminal() {
+        let _screen = Screen::take().expect("a terminal");
+        panic!("on purpose");
+    }
+
+    /// Within a terminal that `script` makes and records: what is told is told on the user's own screen, and all is as it was.
+    #[test]
+    fn a_panic_gives_the_terminal_back_before_it_is_told() {
+        let test = std::env::current_exe().expect("a test");
+        let run = format!(
+            "echo before $(stty -g); {} --exact cli::top::terminal::tests::panics_with_the_terminal --ignored --nocapture; \
+             echo after $(stty -g)",
+            test.display()
+        );
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--command", &run, "/dev/null"]).env("TERM", "xterm").env("SHELL", "/bin/sh");
+        let output = script.stdin(std::process::Stdio::null()).output().expect("script");
+        let seen = String::from_utf8_lossy(&output.stdout);
+        let at = |what: &str| seen.rfind(what).unwrap_or_else(|| panic!("{what:?}: {seen}"));
+        let settings =
+            |what: &str| seen[at(what) + what.len()..].lines().next().unwrap_or_default().trim().to_owned();
+        assert!(settings("before ").contains(':'), "{seen}");
+        assert_eq!(settings("before "), settings("after "));
+        let [taken, left] = ["\u{1b}[?1049h", "\u{1b}[?1049l"].map(at);
+        assert!(taken < left && left < at("on purpose"), "{seen}");
+        assert!(at("\u{1b}[?25l") < at("\u{1b}[?25h") && at("\u{1b}[?25h") < at("on purpose"), "{seen}");
+    }
+}

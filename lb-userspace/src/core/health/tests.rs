@@ -127,17 +127,6 @@ fn new_thresholds_alone_change_nothing() {
 }
 
 #[test]
-fn results_are_counted_and_the_last_failure_is_kept() {
-    let mut monitor = Monitor::new(plainly(1, 1));
-    assert_eq!(monitor.last_failure(), None);
-    for probe in [UP, Err("timed out"), DOWN, UP] {
-        monitor.on_result(result(probe), NOW);
-    }
-    assert_eq!((monitor.successes(), monitor.failures()), (2, 2));
-    assert_eq!(monitor.last_failure(), Some("connection refused"));
-}
-
-#[test]
 fn a_small_installation_is_probed_within_a_tenth_of_a_second() {
     for index in 0..20 {
         assert!(first_probe_delay(index, 20, Duration::from_secs(2), u64::MAX) <= Duration::from_millis(100));

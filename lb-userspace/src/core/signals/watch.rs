@@ -3,7 +3,7 @@
 //! Anybody can send packets to a VIP. So no sign is made of one that a stranger could bring about for a single backend alone: who
 //! floods a service does so to all of its backends, and that takes none of them away from the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::Traffic;
 
@@ -101,18 +101,22 @@ pub struct Judged {
 /// What was seen at the last looks.
 #[derive(Clone, Debug, Default)]
 pub struct PassiveWatch {
-    backends: BTreeMap<BackendKey, Watched>,
+    backends: BTreeMap<BackendKey, Known>,
+}
+
+/// A backend. Of one that never had any traffic there is nothing to keep, and there may be thousands.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    id: u16,
+    watched: Option<Box<Watched>>,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Watched {
-    id: u16,
     last: Traffic,
     openings: Window,
     ends: Window,
-    /// What came since the last look.
-    now: Traffic,
-    showing: BTreeMap<Signal, bool>,
+    showing: BTreeSet<Signal>,
 }
 
 /// What was counted in the last looks, as long as it said nothing.
@@ -161,26 +165,35 @@ fn ended(traffic: &Traffic) -> u64 {
 impl PassiveWatch {
     /// Looks at the backends of a service. The first look at a backend only takes its counters down.
     pub fn look(&mut self, sights: &[Sight]) -> (Vec<Showing>, Vec<Judged>) {
-        for sight in sights {
-            let watched = self.backends.entry(sight.key.clone()).or_default();
-            if watched.id == sight.id {
-                watched.now = sight.traffic.since(&watched.last);
-            } else {
-                *watched = Watched { id: sight.id, ..Watched::default() };
-            }
-            watched.last = sight.traffic;
-            watched.openings.add(watched.now);
-            watched.ends.add(watched.now);
-        }
-        let seen = |sight: &Sight| self.backends.get(&sight.key).map(|watched| watched.ends.counted);
-        let all: Traffic = sights.iter().filter_map(seen).sum();
+        let news: Vec<Traffic> = sights.iter().map(|sight| self.note(sight)).collect();
+        let watched = |sight: &Sight| self.backends.get(&sight.key)?.watched.as_deref();
+        let all: Traffic = sights.iter().filter_map(watched).map(|watched| watched.ends.counted).sum();
         let (mut showings, mut judged) = (Vec::new(), Vec::new());
-        for sight in sights {
-            if let Some(watched) = self.backends.get_mut(&sight.key) {
-                watched.judge(&sight.key, &all, &mut showings, &mut judged);
+        for (sight, now) in sights.iter().zip(news) {
+            let known = self.backends.get_mut(&sight.key);
+            if let Some(watched) = known.and_then(|known| known.watched.as_deref_mut()) {
+                watched.judge(&sight.key, &now, &all, &mut showings, &mut judged);
             }
         }
         (showings, judged)
+    }
+
+    /// Takes the counters down; what came since the last look.
+    fn note(&mut self, sight: &Sight) -> Traffic {
+        let known = self.backends.entry(sight.key.clone()).or_default();
+        let is_first = known.id != sight.id;
+        if is_first {
+            *known = Known { id: sight.id, watched: None };
+        }
+        if known.watched.is_none() && sight.traffic == Traffic::default() {
+            return Traffic::default();
+        }
+        let watched = known.watched.get_or_insert_default();
+        let now = if is_first { Traffic::default() } else { sight.traffic.since(&watched.last) };
+        watched.last = sight.traffic;
+        watched.openings.add(now);
+        watched.ends.add(now);
+        now
     }
 
     /// How many backends are known.
@@ -203,6 +216,7 @@ impl Watched {
     fn judge(
         &mut self,
         key: &BackendKey,
+        now: &Traffic,
         all: &Traffic,
         showings: &mut Vec<Showing>,
         judged: &mut Vec<Judged>,
@@ -229,14 +243,14 @@ impl Watched {
                 judged.push(Judged { key: key.clone(), result });
             }
         }
-        let Traffic { resets, opened, answered, .. } = self.now;
+        let &Traffic { resets, opened, answered, .. } = now;
         let flood = resets >= MIN_FLOOD && resets > (opened + answered) * FLOOD_FOR_ONE;
-        showings.extend(self.turned(key, Signal::ResetFlood, flood, self.now));
+        showings.extend(self.turned(key, Signal::ResetFlood, flood, *now));
     }
 
     fn turned(&mut self, key: &BackendKey, signal: Signal, is: bool, counted: Traffic) -> Option<Showing> {
-        let was = self.showing.insert(signal, is).unwrap_or(false);
-        (was != is).then(|| Showing { key: key.clone(), signal, begins: is, counted })
+        let changed = if is { self.showing.insert(signal) } else { self.showing.remove(&signal) };
+        changed.then(|| Showing { key: key.clone(), signal, begins: is, counted })
     }
 }
 

@@ -25,7 +25,7 @@ use crate::core::image::Capacity;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/capture.bpf.o"));
 
 /// Bytes of the ring buffer: some thousand packets.
-const RECORDS_BYTES: u32 = 4 << 20;
+const RECORDS_BYTES: u32 = 2 << 20;
 /// How long packets are looked at without a sign that somebody reads.
 const PATIENCE: Duration = Duration::from_secs(5);
 

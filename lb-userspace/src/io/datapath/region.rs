@@ -13,6 +13,9 @@ use lb_common::abi::{
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
+/// Bytes of the parts in which many records are looked at: whole pages, and whole records of all that are so many.
+const PART_BYTES: usize = 1 << 20;
+
 /// A record that may live in a region.
 ///
 /// # Safety
@@ -73,14 +76,20 @@ pub enum Access {
 impl<T: Record> Region<T> {
     /// Maps the values of a BPF array of `count` records of exactly this type.
     pub fn map(array: impl AsFd, count: u32, access: Access) -> io::Result<Self> {
+        Self::map_part(array, 0, count, access)
+    }
+
+    /// Maps `count` of them from the one on at `first`, which begins a page.
+    fn map_part(array: impl AsFd, first: u32, count: u32, access: Access) -> io::Result<Self> {
         let bytes = NonZeroUsize::new(size_of::<T>() * count as usize)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the map has no entries"))?;
         let protection = match access {
             Access::Read => ProtFlags::PROT_READ,
             Access::Write => ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
         };
+        let offset = i64::try_from(size_of::<T>() * first as usize).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice; it is page-aligned, as are the map's values.
-        let start = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, array, 0) }?;
+        let start = unsafe { mmap(None, bytes, protection, MapFlags::MAP_SHARED, array, offset) }?;
         Ok(Self { records: start.cast(), count: count as usize, mapped: true })
     }
 
@@ -163,6 +172,20 @@ impl<T: Record> Large<T> {
             let _ = self.records.set(Region::map(array, self.count, *access)?);
         }
         self.at_hand().ok_or_else(|| io::Error::other("not mapped"))
+    }
+
+    /// Has `work` look at all records, one part after the other: without need, no more is mapped at a time than a part.
+    pub fn each_part(&self, mut work: impl FnMut(&[T])) -> io::Result<()> {
+        let (Some((array, access)), None) = (&self.array, self.records.get()) else {
+            work(self.records()?);
+            return Ok(());
+        };
+        let most = u32::try_from(PART_BYTES / size_of::<T>()).unwrap_or(1);
+        for first in (0..self.count).step_by(most as usize) {
+            let part = Region::map_part(array, first, most.min(self.count - first), *access)?;
+            work(part.records());
+        }
+        Ok(())
     }
 
     /// Gives the mapping up.

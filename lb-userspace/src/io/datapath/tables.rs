@@ -105,6 +105,16 @@ impl TableSet {
         })
     }
 
+    /// Has `work` look at the flow table, part by part. Copies of a flow lie in neighbouring buckets: while there are some, the table
+    /// is one part.
+    fn each_flow_buckets(&self, mut work: impl FnMut(&[FlowBucket])) {
+        if self.copies {
+            work(self.flow_buckets());
+        } else if let Err(error) = self.flows.each_part(work) {
+            log::error!("the flow table cannot be mapped: {error}");
+        }
+    }
+
     /// The record `control`.
     pub fn control(&self) -> Option<&Control> {
         self.control.records().first()
@@ -392,13 +402,15 @@ impl TableSet {
     }
 
     fn sweep(&self, goes: impl Fn(Entry) -> bool) {
-        for way in self.flow_buckets().iter().flat_map(|bucket| &bucket.ways) {
-            let word = way.load();
-            if Entry::from_word(word).is_some_and(&goes) {
-                // If a packet changed the entry meanwhile, it is not idle.
-                way.replace(word, 0);
+        self.each_flow_buckets(|buckets| {
+            for way in buckets.iter().flat_map(|bucket| &bucket.ways) {
+                let word = way.load();
+                if Entry::from_word(word).is_some_and(&goes) {
+                    // If a packet changed the entry meanwhile, it is not idle.
+                    way.replace(word, 0);
+                }
             }
-        }
+        });
     }
 
     /// Live flows by backend id: those established and not idle for too long. One that was only opened may never have
@@ -408,17 +420,23 @@ impl TableSet {
         let live = |entry: &Entry| {
             entry.state() == State::Established && !entry.is_expired(now) && !entry.is_client()
         };
-        for entry in carry::flows(self.flow_buckets()).filter(live) {
-            if let Some(count) = counts.get_mut(usize::from(entry.backend())) {
-                *count += 1;
+        self.each_flow_buckets(|buckets| {
+            for entry in carry::flows(buckets).filter(live) {
+                if let Some(count) = counts.get_mut(usize::from(entry.backend())) {
+                    *count += 1;
+                }
             }
-        }
+        });
         (0..).zip(counts).filter(|(_, count)| *count > 0).collect()
     }
 
     /// Entries of the flow table that are taken.
     pub fn flow_entries(&self) -> u64 {
-        let words = self.flow_buckets().iter().flat_map(|bucket| &bucket.ways);
-        words.filter(|way| Entry::from_word(way.load()).is_some()).count() as u64
+        let mut entries = 0;
+        self.each_flow_buckets(|buckets| {
+            let words = buckets.iter().flat_map(|bucket| &bucket.ways);
+            entries += words.filter(|way| Entry::from_word(way.load()).is_some()).count();
+        });
+        entries as u64
     }
 }

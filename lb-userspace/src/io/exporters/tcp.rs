@@ -1,12 +1,10 @@
-//! What customers' packets show of TCP connections → counters and histograms of the metrics.
+//! How long customers' TCP connections took to open → histograms of the metrics.
 
 use std::fmt;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{BackendLabel, ServiceLabel};
@@ -16,9 +14,8 @@ use crate::core::stats::Snapshot;
 /// Backends of all TCP services at most that have a histogram of their own: each is twenty lines and more.
 pub(super) const MAX_HISTOGRAMS: usize = 256;
 
-/// Adds everything about TCP connections.
+/// Adds the histograms of services, and those of backends if these are not too many.
 pub(super) fn register(registry: &mut Registry, snapshot: &Snapshot) {
-    counters(registry, snapshot);
     let services = snapshot.services.iter().filter_map(|service| {
         let opening = service.tcp.as_ref()?.opening.clone();
         Some((ServiceLabel { service: service.name.clone() }, opening))
@@ -47,25 +44,6 @@ fn backends(snapshot: &Snapshot) -> impl Iterator<Item = (BackendLabel, &TcpStat
             Some((label, backend.tcp.as_ref()?))
         })
     })
-}
-
-fn counters(registry: &mut Registry, snapshot: &Snapshot) {
-    let [opened, repeated, answered, fins, resets] =
-        std::array::from_fn(|_| Family::<BackendLabel, Counter>::default());
-    for (label, tcp) in backends(snapshot) {
-        opened.get_or_create(&label).inc_by(tcp.opened);
-        repeated.get_or_create(&label).inc_by(tcp.repeated);
-        answered.get_or_create(&label).inc_by(tcp.answered);
-        fins.get_or_create(&label).inc_by(tcp.fins);
-        resets.get_or_create(&label).inc_by(tcp.resets);
-    }
-    registry.register("backend_tcp_opened", "Customers' SYNs that were given this backend", opened);
-    let help = "Customers' SYNs that came again within seconds while nothing had followed the first";
-    registry.register("backend_tcp_repeated", help, repeated);
-    let help = "TCP connections of which another packet followed the customer's first";
-    registry.register("backend_tcp_answered", help, answered);
-    registry.register("backend_tcp_fins", "Customers' FINs", fins);
-    registry.register("backend_tcp_resets", "Customers' RSTs", resets);
 }
 
 /// Histograms that the datapath has made.

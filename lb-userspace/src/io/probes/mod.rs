@@ -182,6 +182,11 @@ impl Check {
         Ok(Self { health: health.clone(), tls })
     }
 
+    /// What the configuration says of it.
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
     /// Whether both are made with the same certificate authorities, as they were read.
     pub fn trusts_as(&self, other: &Self) -> bool {
         match (&self.tls, &other.tls) {
@@ -247,8 +252,8 @@ impl Check {
             Probe::Tcp => return connect(address, mark, deadline, limit).await.map(drop),
             Probe::Http { path, host, expect, body, .. } => (path, host.as_deref(), expect, body.as_deref()),
         };
-        let request = http::request(named, path, host, if self.tls.is_some() { 443 } else { 80 })?;
         let stream = connect(address, mark, deadline, limit).await?;
+        let request = http::request(named, path, host, if self.tls.is_some() { 443 } else { 80 })?;
         // On the heap, as above.
         let exchange = Box::pin(async {
             let expected = http::Expected { statuses: expect, body };

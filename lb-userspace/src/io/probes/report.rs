@@ -42,14 +42,17 @@ pub async fn probe_loop<K: Clone + Send + 'static>(
             () = reports.closed() => return,
         }
         let began = Instant::now();
-        let result = tokio::select! {
-            result = check.probe(&target) => result,
-            () = reports.closed() => return,
-        };
-        let report = ProbeReport { target_key: target_key.clone(), result, duration: began.elapsed() };
-        if reports.send(report).await.is_err() {
-            return;
-        }
+        // On the heap: there are as many tasks as backends, and most of the time all but a few only wait.
+        let result = Box::pin(async {
+            tokio::select! {
+                result = check.probe(&target) => Some(result),
+                () = reports.closed() => None,
+            }
+        });
+        let Some(result) = result.await else { return };
+        let duration = began.elapsed();
+        let Ok(room) = reports.reserve().await else { return };
+        room.send(ProbeReport { target_key: target_key.clone(), result, duration });
         start = rounded(began + next_delay(check.health.interval));
     }
 }

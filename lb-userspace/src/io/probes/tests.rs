@@ -364,3 +364,13 @@ async fn loop_ends_while_it_waits_for_its_first_probe() {
     drop(receiver);
     timeout(LONG, task).await.expect("the loop ends with its receiver").unwrap();
 }
+
+/// There are as many as backends, and most of them wait most of the time.
+#[test]
+fn a_loop_takes_little_while_it_waits() {
+    let (sender, _receiver) = mpsc::channel::<ProbeReport<Arc<()>>>(1);
+    let settings = Arc::new(check(http_ok(), LONG, LONG));
+    let target = Target::from(SocketAddr::from((V4, 1)));
+    let task = probe_loop(Arc::new(()), target, settings, LONG, |interval| interval, sender);
+    assert!(size_of_val(&task) <= 512, "{} bytes", size_of_val(&task));
+}
