@@ -310,8 +310,21 @@ pub enum ServiceStatus {
 pub struct Serving {
     /// How the service is.
     pub status: ServiceStatus,
+    /// Whether that is how it is, rather than how it begins: it has backends, and what is not known of them yet could not make it
+    /// well.
+    pub is_settled: bool,
     /// For every candidate, in order: whether it belongs into the ring.
     pub eligible: Vec<bool>,
+}
+
+impl Serving {
+    /// The status to tell of, if `told` was the last one. A service that is only beginning is not told of: it is neither well
+    /// nor an outage. One that was told of before and that now drops packets is, whatever the reason.
+    pub fn news(&self, told: Option<ServiceStatus>) -> Option<ServiceStatus> {
+        let drops = told.is_some() && self.status == ServiceStatus::Down;
+        let is_news = told != Some(self.status) && (self.is_settled || drops);
+        is_news.then_some(self.status)
+    }
 }
 
 /// Decides which backends of a service take new flows.
@@ -331,8 +344,9 @@ pub fn serving(candidates: &[Candidate], all_down: AllDown, min_healthy: u32) ->
             .count()
     };
     let healthy = wanted_with(Health::Healthy);
-    let is_enough = healthy > 0 && u32::try_from(healthy).unwrap_or(u32::MAX) >= min_healthy;
-    let (status, serves): (_, fn(&Candidate) -> bool) = if is_enough {
+    let is_enough = |healthy: usize| healthy > 0 && u32::try_from(healthy).unwrap_or(u32::MAX) >= min_healthy;
+    let may_be_enough = is_enough(healthy + wanted_with(Health::Unknown));
+    let (status, serves): (_, fn(&Candidate) -> bool) = if is_enough(healthy) {
         let all_up = wanted_with(Health::Unhealthy) == 0;
         let status = if all_up { ServiceStatus::Healthy } else { ServiceStatus::Degraded };
         (status, |candidate| candidate.is_wanted() && candidate.health() == Health::Healthy)
@@ -341,5 +355,6 @@ pub fn serving(candidates: &[Candidate], all_down: AllDown, min_healthy: u32) ->
     } else {
         (ServiceStatus::Down, |_| false)
     };
-    Serving { status, eligible: candidates.iter().map(serves).collect() }
+    let is_settled = is_enough(healthy) || !candidates.is_empty() && !may_be_enough;
+    Serving { status, is_settled, eligible: candidates.iter().map(serves).collect() }
 }

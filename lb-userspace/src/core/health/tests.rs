@@ -185,12 +185,44 @@ fn who_serves() {
         (&[],                             Drop,     0, Down,        &[]),
     ];
     for (candidates, all_down, min_healthy, status, eligible) in table {
-        let expected = Serving { status: *status, eligible: eligible.to_vec() };
+        let found = serving(candidates, *all_down, *min_healthy);
         assert_eq!(
-            serving(candidates, *all_down, *min_healthy),
-            expected,
+            (found.status, &found.eligible[..]),
+            (*status, *eligible),
             "{candidates:#?}, {all_down:?}, min_healthy {min_healthy}"
         );
+    }
+}
+
+#[test]
+fn a_service_that_only_begins_is_no_outage() {
+    use AllDown::{Drop, FailOpen};
+    use ServiceStatus::{Degraded, Down, FailingOpen, Healthy as Fine};
+    let wanted = |health| Candidate { state: BackendState::Enabled, weight: 100, checked: true, health };
+    let (up, down, new) = (wanted(Healthy), wanted(Unhealthy), wanted(Unknown));
+    let drain = Candidate { state: BackendState::Drain, ..up };
+    // Backends, all_down, min_healthy; what is told of a service that is new, and of one that was well.
+    type Told<'a> = (&'a [Candidate], AllDown, u32, Option<ServiceStatus>, Option<ServiceStatus>);
+    #[rustfmt::skip]
+    let table: &[Told<'_>] = &[
+        (&[],               FailOpen, 0, None,              Some(Down)),
+        (&[new],            FailOpen, 0, None,              None),
+        (&[new],            Drop,     0, None,              Some(Down)),
+        (&[down, new],      FailOpen, 0, None,              None),
+        (&[down, new],      Drop,     0, None,              Some(Down)),
+        (&[up, new],        FailOpen, 2, None,              None),
+        (&[down, down],     FailOpen, 0, Some(FailingOpen), Some(FailingOpen)),
+        (&[down, down],     Drop,     0, Some(Down),        Some(Down)),
+        (&[up, down, new],  FailOpen, 3, Some(FailingOpen), Some(FailingOpen)),
+        (&[up, down, new],  FailOpen, 0, Some(Degraded),    Some(Degraded)),
+        (&[drain],          FailOpen, 0, Some(Down),        Some(Down)),
+        (&[up],             FailOpen, 0, Some(Fine),        None),
+    ];
+    for (candidates, all_down, min_healthy, of_new, of_well) in table {
+        let found = serving(candidates, *all_down, *min_healthy);
+        let told = (found.news(None), found.news(Some(Fine)));
+        assert_eq!(told, (*of_new, *of_well), "{candidates:#?}, {all_down:?}, min_healthy {min_healthy}");
+        assert_eq!(found.news(Some(found.status)), None, "nothing is told twice");
     }
 }
 
