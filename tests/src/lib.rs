@@ -64,7 +64,7 @@ mod xdp_pass;
 pub use agent::{Agent, sluice_binary};
 pub use config::SluiceToml;
 pub use decap::Decap;
-pub use frames::{Capture, send_frame, vlan_tagged};
+pub use frames::{Capture, send_frame, send_frames, vlan_tagged};
 pub use guest::{GUEST_RESULTS, Guest, GuestKernel, GuestReport};
 pub use host::Host;
 pub use http::{HttpConnection, Response};
