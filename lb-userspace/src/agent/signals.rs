@@ -37,7 +37,7 @@ impl Agent {
             }
         }
         if changed {
-            self.reconcile();
+            self.reconcile_stale();
         }
     }
 

@@ -1,6 +1,6 @@
 //! The options → a running agent: configuration, program, first health, tables, and only then packets.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
@@ -94,6 +94,7 @@ pub(super) async fn start(
         checks: BTreeMap::new(),
         tls: TlsClients::default(),
         probed: BTreeMap::new(),
+        stale: BTreeSet::new(),
         ramps: BTreeMap::new(),
         path: None,
         path_targets: BTreeMap::new(),
@@ -265,7 +266,7 @@ impl Agent {
     /// Brings the tables in line with what is known so far.
     fn bring_about_first(&mut self) -> Result<(), AgentError> {
         let wanted = self.knowledge.wanted(&self.config);
-        self.bring_about(&wanted).map_err(|error| match error {
+        self.bring_about(&wanted, Instant::now()).map_err(|error| match error {
             ReconcileError::Plan(error) => AgentError::Plan(error),
             ReconcileError::Datapath(error) => AgentError::Datapath(error),
         })

@@ -18,7 +18,7 @@ use super::region::{Large, Region};
 use super::rings::Rings;
 use super::{DatapathError, carry};
 use crate::core::explain::Ingress;
-use crate::core::image::{Capacity, Globals, Image, LoadedBackend, LoadedService};
+use crate::core::image::{Beside, Capacity, Globals, Image, LoadedBackend, LoadedService};
 use crate::core::ring::{Known, Planned};
 use crate::core::vips;
 
@@ -146,7 +146,33 @@ impl TableSet {
             vip_table,
             globals: self.globals(),
             capacity: self.capacity(),
+            beside: Beside::default(),
         }
+    }
+
+    /// Reads back what is loaded of some services, by their names, without their VIPs; of all others, no more than what they
+    /// occupy.
+    pub fn image_of(&self, names: &[&str]) -> Image {
+        let (mut services, mut beside) = (BTreeMap::new(), Beside::default());
+        for (id, name) in self.named_services() {
+            let ring = self.services.records().get(id as usize).and_then(|service| service.load().ring);
+            if names.contains(&name.as_str()) {
+                let ring = ring.and_then(|slot| Some((slot, self.known_ring(slot)?)));
+                services.insert(id, LoadedService { name: name.as_str().to_owned(), ring });
+            } else {
+                beside.services.push(id);
+                beside.rings.extend(ring);
+            }
+        }
+        let mut backends = BTreeMap::new();
+        for (id, service) in self.backend_ids() {
+            match services.contains_key(&service) {
+                true => backends.extend(self.loaded_backend(id).map(|backend| (id, backend))),
+                false => beside.backends.push(id),
+            }
+        }
+        let (globals, capacity) = (self.globals(), self.capacity());
+        Image { services, backends, globals, capacity, beside, ..Image::default() }
     }
 
     fn named_services(&self) -> impl Iterator<Item = (u32, &Name)> {
@@ -182,29 +208,26 @@ impl TableSet {
     }
 
     fn loaded_backends(&self) -> BTreeMap<u16, LoadedBackend> {
-        let records = self.backends.records().iter().zip(self.backend_names.records());
-        (0..)
-            .zip(records)
-            .map(|(id, (backend, name))| (id, backend, backend.load(), name))
-            .filter(|(_, _, word, _)| word.flags().used)
-            .map(|(id, backend, word, name)| {
-                let flags = word.flags();
-                let hop = flags.resolved.then_some(*backend.hop(word));
-                let loaded = LoadedBackend {
-                    name: name.as_str().to_owned(),
-                    address: backend.address,
-                    service: flags.service.into(),
-                    enabled: flags.enabled,
-                    healthy: flags.healthy,
-                    probed_healthy: flags.probed_healthy,
-                    takes_new: flags.takes_new,
-                    forwarding: flags.forwarding,
-                    port: flags.port.get(),
-                    hop,
-                };
-                (id, loaded)
-            })
-            .collect()
+        self.backend_ids().filter_map(|(id, _)| Some((id, self.loaded_backend(id)?))).collect()
+    }
+
+    fn loaded_backend(&self, id: u16) -> Option<LoadedBackend> {
+        let backend = self.backends.records().get(usize::from(id))?;
+        let name = self.backend_names.records().get(usize::from(id))?;
+        let word = backend.load();
+        let flags = word.flags();
+        Some(LoadedBackend {
+            name: name.as_str().to_owned(),
+            address: backend.address,
+            service: flags.service.into(),
+            enabled: flags.enabled,
+            healthy: flags.healthy,
+            probed_healthy: flags.probed_healthy,
+            takes_new: flags.takes_new,
+            forwarding: flags.forwarding,
+            port: flags.port.get(),
+            hop: flags.resolved.then_some(*backend.hop(word)),
+        })
     }
 
     /// Writes a backend: a changed next hop goes to the place not in force, and the word switches to it.
