@@ -159,13 +159,13 @@ fn a_service_that_only_begins_is_told_as_no_outage() {
     let health = "health.type=tcp health.port=80 health.interval=60s health.timeout=1s health.fall=1";
     done(&format!("service add shop --vip {vip} all_down=drop {health}"));
     assert_eq!(agent.service("shop").expect("shop")["status"], "down");
-    done(&format!("backend add shop web1 address={web}"));
+    done(&format!("backend add shop web1 {web}"));
     agent.wait_for_status("shop", "healthy", PATIENCE).expect("healthy");
     assert_eq!(statuses(), Vec::<Value>::new());
     done("backend remove shop web1");
     let told = wait_for(&agent, &["--kind", "service_status", "--service", "shop"], |_| true);
     assert_eq!((&told["from"], &told["to"]), (&"healthy".into(), &"down".into()), "{told}");
-    done(&format!("backend add shop web1 address={web}"));
+    done(&format!("backend add shop web1 {web}"));
     wait_until("it is told as well again", PATIENCE, || {
         statuses().last().is_some_and(|event| event["to"] == "healthy")
     })

@@ -39,6 +39,18 @@ pub(super) struct Probed {
     pub(super) failure: Option<String>,
 }
 
+impl Probed {
+    /// Why it is not well.
+    fn reason(&self, now: Duration) -> Option<String> {
+        let failure = self.failure.clone().or_else(|| self.monitor.shown().map(str::to_owned));
+        match (failure, self.monitor.held(now)) {
+            (failure, None) => failure,
+            (None, Some(held)) => Some(held_text(held)),
+            (Some(failure), Some(held)) => Some(format!("{failure}; {}", held_text(held))),
+        }
+    }
+}
+
 impl Drop for Probed {
     fn drop(&mut self) {
         self.task.abort();
@@ -225,15 +237,11 @@ impl Agent {
         Next::Continue
     }
 
-    /// Why a backend is not well, by its checks.
-    pub(super) fn check_reason(&self, key: &BackendKey) -> Option<String> {
-        let probed = self.probed.get(key)?;
-        let failure = probed.failure.clone().or_else(|| probed.monitor.shown().map(str::to_owned));
-        match (failure, probed.monitor.held(self.now())) {
-            (failure, None) => failure,
-            (None, Some(held)) => Some(held_text(held)),
-            (Some(failure), Some(held)) => Some(format!("{failure}; {}", held_text(held))),
-        }
+    /// Why backends are not well, by their checks.
+    pub(super) fn check_reasons(&self) -> BTreeMap<BackendKey, String> {
+        let now = self.now();
+        let reasons = self.probed.iter().filter_map(|(key, probed)| Some((key.clone(), probed.reason(now)?)));
+        reasons.collect()
     }
 
     /// Whether every probed backend's health is known.

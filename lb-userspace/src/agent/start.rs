@@ -226,8 +226,9 @@ pub(super) fn adopted_health(image: &Image) -> KnownHealth {
 /// The next hops that are loaded: good until the kernel tells better ones. That of a service in another forwarding mode is
 /// not, for it may be a gateway's.
 fn adopted_hops(image: &Image, config: &Config) -> HashMap<Target, NextHop> {
+    let ids = image.ids_by_name();
     let services =
-        config.services.iter().filter_map(|service| Some((image.service_id(&service.name)?, service)));
+        config.services.iter().filter_map(|service| Some((*ids.get(service.name.as_str())?, service)));
     let services: BTreeMap<u32, _> = services.collect();
     let hops = image.backends.values().filter_map(|backend| {
         let mode = services.get(&backend.service)?.forwarding;

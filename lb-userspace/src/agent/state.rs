@@ -183,12 +183,13 @@ impl Agent {
     pub(super) fn sweep(&mut self) {
         let Ok(now) = self.kernel.now() else { return };
         let image = self.kernel.tables().image();
+        let ids = image.ids_by_name();
         let udp_services: BTreeSet<u32> = self
             .config
             .services
             .iter()
             .filter(|service| service.protocol == Protocol::Udp)
-            .filter_map(|service| image.service_id(&service.name))
+            .filter_map(|service| ids.get(service.name.as_str()).copied())
             .collect();
         let udp = image.backends.iter().filter(|(_, backend)| udp_services.contains(&backend.service));
         let udp: BTreeSet<u16> = udp.map(|(&id, _)| id).collect();
@@ -215,14 +216,15 @@ impl Agent {
 
     /// What is wrong with backends.
     fn reasons(&self) -> BTreeMap<BackendKey, String> {
-        let mut reasons = BTreeMap::new();
+        let mut reasons = self.check_reasons();
+        if self.hop_errors.is_empty() {
+            return reasons;
+        }
         for service in &self.config.services {
             for (backend, target) in service.backends.iter().zip(targets(service)) {
-                let key = BackendKey::new(&service.name, &backend.name);
-                let failed = self.check_reason(&key);
-                let unresolved = || self.hop_errors.get(&target).map(HopError::to_string);
-                if let Some(reason) = failed.or_else(unresolved) {
-                    reasons.insert(key, reason);
+                if let Some(error) = self.hop_errors.get(&target) {
+                    let key = BackendKey::new(&service.name, &backend.name);
+                    reasons.entry(key).or_insert_with(|| error.to_string());
                 }
             }
         }

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::config::{self, AllDown, BackendState};
+use super::signals::Signal;
 
 #[cfg(test)]
 mod tests;
@@ -89,8 +90,8 @@ pub struct Monitor {
     flaps: u32,
     /// It stays unhealthy until then.
     held_until: Duration,
-    /// Bad looks at customers' packets in a row.
-    shown_bad: u32,
+    /// Bad looks at customers' packets in a row, by what they showed.
+    shown_bad: [u32; Signal::JUDGED],
     /// What these showed, while it is unhealthy for that reason.
     shown: Option<String>,
     last_failure: Option<String>,
@@ -108,7 +109,7 @@ impl Monitor {
             recovered: None,
             flaps: 0,
             held_until: Duration::ZERO,
-            shown_bad: 0,
+            shown_bad: [0; Signal::JUDGED],
             shown: None,
             last_failure: None,
             successes: 0,
@@ -165,24 +166,26 @@ impl Monitor {
         Some(Transition { from, to: says, reason, held, flaps: self.flaps > 0 })
     }
 
-    /// Judges what customers' packets show: `Err` says what is wrong.
+    /// Judges what customers' packets show of one thing: `Err` says what is wrong.
     ///
-    /// It takes `fall` bad looks in a row without a good one, whatever probes say in between: they may not see what customers see.
+    /// It takes `fall` bad looks in a row without a good one at the same thing, whatever probes say in between, which may not see what
+    /// customers see, and whatever else the packets show: connections that open well may all be reset.
     /// A backend without new flows shows nothing, so only its probes can bring it back; therefore it is held down each time, the
     /// first one included, as if it flapped.
-    pub fn on_shown(&mut self, result: Result<(), String>, now: Duration) -> Option<Transition> {
+    pub fn on_shown(&mut self, of: Signal, result: Result<(), String>, now: Duration) -> Option<Transition> {
+        let bad = self.shown_bad.get_mut(of as usize)?;
         let Err(reason) = result else {
-            self.shown_bad = 0;
+            *bad = 0;
             return None;
         };
         if self.health != Health::Healthy {
             return None;
         }
-        self.shown_bad = self.shown_bad.saturating_add(1);
-        if self.shown_bad < self.thresholds.fall {
+        *bad = bad.saturating_add(1);
+        if *bad < self.thresholds.fall {
             return None;
         }
-        (self.shown_bad, self.contrary) = (0, 0);
+        (self.shown_bad, self.contrary) = ([0; Signal::JUDGED], 0);
         self.health = Health::Unhealthy;
         self.shown = Some(reason.clone());
         self.last_failure = Some(reason.clone());

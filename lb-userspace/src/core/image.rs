@@ -217,6 +217,11 @@ impl Image {
         self.services.iter().find(|(_, service)| service.name == name).map(|(&id, _)| id)
     }
 
+    /// The ids of services by their names.
+    pub fn ids_by_name(&self) -> HashMap<&str, u32> {
+        self.services.iter().map(|(&id, service)| (service.name.as_str(), id)).collect()
+    }
+
     /// The ids of backends whose service is loaded, by service id, name and address.
     pub fn backend_ids(&self) -> HashMap<(u32, &str, Address), u16> {
         let backends =

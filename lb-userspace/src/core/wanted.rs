@@ -42,11 +42,6 @@ pub struct Knowledge {
 }
 
 impl Knowledge {
-    /// A backend's health.
-    pub fn health_of(&self, service: &str, backend: &str) -> Health {
-        self.health.get(&BackendKey::new(service, backend)).copied().unwrap_or_default()
-    }
-
     /// The health of each of a service's backends, in their order.
     fn health(&self, service: &config::Service) -> Vec<Health> {
         // One key for all: most of the work would be making them.

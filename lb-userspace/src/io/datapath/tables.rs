@@ -175,6 +175,11 @@ impl TableSet {
         Image { services, backends, globals, capacity, beside, ..Image::default() }
     }
 
+    /// The names of services by their ids.
+    pub fn service_names(&self) -> BTreeMap<u32, String> {
+        self.named_services().map(|(id, name)| (id, name.as_str().to_owned())).collect()
+    }
+
     fn named_services(&self) -> impl Iterator<Item = (u32, &Name)> {
         self.service_ids().filter_map(|id| Some((id, self.service_names.records().get(id as usize)?)))
     }
@@ -324,6 +329,13 @@ impl TableSet {
     pub fn backend_ids(&self) -> impl Iterator<Item = (u16, u32)> {
         let words = (0..).zip(self.backends.records()).map(|(id, backend)| (id, backend.load().flags()));
         words.filter(|(_, word)| word.used).map(|(id, word)| (id, word.service.into()))
+    }
+
+    /// Ids of the backends and of their services, and their names.
+    pub fn named_backends(&self) -> impl Iterator<Item = (u16, u32, &str)> {
+        let names = self.backend_names.records();
+        self.backend_ids()
+            .filter_map(|(id, service)| Some((id, service, names.get(usize::from(id))?.as_str())))
     }
 
     /// Settings for all services.
