@@ -15,6 +15,7 @@ mod memory;
 mod object;
 mod pins;
 mod probe_path;
+mod read;
 mod region;
 mod resize;
 mod rings;
