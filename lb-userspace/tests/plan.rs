@@ -136,6 +136,10 @@ impl Guard {
 /// Carries a plan out, up to `stop` actions, checking every state on the way.
 fn carry_out(memory: &mut Memory, wanted: &Wanted, stop: usize) {
     let actions = plan(&memory.tables().image(), wanted).unwrap().actions;
+    carry_out_actions(memory, &actions, stop);
+}
+
+fn carry_out_actions(memory: &mut Memory, actions: &[Action], stop: usize) {
     let mut guard = Guard { seen: memory.tables().image().rings_in_use() };
     for action in actions.iter().take(stop) {
         guard.before(action, &memory.tables().image());
@@ -201,6 +205,28 @@ proptest! {
             check_reached(&memory.tables().image(), wanted);
             prop_assert!(plan(&memory.tables().image(), wanted).unwrap().actions.is_empty(), "nothing is left to do");
         }
+    }
+
+    #[test]
+    fn what_is_planned_for_some_services_comes_to_what_is_planned_for_all(
+        first in any_wanted(),
+        others in any_wanted(),
+        change in prop::collection::vec(any::<bool>(), SERVICES),
+    ) {
+        let mut memory = Memory::new(capacity(), 0);
+        carry_out(&mut memory, &first, usize::MAX);
+        let (mut wanted, mut some) = (first.clone(), Wanted { services: Vec::new(), ..first });
+        for (service, _) in wanted.services.iter_mut().zip(change).filter(|(_, change)| *change) {
+            let other = others.services.iter().find(|other| other.name == service.name);
+            service.backends = other.map(|other| other.backends.clone()).unwrap_or_default();
+            some.services.push(service.clone());
+        }
+        let names: Vec<&str> = some.services.iter().map(|service| service.name.as_str()).collect();
+        let image = memory.tables().image_of(&names);
+        let actions = plan::plan_some(&image, &some, &mut RingCache::default()).unwrap().actions;
+        carry_out_actions(&mut memory, &actions, usize::MAX);
+        check_reached(&memory.tables().image(), &wanted);
+        prop_assert!(plan(&memory.tables().image(), &wanted).unwrap().actions.is_empty(), "nothing is left to do");
     }
 
     #[test]

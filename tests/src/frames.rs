@@ -17,10 +17,17 @@ const ADDRESSES: usize = 12;
 
 /// Puts `frame` on `interface` of `host` exactly as it is.
 pub fn send_frame(host: &Host, interface: &str, frame: &[u8]) -> Result<()> {
+    send_frames(host, interface, frame, 1)
+}
+
+/// Puts `frame` on `interface` of `host` so many times.
+pub fn send_frames(host: &Host, interface: &str, frame: &[u8], count: usize) -> Result<()> {
     // Protocol 0: this socket receives nothing.
     let socket = packet_socket(host, interface, 0)?;
-    let sent = socket.send(frame).context("sending a frame")?;
-    anyhow::ensure!(sent == frame.len(), "only {sent} bytes of a frame were sent");
+    for _ in 0..count {
+        let sent = socket.send(frame).context("sending a frame")?;
+        anyhow::ensure!(sent == frame.len(), "only {sent} bytes of a frame were sent");
+    }
     Ok(())
 }
 

@@ -66,7 +66,7 @@ pub use agent::{Agent, sluice_binary};
 pub use browser::Browser;
 pub use config::SluiceToml;
 pub use decap::Decap;
-pub use frames::{Capture, send_frame, vlan_tagged};
+pub use frames::{Capture, send_frame, send_frames, vlan_tagged};
 pub use guest::{GUEST_RESULTS, Guest, GuestKernel, GuestReport};
 pub use host::Host;
 pub use http::{HttpConnection, Response};

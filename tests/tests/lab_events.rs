@@ -144,3 +144,32 @@ fn lost_next_hops_are_told_once_and_when_they_are_back() {
     assert_eq!(events(&agent, &["--kind", "next_hop_lost"]).len(), 1);
     agent.terminate().expect("end");
 }
+
+/// A service that is made step by step, as an operator does it, and one that is undone so.
+#[test]
+fn a_service_that_only_begins_is_told_as_no_outage() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
+    let done = |command: &str| {
+        let output = agent.sluice(&command.split(' ').collect::<Vec<_>>()).expect("sluice");
+        assert!(output.status.success(), "{command}: {output:?}");
+    };
+    let statuses = || events(&agent, &["--kind", "service_status", "--service", "shop"]);
+    let (vip, web) = (lab.vip(8_080), lab.web(0).address());
+    let health = "health.type=tcp health.port=80 health.interval=60s health.timeout=1s health.fall=1";
+    done(&format!("service add shop --vip {vip} all_down=drop {health}"));
+    assert_eq!(agent.service("shop").expect("shop")["status"], "down");
+    done(&format!("backend add shop web1 {web}"));
+    agent.wait_for_status("shop", "healthy", PATIENCE).expect("healthy");
+    assert_eq!(statuses(), Vec::<Value>::new());
+    done("backend remove shop web1");
+    let told = wait_for(&agent, &["--kind", "service_status", "--service", "shop"], |_| true);
+    assert_eq!((&told["from"], &told["to"]), (&"healthy".into(), &"down".into()), "{told}");
+    done(&format!("backend add shop web1 {web}"));
+    wait_until("it is told as well again", PATIENCE, || {
+        statuses().last().is_some_and(|event| event["to"] == "healthy")
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:#?}", statuses()));
+    assert_eq!(statuses().len(), 2, "{:#?}", statuses());
+    agent.terminate().expect("end");
+}

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use lb_tests::{Agent, HttpConnection, Lab, Load, wait_until};
+use lb_tests::{Agent, Host, HttpConnection, Lab, Load, VIP, wait_until};
 
 /// What a busy machine may add to a failover: scheduling, the agent's own work, the status command.
 const SLACK: Duration = Duration::from_secs(1);
@@ -62,6 +62,68 @@ fn a_web_server_whose_cable_is_pulled_is_taken_out_too() {
     lab.web(1).link_up("eth0").expect("plug in");
     agent.wait_for_status("web", "healthy", PATIENCE).expect("healthy");
     assert_eq!(servers(&lab, 60).len(), 2, "web2 serves again");
+}
+
+/// Whatever a server dies of, it costs what it was about to be sent, and no connection of another server.
+#[test]
+fn a_dead_server_costs_no_connection_of_another() {
+    /// Something that is done to a server.
+    type Deed = fn(&Host);
+    let causes: [(&str, Deed, Deed); 3] = [
+        (
+            "its process is stopped",
+            |web| web.stop_nginx().expect("stop"),
+            |web| web.start_nginx().expect("start"),
+        ),
+        (
+            "it cannot be reached",
+            |web| web.link_down("eth0").expect("pull"),
+            |web| web.link_up("eth0").expect("plug in"),
+        ),
+        (
+            "the VIP is missing on its loopback interface",
+            |web| web.ip(&format!("addr del {VIP}/32 dev lo")).expect("ip"),
+            |web| web.ip(&format!("addr add {VIP}/32 dev lo")).expect("ip"),
+        ),
+    ];
+    let lab = Lab::builder().web_servers(3).start().expect("a lab");
+    // It dies often here, and is not to be held down for that.
+    let keys = "port = 80\nvia = \"vip\"\nhold_down = \"0s\"\n";
+    let through_vip = lab.config().to_string().replace("port = 80\n", keys);
+    let agent = lab.start_agent(&through_vip).expect("an agent");
+    agent.wait_until_healthy().expect("healthy");
+    let victim = |key: &str| agent.backend("web", "web1").expect("web1")[key].clone();
+    for (what, kill, cure) in causes.iter().cycle().take(2 * causes.len()) {
+        let enter = |_| {
+            let mut connection = HttpConnection::open(lab.customer(), lab.vip(80), None).expect("connect");
+            let server = connection.get("/").expect("answer").served_by().to_owned();
+            (connection, server)
+        };
+        let mut others: Vec<_> = (0..40).map(enter).filter(|(_, server)| server != "web1").collect();
+        assert!(others.len() > 10, "{}", others.len());
+        let mut served = |when: &str| {
+            for (connection, server) in &mut others {
+                let answer = connection.get("/").unwrap_or_else(|error| panic!("{what}: {when}: {error:#}"));
+                assert_eq!(answer.served_by(), server, "{what}: {when}");
+            }
+        };
+        kill(lab.web(0));
+        let killed = Instant::now();
+        wait_until("it is taken out", PATIENCE, || {
+            served("meanwhile");
+            victim("ring_share") == 0.0
+        })
+        .unwrap_or_else(|error| panic!("{what}: {error}\n{}", agent.log()));
+        assert!(killed.elapsed() <= Lab::FAILOVER + SLACK, "{what}: after {:?}", killed.elapsed());
+        let load = Load::start(lab.customer(), lab.vip(80), "/", 2);
+        flow_on(&load, 100);
+        lab.transfer(lab.vip(80)).unwrap_or_else(|error| panic!("{what}: {error:#}"));
+        let report = load.stop().expect("report");
+        assert_eq!((report.failed, report.by_server.get("web1")), (0, None), "{what}: {report:?}");
+        served("afterwards");
+        cure(lab.web(0));
+        agent.wait_for_status("web", "healthy", PATIENCE).expect(what);
+    }
 }
 
 #[test]

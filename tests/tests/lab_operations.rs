@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
+use lb_common::abi::ABI_VERSION;
 use lb_tests::{Daemon, HttpConnection, Lab, Load, run_checked, sluice_binary, wait_until};
+use lb_userspace::io::datapath::{Access, Datapath, Kernel, PinDir};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -131,6 +133,10 @@ fn a_second_agent_is_told_what_is_wrong() {
     assert!(stderr(&refused).contains("not a socket"), "{refused:?}");
     assert!(wrong.exists(), "a file that was named by mistake stays");
 
+    let refused = start(&lab.config_file(), &lab.directory().join("other.sock"), lab.pins());
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(stderr(&refused).contains("is running on this pin directory; stop it first"), "{refused:?}");
+
     let dotted = lab.pins().with_file_name("sluice.site");
     let refused = start(&lab.config_file(), &lab.directory().join("other.sock"), &dotted);
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
@@ -154,6 +160,58 @@ fn tables_that_are_incomplete_are_not_replaced_under_a_live_link() {
     assert!(detached.status.success(), "{detached:?}");
     lab.start_healthy_agent(&lab.config()).expect("an agent");
     assert!(is_served(&lab));
+}
+
+/// An upgrade or downgrade whose tables have another layout: nothing is touched, and the operator is told what to choose from.
+#[test]
+fn tables_of_another_version_are_refused_with_the_choice_and_go_on() {
+    let lab = Lab::builder().start().expect("a lab");
+    for (version, age) in [(ABI_VERSION - 1, "earlier"), (ABI_VERSION + 1, "later")] {
+        lab.start_healthy_agent(&lab.config()).expect("an agent").kill9().expect("kill -9");
+        let set_version = |version: u32| {
+            let mut kernel =
+                Kernel::open(&PinDir::new(lab.pins()), Access::Write).expect("the pinned tables");
+            let control = kernel.tables_mut().control_mut().expect("control");
+            control.abi_version.store(version.into());
+        };
+        set_version(version);
+        let refused = lab.start_agent(&lab.config().to_string()).expect_err("another version").to_string();
+        for words in [
+            format!("ABI version {version}, {age} than this one's {ABI_VERSION}"),
+            "start the version of sluice that made it".to_owned(),
+            format!("sluice detach --pin-dir {}", lab.pins().display()),
+        ] {
+            assert!(refused.contains(&words), "{words}: {refused}");
+        }
+        assert!(has_program(&lab, "eth0") && is_served(&lab), "what was attached goes on");
+        // The version that made it, which this one is, adopts it.
+        set_version(ABI_VERSION);
+        let agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
+        agent.kill9().expect("kill -9");
+        set_version(version);
+        let detached = lab.sluice(&["detach", "--pin-dir", text(lab.pins())]).expect("sluice");
+        assert!(detached.status.success(), "{detached:?}");
+        assert!(!has_program(&lab, "eth0"));
+    }
+    lab.start_healthy_agent(&lab.config()).expect("an agent");
+    assert!(is_served(&lab), "begun anew");
+}
+
+#[test]
+fn a_degraded_service_is_status_4_where_it_is_asked_for() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
+    let status = |arguments: &[&str]| agent.sluice(&[&["status"], arguments].concat()).expect("sluice");
+    let well = status(&["--check"]);
+    assert_eq!((well.status.code(), stderr(&well)), (Some(0), String::new()));
+    lab.web(0).stop_nginx().expect("stop");
+    agent.wait_for_status("web", "degraded", PATIENCE).expect("degraded");
+    let unwell = status(&["--check", "-o", "json"]);
+    assert_eq!(unwell.status.code(), Some(4), "{unwell:?}");
+    assert!(stderr(&unwell).contains("service web is degraded"), "{unwell:?}");
+    let told: serde_json::Value = serde_json::from_slice(&unwell.stdout).expect("JSON all the same");
+    assert_eq!(told["services"][0]["status"], "degraded", "{told}");
+    assert_eq!(status(&[]).status.code(), Some(0), "not asked for");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 use std::net::{SocketAddr, SocketAddrV4, TcpStream};
 use std::time::Duration;
 
-use lb_tests::{Agent, HttpConnection, Lab, LateServer, VIP, wait_until};
+use etherparse::PacketBuilder;
+use lb_tests::{Agent, BACKEND_PORT, HttpConnection, Lab, LateServer, VIP, send_frames, wait_until};
 use serde_json::Value;
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -196,5 +197,87 @@ fn a_backend_that_swallows_openings_is_told_of_and_where_wished_taken_out() {
     })
     .unwrap_or_else(|error| panic!("{error}: {:#?}", signals(&agent)));
     assert_eq!(agent.backend("taken", "web1").expect("web1")["health"], "healthy");
+    agent.terminate().expect("end");
+}
+
+/// Lets customers make many connections to a port of the VIP, of which those that web1 serves end with an RST.
+fn reset_those_of_web1(lab: &Lab, port: u16) {
+    let (mut reset, mut closed) = (Vec::new(), Vec::new());
+    while reset.len() < 30 || closed.len() < 30 {
+        let stream = lab.customer().connect(lab.vip(port), None).expect("a connection");
+        let socket = stream.try_clone().expect("a clone");
+        let served = HttpConnection::over(stream).get("/").expect("an answer");
+        if served.served_by() == "web1" { &mut reset } else { &mut closed }.push(socket);
+        if reset.len() + closed.len() > 1_000 {
+            // One of the two is out of service.
+            return;
+        }
+    }
+    for socket in &reset {
+        SockRef::from(socket).set_linger(Some(Duration::ZERO)).expect("linger");
+    }
+}
+
+#[test]
+fn a_backend_whose_connections_are_reset_is_told_of_and_where_wished_taken_out() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent =
+        start(&lab, &[("taken", 80, "passive = \"fail\"\nhold_down = \"1s\""), ("told", BACKEND_PORT, "")]);
+    let told = |service: &str| {
+        signals(&agent).iter().any(|event| event["service"] == service && event["begins"] == true)
+    };
+    let health = |service: &str, web: &str| agent.backend(service, web).expect("a backend")["health"].clone();
+    wait_until("both are told of, and one is taken out", 2 * PATIENCE, || {
+        if health("taken", "web1") == "healthy" {
+            reset_those_of_web1(&lab, 80);
+        }
+        if !told("told") {
+            reset_those_of_web1(&lab, BACKEND_PORT);
+        }
+        // Customers have only so many ports.
+        std::thread::sleep(Duration::from_millis(200));
+        told("told") && health("taken", "web1") == "unhealthy"
+    })
+    .unwrap_or_else(|error| panic!("{error}: {:#?}\n{}", signals(&agent), agent.log()));
+    let events = signals(&agent);
+    for event in &events {
+        assert_eq!((&event["backend"], &event["signal"]), (&"web1".into(), &"resets".into()), "{event}");
+        assert_eq!(event["counts"], event["service"] == "taken", "{event}");
+    }
+    let log = agent.log();
+    assert!(log.contains("customers reset its connections: ") && log.contains("held down for 1s"), "{log}");
+    assert_eq!((health("told", "web1"), health("taken", "web2")), ("healthy".into(), "healthy".into()));
+    // Its checks go well, so that it comes back once it is not held down any more.
+    wait_until("web1 is back", PATIENCE, || health("taken", "web1") == "healthy")
+        .unwrap_or_else(|error| panic!("{error}\n{}", agent.log()));
+    agent.terminate().expect("end");
+}
+
+#[test]
+fn a_flood_of_resets_is_told_of_and_takes_nobody_out() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = start(&lab, &[("web", 80, "passive = \"fail\"")]);
+    let (customer, edge) = (lab.customer(), lab.edge());
+    let macs = [customer, edge].map(|host| host.mac("eth0").expect("a MAC address"));
+    let mut frame = Vec::new();
+    let rst = PacketBuilder::ethernet2(macs[0], macs[1])
+        .ipv4(customer.address().octets(), VIP.octets(), 64)
+        .tcp(40_000, 80, 1, 0)
+        .rst();
+    rst.write(&mut frame, &[]).expect("a frame");
+    let turned = |begins: bool| signals(&agent).iter().any(|event| event["begins"] == begins);
+    wait_until("the flood is told of", PATIENCE, || {
+        send_frames(customer, "eth0", &frame, 2_000).expect("a flood");
+        turned(true)
+    })
+    .unwrap_or_else(|error| panic!("{error}: {}", agent.backend("web", "web1").expect("web1")));
+    wait_until("its end is told of, too", PATIENCE, || turned(false))
+        .unwrap_or_else(|error| panic!("{error}: {:#?}", signals(&agent)));
+    for event in signals(&agent) {
+        assert_eq!((&event["signal"], &event["counts"]), (&"reset_flood".into(), &false.into()), "{event}");
+        let reason = event["reason"].as_str().expect("a reason");
+        assert_eq!(reason.contains("a flood of "), event["begins"] == true, "{event}");
+    }
+    assert_eq!(agent.service("web").expect("web")["status"], "healthy");
     agent.terminate().expect("end");
 }

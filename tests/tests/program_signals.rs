@@ -5,15 +5,18 @@ mod support;
 use std::time::Duration;
 
 use lb_common::abi::{Latency, Traffic};
+use lb_common::net::Protocol;
 use lb_common::verdict::Verdict;
+use lb_userspace::core::image::Wanted;
+use lb_userspace::core::plan::{RingCache, plan};
 use lb_userspace::core::signals::Timing;
-use lb_userspace::io::datapath::{Account, Datapath};
+use lb_userspace::io::datapath::{Account, Datapath, Kernel, capacity_for};
 
 use support::frames::wire::{self, FAMILIES, Family, Packet};
 use support::frames::{self, CLIENT, VIP};
 use support::parity::Twins;
 use support::services::{L2_STICKY, TUNNELS};
-use support::wanted;
+use support::{Pins, wanted};
 
 const FIN: u8 = 1;
 const RST: u8 = 4;
@@ -55,6 +58,36 @@ fn connections_are_counted_in_every_mode_and_timed_once() {
         sum
     };
     assert_eq!(sum(timings.backends.values().collect()), sum(timings.services.values().collect()));
+}
+
+/// The counters of thousands are read many at once.
+#[test]
+fn counters_of_many_are_those_of_each() {
+    const BACKENDS: usize = 1_500;
+    let pins = Pins::new();
+    let capacity = capacity_for(1, BACKENDS, 1, 4_096, 16);
+    let (mut kernel, _) = Kernel::load(&pins.0, capacity, false).unwrap();
+    let backends = (0..BACKENDS).map(|number| support::backend(&format!("web{number}"), 1));
+    let vip = support::vip("203.0.113.10", 80, Protocol::TCP);
+    let service = support::service("web", vec![vip], backends.collect());
+    let wanted = Wanted { services: vec![service], ..Wanted::default() };
+    let plan = plan(&kernel.tables().image(), &wanted, &mut RingCache::default()).unwrap();
+    plan.actions.iter().for_each(|action| kernel.apply(action).unwrap());
+    let ids: Vec<u16> = kernel.tables().backend_ids().map(|(id, _)| id).collect();
+    assert_eq!(ids.len(), BACKENDS);
+    let traffic = |id: u16| {
+        let first = u64::from(id) * 10;
+        let [packets, bytes, new_flows, opened] = [first, first + 1, first + 2, first + 3];
+        let [repeated, answered, fins, resets] = [first + 4, first + 5, first + 6, first + 7];
+        Traffic { packets, bytes, new_flows, opened, repeated, answered, fins, resets }
+    };
+    for &id in &ids {
+        kernel.set_traffic(Account::Backend(id), traffic(id)).unwrap();
+    }
+    kernel.set_traffic(Account::Service(0), traffic(7)).unwrap();
+    assert_eq!(kernel.traffic(Account::Backend(ids[700])).unwrap(), traffic(ids[700]));
+    assert_eq!(kernel.traffic_by_backend().unwrap(), ids.iter().map(|&id| (id, traffic(id))).collect());
+    assert_eq!(kernel.traffic_by_service().unwrap(), [(0, traffic(7))].into());
 }
 
 fn tcp(port: u16, flags: frames::Flags) -> Vec<u8> {

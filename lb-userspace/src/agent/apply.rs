@@ -1,19 +1,20 @@
 //! A new configuration → in force, whole, or not at all.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::packet_log;
 use super::start::{self, capacity_beside};
 use super::state::{Agent, Server};
 use crate::core::capture::EndReason;
-use crate::core::config::Config;
+use crate::core::config::{Config, Service};
 use crate::core::diff::diff;
 use crate::core::effect::effects;
 use crate::core::events::Event;
 use crate::core::image::{Capacity, Image};
-use crate::core::plan::{Plan, PlanError, plan};
+use crate::core::plan::{Plan, PlanError, plan, plan_some};
 use crate::core::reach::{self, Target};
+use crate::core::scope;
 use crate::io::api::{ApiError, ApplyReport, ErrorKind};
 use crate::io::datapath::{Datapath, LoadError};
 use crate::io::host::give_back_memory;
@@ -31,11 +32,17 @@ pub(super) struct Foreseen {
     report: ApplyReport,
     /// The sizes of the tables that it takes.
     pub(super) capacity: Capacity,
-    /// What is loaded now.
+    way: Way,
+}
+
+/// The way to a configuration.
+struct Way {
+    /// The services that it is about, if these are not all.
+    some: Option<BTreeSet<String>>,
+    /// What is loaded of them now.
     image: Image,
-    /// The way there.
     plan: Plan,
-    /// Whether the way rests on hopes for backends of which something is not known yet.
+    /// Whether the plan rests on hopes for backends of which something is not known yet.
     hopeful: bool,
     /// Of which nothing is known yet.
     new: BTreeSet<Target>,
@@ -44,7 +51,9 @@ pub(super) struct Foreseen {
 impl Agent {
     /// Brings a configuration into force; the one before, and what was done. On an error the one before stays.
     pub(super) async fn put_in_force(&mut self, config: Config) -> Result<(Config, ApplyReport), ApiError> {
-        let Foreseen { mut report, capacity, image, plan, hopeful, new } = self.foresee(&config, false)?;
+        let began = Instant::now();
+        let Foreseen { mut report, capacity, way } = self.foresee(&config, false)?;
+        let Way { some, image, plan, hopeful, new } = way;
         let mut as_foreseen = self.kernel.tables().capacity() == capacity;
         self.make_room(capacity).map_err(|error| {
             self.restore_paths();
@@ -62,10 +71,10 @@ impl Agent {
         }
         // Mostly nothing is known now that was not known then, and nothing was to be hoped for.
         let done = if as_foreseen && !hopeful {
-            self.go(&plan)
+            self.go(&plan, began, some.as_ref())
         } else {
             let wanted = self.knowledge.wanted(&self.config);
-            self.bring_about(&wanted)
+            self.bring_about(&wanted, began)
         };
         if let Err(error) = done {
             self.config = before;
@@ -111,8 +120,8 @@ impl Agent {
     }
 
     /// What nothing is known of yet. What is known, or known not to answer, is kept fresh by what the kernel tells.
-    fn new_targets(&self, config: &Config) -> BTreeSet<Target> {
-        let all = config.services.iter().flat_map(reach::targets);
+    fn new_targets<'a>(&self, services: impl Iterator<Item = &'a Service>) -> BTreeSet<Target> {
+        let all = services.flat_map(reach::targets);
         all.filter(|target| {
             !self.knowledge.hops.contains_key(target) && !self.hop_errors.contains_key(target)
         })
@@ -126,22 +135,16 @@ impl Agent {
 
     /// The same, and the way there.
     pub(super) fn foresee(&mut self, config: &Config, dry_run: bool) -> Result<Foreseen, ApiError> {
-        let mut image = self.kernel.tables().image();
-        let new = self.new_targets(config);
-        let (wanted, hopeful) = self.knowledge.hoped(config, &new);
-        let plan = match plan(&image, &wanted, &mut self.rings) {
-            Err(PlanError::Full { .. }) => {
-                image.capacity = image.capacity.with_room(capacity_beside(config, &image));
-                plan(&image, &wanted, &mut self.rings)
-            }
-            planned => planned,
+        let way = match self.short_way(config) {
+            Some(way) => way,
+            None => self.way(config).map_err(ApiError::failed)?,
         };
-        let plan = plan.map_err(ApiError::failed)?;
+        let Way { image, plan, .. } = &way;
         let now = self.kernel.now().map_err(ApiError::failed)?;
         // Counting the flows takes a look at each of them.
         let is_quiet = plan.actions.is_empty();
         let flows = if is_quiet { BTreeMap::new() } else { self.kernel.tables().live_flows(now) };
-        let rings = effects(&image, &plan, &flows, |slot| self.kernel.tables().ring(slot));
+        let rings = effects(image, plan, &flows, |slot| self.kernel.tables().ring(slot));
         let report = ApplyReport {
             dry_run,
             revision: self.revision,
@@ -153,7 +156,37 @@ impl Agent {
             warnings: Vec::new(),
         };
         let capacity = self.sizes(config, image.capacity);
-        Ok(Foreseen { report, capacity, image, plan, hopeful, new })
+        Ok(Foreseen { report, capacity, way })
+    }
+
+    /// The way to a configuration that concerns few services alone; `None` if that is not so, or if there is no room for it.
+    fn short_way(&mut self, config: &Config) -> Option<Way> {
+        if self.unsettled {
+            return None;
+        }
+        let services = scope::changed(&self.config, config)?;
+        let names: Vec<&str> = services.iter().map(|service| service.name.as_str()).collect();
+        let image = self.kernel.tables().image_of(&names);
+        let new = self.new_targets(services.iter().copied());
+        let (wanted, hopeful) = self.knowledge.hoped_of(config, services.iter().copied(), &new);
+        let plan = plan_some(&image, &wanted, &mut self.rings).ok()?;
+        let some = services.iter().map(|service| service.name.clone()).collect();
+        Some(Way { some: Some(some), image, plan, hopeful, new })
+    }
+
+    /// The way to a configuration from all that is loaded.
+    fn way(&mut self, config: &Config) -> Result<Way, PlanError> {
+        let mut image = self.kernel.tables().image();
+        let new = self.new_targets(config.services.iter());
+        let (wanted, hopeful) = self.knowledge.hoped(config, &new);
+        let plan = match plan(&image, &wanted, &mut self.rings) {
+            Err(PlanError::Full { .. }) => {
+                image.capacity = image.capacity.with_room(capacity_beside(config, &image));
+                plan(&image, &wanted, &mut self.rings)
+            }
+            planned => planned,
+        };
+        Ok(Way { some: None, image, plan: plan?, hopeful, new })
     }
 
     /// The sizes of the tables that a configuration takes. Those that could not be had at the start are tried again when they are

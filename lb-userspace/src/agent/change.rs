@@ -5,7 +5,7 @@ use super::start::{self, parse_config};
 use super::state::Agent;
 use crate::core::config::Config;
 use crate::core::diff::diff;
-use crate::core::edit::{EditError, edited_from};
+use crate::core::edit::{EditError, edited_from, parse_beside};
 use crate::core::events::Event;
 use crate::io::api::{ApiError, ApplyReport, ApplyRequest, Asked, EditRequest, ErrorKind, RollbackRequest};
 use crate::io::history::Entry;
@@ -67,8 +67,7 @@ impl Agent {
             }) => {
                 let terms = Terms { dry_run, if_revision, confirm_within_seconds, overwrite };
                 self.admit(terms)?;
-                let config = parse_config(&text, &name)
-                    .map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
+                let config = self.parse(&text, &name)?;
                 self.change(config, Origin { text, what: format!("apply {name}"), uid }, terms).await
             }
             Asked::Edit(EditRequest { edit, dry_run, if_revision, confirm_within_seconds }) => {
@@ -94,12 +93,19 @@ impl Agent {
                 let terms = Terms { dry_run, if_revision, confirm_within_seconds, overwrite: false };
                 self.admit(terms)?;
                 let (revision, text) = self.former(revision)?;
-                let config = parse_config(&text, &format!("revision {revision}"))
-                    .map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
+                let config = self.parse(&text, &format!("revision {revision}"))?;
                 let what = format!("rollback to revision {revision}");
                 self.change(config, Origin { text, what, uid }, terms).await
             }
         }
+    }
+
+    /// Reads a configuration; most are nearly that in force.
+    fn parse(&self, text: &str, name: &str) -> Result<Config, ApiError> {
+        if let Some(config) = parse_beside(text, &self.text, &self.config) {
+            return Ok(config);
+        }
+        parse_config(text, name).map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })
     }
 
     /// The text of a revision, by default of that before the last change.

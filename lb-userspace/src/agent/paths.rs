@@ -61,8 +61,9 @@ impl Agent {
             .iter()
             .map(|(&id, backend)| ((backend.service, backend.name.as_str()), id))
             .collect();
+        let services = image.ids_by_name();
         for ((key, address, _), &target) in &self.path_targets {
-            let service = image.service_id(&key.service);
+            let service = services.get(key.service.as_str()).copied();
             let id = service.and_then(|service| loaded.get(&(service, key.backend.as_str())).copied());
             let is_same =
                 |id: &u16| image.backends.get(id).is_some_and(|found| found.address.to_ip() == *address);

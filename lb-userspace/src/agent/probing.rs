@@ -13,7 +13,7 @@ use super::paths::is_asked_through;
 use super::start::adopted_health;
 use super::state::Agent;
 use super::{AgentError, Next};
-use crate::core::config::{self, Config};
+use crate::core::config::{self, Config, Written};
 use crate::core::events::Event;
 use crate::core::health::{Health, Held, Monitor, Transition, first_probe_delay, next_probe_delay};
 use crate::core::image::Image;
@@ -36,6 +36,18 @@ pub(super) struct Probed {
     task: AbortHandle,
     /// Why the last probe failed, if it did.
     pub(super) failure: Option<String>,
+}
+
+impl Probed {
+    /// Why it is not well.
+    fn reason(&self, now: Duration) -> Option<String> {
+        let failure = self.failure.clone().or_else(|| self.monitor.shown().map(str::to_owned));
+        match (failure, self.monitor.held(now)) {
+            (failure, None) => failure,
+            (None, Some(held)) => Some(held_text(held)),
+            (Some(failure), Some(held)) => Some(format!("{failure}; {}", held_text(held))),
+        }
+    }
 }
 
 impl Drop for Probed {
@@ -178,22 +190,25 @@ impl Agent {
         let (from, to) = (names::health(transition.from), names::health(transition.to));
         let reason = transition.reason.map(|reason| match transition.held {
             held if held.is_zero() => reason,
-            held if transition.flaps => format!("{reason}; it flaps: held down for {held:?}"),
-            held => format!("{reason}; held down for {held:?}"),
+            held if transition.flaps => format!("{reason}; it flaps: held down for {}", Written(held)),
+            held => format!("{reason}; held down for {}", Written(held)),
         });
+        self.stale.insert(key.service.clone());
         self.events.record(Event::health(&key.service, &key.backend, from, to, reason));
         self.knowledge.health.insert(key, transition.to);
     }
 
-    /// Notes what share of their weight recovering backends have by now; says whether that changed.
-    pub(super) fn advance_ramps(&mut self) -> bool {
+    /// Notes what share of their weight recovering backends have by now.
+    pub(super) fn advance_ramps(&mut self) {
         let now = self.now();
         let shares = self.ramps.iter().filter_map(|(key, ramp)| Some((key.clone(), ramp.share(now)?)));
         let shares: BTreeMap<_, _> = shares.collect();
         self.ramps.retain(|key, _| shares.contains_key(key));
-        let changed = shares != self.knowledge.shares;
-        self.knowledge.shares = shares;
-        changed
+        let before = std::mem::replace(&mut self.knowledge.shares, shares);
+        let shares = &self.knowledge.shares;
+        let grown = shares.iter().filter(|(key, share)| before.get(key) != Some(share));
+        let changed = grown.map(|(key, _)| key).chain(before.keys().filter(|key| !shares.contains_key(key)));
+        self.stale.extend(changed.map(|key| key.service.clone()));
     }
 
     /// Returns when a recovering backend is due more of its weight; never if there is none.
@@ -212,25 +227,21 @@ impl Agent {
             changed |= self.judge(report);
         }
         if changed {
-            self.reconcile();
+            self.reconcile_stale();
         }
     }
 
     /// A recovering backend is due more of its weight.
     pub(super) fn on_ramp(&mut self) -> Next {
-        self.reconcile();
+        self.reconcile_stale();
         Next::Continue
     }
 
-    /// Why a backend is not well, by its checks.
-    pub(super) fn check_reason(&self, key: &BackendKey) -> Option<String> {
-        let probed = self.probed.get(key)?;
-        let failure = probed.failure.clone().or_else(|| probed.monitor.shown().map(str::to_owned));
-        match (failure, probed.monitor.held(self.now())) {
-            (failure, None) => failure,
-            (None, Some(held)) => Some(held_text(held)),
-            (Some(failure), Some(held)) => Some(format!("{failure}; {}", held_text(held))),
-        }
+    /// Why backends are not well, by their checks.
+    pub(super) fn check_reasons(&self) -> BTreeMap<BackendKey, String> {
+        let now = self.now();
+        let reasons = self.probed.iter().filter_map(|(key, probed)| Some((key.clone(), probed.reason(now)?)));
+        reasons.collect()
     }
 
     /// Whether every probed backend's health is known.

@@ -1,29 +1,45 @@
 //! What is wanted → a datapath that holds it, or one that holds a state on the way there, each of which is whole.
 
+use std::time::Instant;
+
 use super::state::ReconcileError;
 use crate::core::image::Wanted;
-use crate::core::plan::{Action, Plan, RingCache, plan};
+use crate::core::plan::{Action, Plan, RingCache, plan, plan_some};
 use crate::io::datapath::{Datapath, DatapathError};
 
-/// Plans the way from what is loaded to what is wanted, and goes it; how many actions that took.
+/// Plans the way from what is loaded to what is wanted, and goes it; how many actions that took, and when packets met the outcome.
 pub(super) fn bring_about(
     datapath: &mut impl Datapath,
     wanted: &Wanted,
     rings: &mut RingCache,
     unsettled: &mut bool,
-) -> Result<usize, ReconcileError> {
+) -> Result<(usize, Instant), ReconcileError> {
     let plan = plan(&datapath.tables().image(), wanted, rings)?;
-    go(datapath, &plan, unsettled)?;
-    Ok(plan.actions.len())
+    let in_force = go(datapath, &plan, unsettled)?;
+    Ok((plan.actions.len(), in_force))
 }
 
-/// Goes a way that was planned from what is loaded. Where it is broken off, `unsettled` stays set, and the next time the rest of
-/// the way, or the way back, is planned from there.
+/// The same for some services, which are all that is wanted here; others are left alone.
+pub(super) fn bring_about_some(
+    datapath: &mut impl Datapath,
+    wanted: &Wanted,
+    rings: &mut RingCache,
+    unsettled: &mut bool,
+) -> Result<(usize, Instant), ReconcileError> {
+    let names: Vec<&str> = wanted.services.iter().map(|service| service.name.as_str()).collect();
+    let plan = plan_some(&datapath.tables().image_of(&names), wanted, rings)?;
+    let in_force = go(datapath, &plan, unsettled)?;
+    Ok((plan.actions.len(), in_force))
+}
+
+/// Goes a way that was planned from what is loaded; when packets met the outcome, which is before all is tidied up. Where it is broken
+/// off, `unsettled` stays set, and the next time the rest of the way, or the way back, is planned from there.
 pub(super) fn go(
     datapath: &mut impl Datapath,
     plan: &Plan,
     unsettled: &mut bool,
-) -> Result<(), DatapathError> {
+) -> Result<Instant, DatapathError> {
+    let mut in_force = Instant::now();
     if *unsettled {
         // What was broken off may have released what packets under way still read.
         datapath.grace()?;
@@ -32,9 +48,20 @@ pub(super) fn go(
     for action in &plan.actions {
         log::debug!("{}", summary(action));
         datapath.apply(action)?;
+        if !is_tidying(action) {
+            in_force = Instant::now();
+        }
     }
     *unsettled = false;
-    Ok(())
+    Ok(in_force)
+}
+
+/// Whether it only tidies up, which no packet meets.
+fn is_tidying(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::Grace | Action::ClearBackend(_) | Action::ClearService(_) | Action::Retire { .. }
+    )
 }
 
 fn summary(action: &Action) -> String {

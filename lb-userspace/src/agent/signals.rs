@@ -1,76 +1,83 @@
 //! The datapath's counters at regular looks → events about what customers' packets show, and health where that is wished for.
 
-use std::collections::BTreeSet;
-
-use lb_common::abi::Traffic;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::state::Agent;
 use crate::core::config::{Passive, Protocol};
 use crate::core::events::Event;
-use crate::core::signals::{Judged, Sight};
-use crate::core::wanted::BackendKey;
-use crate::io::datapath::{Account, Datapath, DatapathError};
+use crate::core::signals::{Judged, PassiveWatch, Showing, Sight};
+use crate::io::datapath::{Datapath, DatapathError};
+
+/// What is seen at the backends of a service.
+struct Seen {
+    /// Whether that counts as checks do.
+    counts: bool,
+    showings: Vec<Showing>,
+    judged: Vec<Judged>,
+}
 
 impl Agent {
     /// Looks at what customers' packets show of backends.
     pub(super) fn look_for_signals(&mut self) {
-        let services = match self.sights() {
-            Ok(services) => services,
+        let mut watch = std::mem::take(&mut self.observed.signals);
+        let seen = self.see(&mut watch);
+        self.observed.signals = watch;
+        let seen = match seen {
+            Ok(seen) => seen,
             Err(error) => return log::error!("no look at customers' packets: {error}"),
         };
-        if services.iter().map(|(_, sights)| sights.len()).sum::<usize>() < self.observed.signals.len() {
-            let sights = services.iter().flat_map(|(_, sights)| sights);
-            let seen: BTreeSet<&BackendKey> = sights.map(|sight| &sight.key).collect();
-            self.observed.signals.retain(|key| seen.contains(key));
-        }
         let mut changed = false;
-        for (passive, sights) in &services {
-            let (showings, judged) = self.observed.signals.look(sights);
-            let counts = *passive == Passive::Fail;
+        for Seen { counts, showings, judged } in seen {
             for showing in &showings {
                 self.record(Event::signal(showing, counts));
             }
-            if counts {
-                for judged in judged {
-                    changed |= self.judge_shown(judged);
-                }
+            for judged in judged.into_iter().filter(|_| counts) {
+                changed |= self.judge_shown(judged);
             }
         }
         if changed {
-            self.reconcile();
+            self.reconcile_stale();
         }
     }
 
-    /// What was counted for the backends of each TCP service that is looked at.
-    fn sights(&self) -> Result<Vec<(Passive, Vec<Sight>)>, DatapathError> {
+    /// What is seen at the backends of each TCP service that is looked at.
+    fn see(&self, watch: &mut PassiveWatch) -> Result<Vec<Seen>, DatapathError> {
         let tables = self.kernel.tables();
-        let names = tables.names();
-        let ids = names.backend_ids();
-        let mut services = Vec::new();
-        for service in &self.config.services {
-            let passive = service.health.passive;
-            if service.protocol != Protocol::Tcp || passive == Passive::Off {
-                continue;
-            }
-            let Some(service_id) = names.service_id(&service.name) else { continue };
-            let mut sights = Vec::with_capacity(service.backends.len());
-            for backend in &service.backends {
-                let named = (service_id, backend.name.as_str(), backend.address.into());
-                let Some(&id) = ids.get(&named) else { continue };
-                let traffic: Traffic = self.kernel.traffic(Account::Backend(id))?;
-                sights.push(Sight { key: BackendKey::new(&service.name, &backend.name), id, traffic });
-            }
-            services.push((passive, sights));
+        let names = tables.service_names();
+        let passive: HashMap<&str, Passive> = (self.config.services.iter())
+            .filter(|service| service.protocol == Protocol::Tcp && service.health.passive != Passive::Off)
+            .map(|service| (service.name.as_str(), service.health.passive))
+            .collect();
+        let watched: BTreeMap<u32, (&str, Passive)> = names
+            .iter()
+            .filter_map(|(id, name)| Some((*id, (name.as_str(), *passive.get(name.as_str())?))))
+            .collect();
+        let traffic = self.kernel.traffic_by_backend()?;
+        let mut services: BTreeMap<u32, Vec<Sight<'_>>> = BTreeMap::new();
+        let mut ids = HashSet::new();
+        for (id, service_id, backend) in tables.named_backends() {
+            let Some(&(service, _)) = watched.get(&service_id) else { continue };
+            let traffic = traffic.get(&id).copied().unwrap_or_default();
+            services.entry(service_id).or_default().push(Sight { service, backend, id, traffic });
+            ids.insert(id);
         }
-        Ok(services)
+        if ids.len() < watch.len() {
+            watch.retain(|id| ids.contains(&id));
+        }
+        let seen = services.iter().map(|(id, sights)| {
+            let (showings, judged) = watch.look(sights);
+            let counts = watched.get(id).is_some_and(|(_, passive)| *passive == Passive::Fail);
+            Seen { counts, showings, judged }
+        });
+        Ok(seen.collect())
     }
 
     /// Lets what customers' packets show count as a check; says whether the backend's health changed.
     fn judge_shown(&mut self, judged: Judged) -> bool {
         let now = self.now();
         let Some(probed) = self.probed.get_mut(&judged.key) else { return false };
-        let result = judged.result.map_err(|(signal, counted)| signal.reason(&counted));
-        match probed.monitor.on_shown(result, now) {
+        let result = judged.result.map_err(|counted| judged.signal.reason(&counted));
+        match probed.monitor.on_shown(judged.signal, result, now) {
             Some(transition) => {
                 self.on_transition(judged.key, transition);
                 true

@@ -1,6 +1,6 @@
 //! The options → a running agent: configuration, program, first health, tables, and only then packets.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
@@ -94,6 +94,7 @@ pub(super) async fn start(
         checks: BTreeMap::new(),
         tls: TlsClients::default(),
         probed: BTreeMap::new(),
+        stale: BTreeSet::new(),
         ramps: BTreeMap::new(),
         path: None,
         path_targets: BTreeMap::new(),
@@ -225,8 +226,9 @@ pub(super) fn adopted_health(image: &Image) -> KnownHealth {
 /// The next hops that are loaded: good until the kernel tells better ones. That of a service in another forwarding mode is
 /// not, for it may be a gateway's.
 fn adopted_hops(image: &Image, config: &Config) -> HashMap<Target, NextHop> {
+    let ids = image.ids_by_name();
     let services =
-        config.services.iter().filter_map(|service| Some((image.service_id(&service.name)?, service)));
+        config.services.iter().filter_map(|service| Some((*ids.get(service.name.as_str())?, service)));
     let services: BTreeMap<u32, _> = services.collect();
     let hops = image.backends.values().filter_map(|backend| {
         let mode = services.get(&backend.service)?.forwarding;
@@ -265,7 +267,7 @@ impl Agent {
     /// Brings the tables in line with what is known so far.
     fn bring_about_first(&mut self) -> Result<(), AgentError> {
         let wanted = self.knowledge.wanted(&self.config);
-        self.bring_about(&wanted).map_err(|error| match error {
+        self.bring_about(&wanted, Instant::now()).map_err(|error| match error {
             ReconcileError::Plan(error) => AgentError::Plan(error),
             ReconcileError::Datapath(error) => AgentError::Datapath(error),
         })

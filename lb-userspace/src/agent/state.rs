@@ -14,13 +14,14 @@ use super::confirm::Waiting;
 use super::hops::Walk;
 use super::paths::PathKey;
 use super::probing::{Checks, Probed, Report};
-use super::reconcile::{bring_about, go};
+use super::reconcile::{bring_about, bring_about_some, go};
 use super::watch::Observed;
 use crate::core::config::{Config, Protocol};
 use crate::core::events::Event;
 use crate::core::image::Wanted;
 use crate::core::plan::{Plan, RingCache};
 use crate::core::reach::{Target, targets};
+use crate::core::scope;
 use crate::core::slow_start::Ramp;
 use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot};
 use crate::core::trend::Trends;
@@ -75,6 +76,8 @@ pub(super) struct Agent {
     /// The certificate authorities that encrypted checks trust, as they were read.
     pub(super) tls: TlsClients,
     pub(super) probed: BTreeMap<BackendKey, Probed>,
+    /// Services of whose backends something else is known than was brought about.
+    pub(super) stale: BTreeSet<String>,
     /// Backends on their way back to their weight.
     pub(super) ramps: BTreeMap<BackendKey, Ramp>,
     /// The checks' way through the forwarding path, if any takes it.
@@ -113,47 +116,80 @@ pub(super) enum ReconcileError {
 impl Agent {
     /// Brings the datapath in line with what is known; failures are logged, and tried again later.
     pub(super) fn reconcile(&mut self) {
+        let began = Instant::now();
         self.advance_ramps();
+        self.stale.clear();
         let wanted = self.knowledge.wanted(&self.config);
-        if let Err(error) = self.bring_about(&wanted) {
+        let done = self.bring_about(&wanted, began);
+        self.told(done);
+    }
+
+    /// The same, where it is only of some services' backends that something else is known than was.
+    pub(super) fn reconcile_stale(&mut self) {
+        let began = Instant::now();
+        self.advance_ramps();
+        let stale = std::mem::take(&mut self.stale);
+        if self.unsettled || stale.len() > scope::MOST {
+            return self.reconcile();
+        }
+        let services = self.config.services.iter().filter(|service| stale.contains(&service.name));
+        let wanted = self.knowledge.wanted_of(&self.config, services);
+        let done = bring_about_some(&mut self.kernel, &wanted, &mut self.rings, &mut self.unsettled);
+        let done = done.map(|done| self.brought_about(done, began, Some(&stale)));
+        self.told(done);
+    }
+
+    fn told(&mut self, done: Result<(), ReconcileError>) {
+        if let Err(error) = done {
+            // Whatever it was, all is looked at next time.
+            self.unsettled = true;
             self.record(Event::NotReconciled { cause: error.to_string() });
         }
     }
 
-    /// Brings the datapath to what is wanted.
-    pub(super) fn bring_about(&mut self, wanted: &Wanted) -> Result<(), ReconcileError> {
-        let began = Instant::now();
-        let actions = bring_about(&mut self.kernel, wanted, &mut self.rings, &mut self.unsettled)?;
-        self.brought_about(actions, began);
+    /// Brings the datapath to what is wanted, which was known since a moment.
+    pub(super) fn bring_about(&mut self, wanted: &Wanted, since: Instant) -> Result<(), ReconcileError> {
+        let done = bring_about(&mut self.kernel, wanted, &mut self.rings, &mut self.unsettled)?;
+        self.brought_about(done, since, None);
         Ok(())
     }
 
-    /// Goes a way that was planned from what is loaded.
-    pub(super) fn go(&mut self, plan: &Plan) -> Result<(), ReconcileError> {
-        let began = Instant::now();
-        go(&mut self.kernel, plan, &mut self.unsettled)?;
-        self.brought_about(plan.actions.len(), began);
+    /// Goes a way that was planned from what is loaded of some services, or of all.
+    pub(super) fn go(
+        &mut self,
+        plan: &Plan,
+        since: Instant,
+        some: Option<&BTreeSet<String>>,
+    ) -> Result<(), ReconcileError> {
+        let in_force = go(&mut self.kernel, plan, &mut self.unsettled)?;
+        self.brought_about((plan.actions.len(), in_force), since, some);
         Ok(())
     }
 
-    fn brought_about(&mut self, actions: usize, began: Instant) {
+    fn brought_about(
+        &mut self,
+        (actions, in_force): (usize, Instant),
+        since: Instant,
+        some: Option<&BTreeSet<String>>,
+    ) {
         if actions > 0 {
-            self.histograms.applied(began.elapsed());
+            self.histograms.applied(in_force.saturating_duration_since(since));
             self.publish_paths();
         }
-        self.record_statuses();
+        self.record_statuses(some);
     }
 
     /// Removes idle flows.
     pub(super) fn sweep(&mut self) {
         let Ok(now) = self.kernel.now() else { return };
         let image = self.kernel.tables().image();
+        let ids = image.ids_by_name();
         let udp_services: BTreeSet<u32> = self
             .config
             .services
             .iter()
             .filter(|service| service.protocol == Protocol::Udp)
-            .filter_map(|service| image.service_id(&service.name))
+            .filter_map(|service| ids.get(service.name.as_str()).copied())
             .collect();
         let udp = image.backends.iter().filter(|(_, backend)| udp_services.contains(&backend.service));
         let udp: BTreeSet<u16> = udp.map(|(&id, _)| id).collect();
@@ -180,14 +216,15 @@ impl Agent {
 
     /// What is wrong with backends.
     fn reasons(&self) -> BTreeMap<BackendKey, String> {
-        let mut reasons = BTreeMap::new();
+        let mut reasons = self.check_reasons();
+        if self.hop_errors.is_empty() {
+            return reasons;
+        }
         for service in &self.config.services {
             for (backend, target) in service.backends.iter().zip(targets(service)) {
-                let key = BackendKey::new(&service.name, &backend.name);
-                let failed = self.check_reason(&key);
-                let unresolved = || self.hop_errors.get(&target).map(HopError::to_string);
-                if let Some(reason) = failed.or_else(unresolved) {
-                    reasons.insert(key, reason);
+                if let Some(error) = self.hop_errors.get(&target) {
+                    let key = BackendKey::new(&service.name, &backend.name);
+                    reasons.entry(key).or_insert_with(|| error.to_string());
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! The datapath's counters every few seconds → the last hour that the web console charts.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 
 use super::state::Agent;
@@ -28,9 +30,10 @@ impl Agent {
             drops: 0,
         };
         let total = Counters { drops: dropped.sum(), ..of(&forwarded.all) };
-        let names = self.kernel.tables().names();
+        let names = self.kernel.tables().service_names();
+        let ids: BTreeMap<&str, u32> = names.iter().map(|(id, name)| (name.as_str(), *id)).collect();
         let services = self.config.services.iter().map(|service| {
-            let traffic = names.service_id(&service.name).and_then(|id| forwarded.services.get(&id));
+            let traffic = ids.get(service.name.as_str()).and_then(|id| forwarded.services.get(id));
             (service.name.clone(), traffic.map(of).unwrap_or_default())
         });
         let now_ms = Timestamp::now().as_millisecond();

@@ -67,19 +67,24 @@ impl Agent {
         }
     }
 
-    /// Tells of services whose status is another one. A new service is told of only if it is not well.
-    pub(super) fn record_statuses(&mut self) {
-        let of = |service| self.knowledge.serving(service).status;
-        let now: BTreeMap<String, ServiceStatus> =
-            self.config.services.iter().map(|service| (service.name.clone(), of(service))).collect();
-        let before = std::mem::take(&mut self.observed.statuses);
-        for (service, &status) in &now {
-            let was = before.get(service).copied();
-            if was != Some(status) && (was.is_some() || status != ServiceStatus::Healthy) {
-                self.record(Event::service_status(service, was, status));
+    /// Tells of services, or of some of them, whose status is another one. A new service is told of only if it is not well.
+    pub(super) fn record_statuses(&mut self, some: Option<&BTreeSet<String>>) {
+        if some.is_none() {
+            let names: BTreeSet<&str> =
+                self.config.services.iter().map(|service| service.name.as_str()).collect();
+            self.observed.statuses.retain(|name, _| names.contains(name.as_str()));
+        }
+        let services = self.config.services.iter();
+        for service in services.filter(|service| some.is_none_or(|some| some.contains(&service.name))) {
+            let was = self.observed.statuses.get(&service.name).copied();
+            let news = self.knowledge.serving(service).news(was);
+            if let Some(status) = news.filter(|status| was.is_some() || *status != ServiceStatus::Healthy) {
+                self.record(Event::service_status(&service.name, was, status));
+            }
+            if let Some(told) = news {
+                self.observed.statuses.insert(service.name.clone(), told);
             }
         }
-        self.observed.statuses = now;
     }
 
     /// Looks whether tables run full; so many translations there are.

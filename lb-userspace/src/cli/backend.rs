@@ -52,6 +52,7 @@ pub(super) enum Command {
         #[command(flatten)]
         which: Which,
         /// Its share relative to the others'; 0 = no new flows
+        #[arg(value_parser = weight, allow_negative_numbers = true)]
         weight: u16,
         #[command(flatten)]
         terms: Terms,
@@ -104,11 +105,16 @@ pub(super) struct Keys {
     #[arg(long)]
     port: Option<u16>,
     /// Its share of new flows relative to the others'
-    #[arg(long)]
+    #[arg(long, value_parser = weight, allow_negative_numbers = true)]
     weight: Option<u16>,
     /// enabled, drain or disabled
     #[arg(long)]
     state: Option<String>,
+}
+
+/// A weight.
+fn weight(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| format!("write a whole number from 0 to {}", u16::MAX))
 }
 
 impl Keys {

@@ -25,10 +25,10 @@ const MAX_PACKETS: usize = 100;
 #[command(group = clap::ArgGroup::new("packet").required(true).args(["src", "frame"]))]
 pub(super) struct Arguments {
     /// Source of the packet
-    #[arg(long, value_name = "ADDR:PORT", requires = "dst")]
+    #[arg(long, value_name = "ADDR:PORT", requires = "dst", value_parser = endpoint)]
     src: Option<SocketAddr>,
     /// Destination of the packet
-    #[arg(long, value_name = "VIP:PORT", requires = "src")]
+    #[arg(long, value_name = "VIP:PORT", requires = "src", value_parser = endpoint)]
     dst: Option<SocketAddr>,
     /// Transport protocol
     #[arg(long, value_enum, default_value_t, conflicts_with = "frame")]
@@ -55,6 +55,13 @@ enum Proto {
     Tcp,
     Udp,
     Icmp,
+}
+
+/// An address with a port.
+fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "write an address and a port, such as 198.51.100.7:40000 or [2001:db8::7]:40000".to_owned()
+    })
 }
 
 pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {

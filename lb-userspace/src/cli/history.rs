@@ -5,7 +5,7 @@ use nix::unistd::{Uid, User};
 
 use super::client::Client;
 use super::output::{Columns, percent};
-use super::terms::Terms;
+use super::terms::{Terms, revision};
 use super::{Failure, Format, OutputFlag, output, report};
 use crate::io::api::{Confirmed, HistoryReport, RollbackRequest};
 use crate::io::history::Entry;
@@ -21,6 +21,7 @@ pub(super) struct Arguments {
 #[derive(Debug, clap::Args)]
 pub(super) struct Rollback {
     /// Its revision, as `sluice history` lists it; by default the one before the last change
+    #[arg(value_parser = revision)]
     revision: Option<u64>,
     #[command(flatten)]
     terms: Terms,

@@ -11,7 +11,7 @@ const TEXTS: [&str; 5] = ["name", "health.expect", "health.host", "health.path",
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Setting(pub(super) String, pub(super) Value);
 
-/// Reads `KEY=VALUE`. A value is an integer, `true`, `false`, a list in brackets, or else text.
+/// Reads `KEY=VALUE`. A value is an integer, `true`, `false`, a list in brackets, or else text; VIPs are a list in any case.
 pub(super) fn setting(text: &str) -> Result<Setting, String> {
     let (key, value) = text
         .split_once('=')
@@ -27,6 +27,9 @@ fn value(key: &str, text: &str) -> Result<Value, String> {
     if text.starts_with('[') && !text.starts_with("[:") && text.ends_with(']') {
         let list: Result<Value, _> = serde_json::from_str(text);
         return list.map_err(|_| format!("write a list as {key}='[\"one\", \"two\"]'"));
+    }
+    if key == "vips" {
+        return Ok(text.split(',').collect());
     }
     Ok(match (text, text.parse::<i64>()) {
         ("true", _) => Value::from(true),
@@ -57,6 +60,7 @@ mod tests {
             ("health.expect=200", json!("200")),
             ("address=fd00::1", json!("fd00::1")),
             ("vips=[\"[::1]:80\", \"1.2.3.4:80\"]", json!(["[::1]:80", "1.2.3.4:80"])),
+            ("vips=[::1]:80,1.2.3.4:80", json!(["[::1]:80", "1.2.3.4:80"])),
             ("health.path=/a=b", json!("/a=b")),
         ] {
             let key = text.split('=').next().unwrap().to_owned();

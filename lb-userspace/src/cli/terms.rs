@@ -10,13 +10,18 @@ pub(super) struct Terms {
     #[arg(long)]
     pub(super) dry_run: bool,
     /// Only if this revision is in force: nobody has changed anything since you looked
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = revision)]
     pub(super) if_revision: Option<u64>,
     /// Undo it after this time unless `sluice confirm` comes, or if the agent ends before
     #[arg(long, value_name = "DURATION", value_parser = seconds, conflicts_with = "dry_run")]
     pub(super) confirm_within: Option<u64>,
     #[command(flatten)]
     pub(super) format: OutputFlag,
+}
+
+/// A revision's number.
+pub(super) fn revision(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "write the number of a revision, as `sluice history` lists them".to_owned())
 }
 
 /// `60s` or `5m` in seconds.

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{Config, Probe, Service, Source, Tls};
+use super::config::{Config, Probe, Service, Source, Tls, Written};
 use super::names;
 
 /// One value that differs.
@@ -85,14 +85,14 @@ fn flatten(config: &Config, without: &HashSet<&str>) -> BTreeMap<String, String>
             if let Some(port) = health.port {
                 put(at("health.port"), port.to_string());
             }
-            put(at("health.interval"), format!("{:?}", health.interval));
-            put(at("health.timeout"), format!("{:?}", health.timeout));
+            put(at("health.interval"), Written(health.interval).to_string());
+            put(at("health.timeout"), Written(health.timeout).to_string());
             put(at("health.rise"), health.rise.to_string());
             put(at("health.fall"), health.fall.to_string());
             put(at("health.via"), names::via(health.via).into());
-            put(at("health.slow_start"), format!("{:?}", health.slow_start));
-            put(at("health.hold_down"), format!("{:?}", health.hold_down));
-            put(at("health.hold_down_max"), format!("{:?}", health.hold_down_max));
+            put(at("health.slow_start"), Written(health.slow_start).to_string());
+            put(at("health.hold_down"), Written(health.hold_down).to_string());
+            put(at("health.hold_down_max"), Written(health.hold_down_max).to_string());
         }
         if let Probe::Http { path, host, expect, body, tls } = &health.probe {
             let expect: Vec<String> =
@@ -125,4 +125,30 @@ fn sources(sources: &[Source]) -> String {
         return "the interface's".into();
     }
     sources.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::config::parse;
+
+    #[test]
+    fn values_are_written_as_the_configuration_writes_them() {
+        let text = |health: &str| {
+            let agent =
+                "[agent]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\nvips = [\"192.0.2.1:80\"]\n";
+            parse(&format!("{agent}[service.health]\ntype = \"tcp\"\n{health}")).expect("valid")
+        };
+        let after = text("slow_start = \"90s\"\ninterval = \"1m\"\ntimeout = \"1500ms\"\nrise = 3");
+        let changes: Vec<String> = diff(&text(""), &after).iter().map(ToString::to_string).collect();
+        let expected = [
+            "~ service[web].health.hold_down: 10s → 5m",
+            "~ service[web].health.hold_down_max: 5m → 60m",
+            "~ service[web].health.interval: 2s → 1m",
+            "~ service[web].health.rise: 2 → 3",
+            "~ service[web].health.slow_start: 0s → 90s",
+            "~ service[web].health.timeout: 1s → 1500ms",
+        ];
+        assert_eq!(changes, expected);
+    }
 }

@@ -10,6 +10,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use part::parse_beside;
+
 use super::config::{self, Config, ConfigError};
 use document::Document;
 

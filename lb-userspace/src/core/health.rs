@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::config::{self, AllDown, BackendState};
+use super::signals::Signal;
 
 #[cfg(test)]
 mod tests;
@@ -89,8 +90,8 @@ pub struct Monitor {
     flaps: u32,
     /// It stays unhealthy until then.
     held_until: Duration,
-    /// Bad looks at customers' packets in a row.
-    shown_bad: u32,
+    /// Bad looks at customers' packets in a row, by what they showed.
+    shown_bad: [u32; Signal::JUDGED],
     /// What these showed, while it is unhealthy for that reason.
     shown: Option<String>,
 }
@@ -105,7 +106,7 @@ impl Monitor {
             recovered: None,
             flaps: 0,
             held_until: Duration::ZERO,
-            shown_bad: 0,
+            shown_bad: [0; Signal::JUDGED],
             shown: None,
         }
     }
@@ -152,24 +153,26 @@ impl Monitor {
         Some(Transition { from, to: says, reason, held, flaps: self.flaps > 0 })
     }
 
-    /// Judges what customers' packets show: `Err` says what is wrong.
+    /// Judges what customers' packets show of one thing: `Err` says what is wrong.
     ///
-    /// It takes `fall` bad looks in a row without a good one, whatever probes say in between: they may not see what customers see.
+    /// It takes `fall` bad looks in a row without a good one at the same thing, whatever probes say in between, which may not see what
+    /// customers see, and whatever else the packets show: connections that open well may all be reset.
     /// A backend without new flows shows nothing, so only its probes can bring it back; therefore it is held down each time, the
     /// first one included, as if it flapped.
-    pub fn on_shown(&mut self, result: Result<(), String>, now: Duration) -> Option<Transition> {
+    pub fn on_shown(&mut self, of: Signal, result: Result<(), String>, now: Duration) -> Option<Transition> {
+        let bad = self.shown_bad.get_mut(of as usize)?;
         let Err(reason) = result else {
-            self.shown_bad = 0;
+            *bad = 0;
             return None;
         };
         if self.health != Health::Healthy {
             return None;
         }
-        self.shown_bad = self.shown_bad.saturating_add(1);
-        if self.shown_bad < self.thresholds.fall {
+        *bad = bad.saturating_add(1);
+        if *bad < self.thresholds.fall {
             return None;
         }
-        (self.shown_bad, self.contrary) = (0, 0);
+        (self.shown_bad, self.contrary) = ([0; Signal::JUDGED], 0);
         self.health = Health::Unhealthy;
         self.shown = Some(reason.clone());
         self.on_fall(now);
@@ -281,8 +284,21 @@ pub enum ServiceStatus {
 pub struct Serving {
     /// How the service is.
     pub status: ServiceStatus,
+    /// Whether that is how it is, rather than how it begins: it has backends, and what is not known of them yet could not make it
+    /// well.
+    pub is_settled: bool,
     /// For every candidate, in order: whether it belongs into the ring.
     pub eligible: Vec<bool>,
+}
+
+impl Serving {
+    /// The status to tell of, if `told` was the last one. A service that is only beginning is not told of: it is neither well
+    /// nor an outage. One that was told of before and that now drops packets is, whatever the reason.
+    pub fn news(&self, told: Option<ServiceStatus>) -> Option<ServiceStatus> {
+        let drops = told.is_some() && self.status == ServiceStatus::Down;
+        let is_news = told != Some(self.status) && (self.is_settled || drops);
+        is_news.then_some(self.status)
+    }
 }
 
 /// Decides which backends of a service take new flows.
@@ -302,8 +318,9 @@ pub fn serving(candidates: &[Candidate], all_down: AllDown, min_healthy: u32) ->
             .count()
     };
     let healthy = wanted_with(Health::Healthy);
-    let is_enough = healthy > 0 && u32::try_from(healthy).unwrap_or(u32::MAX) >= min_healthy;
-    let (status, serves): (_, fn(&Candidate) -> bool) = if is_enough {
+    let is_enough = |healthy: usize| healthy > 0 && u32::try_from(healthy).unwrap_or(u32::MAX) >= min_healthy;
+    let may_be_enough = is_enough(healthy + wanted_with(Health::Unknown));
+    let (status, serves): (_, fn(&Candidate) -> bool) = if is_enough(healthy) {
         let all_up = wanted_with(Health::Unhealthy) == 0;
         let status = if all_up { ServiceStatus::Healthy } else { ServiceStatus::Degraded };
         (status, |candidate| candidate.is_wanted() && candidate.health() == Health::Healthy)
@@ -312,5 +329,6 @@ pub fn serving(candidates: &[Candidate], all_down: AllDown, min_healthy: u32) ->
     } else {
         (ServiceStatus::Down, |_| false)
     };
-    Serving { status, eligible: candidates.iter().map(serves).collect() }
+    let is_settled = is_enough(healthy) || !candidates.is_empty() && !may_be_enough;
+    Serving { status, is_settled, eligible: candidates.iter().map(serves).collect() }
 }

@@ -60,6 +60,19 @@ pub struct Image {
     pub globals: Globals,
     /// How much fits.
     pub capacity: Capacity,
+    /// What else there is, if this is only what is loaded of some services.
+    pub beside: Beside,
+}
+
+/// What is in use beside what an [`Image`] of some services shows: ids in their order, and ring slots.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// Of services.
+    pub services: Vec<u32>,
+    /// Of backends.
+    pub backends: Vec<u16>,
+    /// Ring slots.
+    pub rings: BTreeSet<u16>,
 }
 
 /// How much the loaded maps hold.
@@ -204,6 +217,11 @@ impl Image {
         self.services.iter().find(|(_, service)| service.name == name).map(|(&id, _)| id)
     }
 
+    /// The ids of services by their names.
+    pub fn ids_by_name(&self) -> HashMap<&str, u32> {
+        self.services.iter().map(|(&id, service)| (service.name.as_str(), id)).collect()
+    }
+
     /// The ids of backends whose service is loaded, by service id, name and address.
     pub fn backend_ids(&self) -> HashMap<(u32, &str, Address), u16> {
         let backends =
@@ -215,7 +233,18 @@ impl Image {
 
     /// The ring slots in force.
     pub fn rings_in_use(&self) -> BTreeSet<u16> {
-        self.services.values().filter_map(|service| service.ring.as_ref().map(|(slot, _)| *slot)).collect()
+        let own = self.services.values().filter_map(|service| service.ring.as_ref().map(|(slot, _)| *slot));
+        own.chain(self.beside.rings.iter().copied()).collect()
+    }
+
+    /// Whether a service has this id.
+    pub fn has_service(&self, id: u32) -> bool {
+        self.services.contains_key(&id) || self.beside.services.binary_search(&id).is_ok()
+    }
+
+    /// Whether a backend has this id.
+    pub fn has_backend(&self, id: u16) -> bool {
+        self.backends.contains_key(&id) || self.beside.backends.binary_search(&id).is_ok()
     }
 }
 

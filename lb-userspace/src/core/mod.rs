@@ -20,6 +20,7 @@ pub mod pressure;
 pub mod reach;
 pub mod report;
 pub mod ring;
+pub mod scope;
 pub mod signals;
 pub mod slow_start;
 pub mod stats;

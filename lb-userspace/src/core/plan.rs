@@ -106,8 +106,24 @@ pub struct Plan {
 
 /// Plans the way from `loaded` to `wanted`.
 pub fn plan(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Plan, PlanError> {
-    let ids = Ids::assign(loaded, wanted)?;
     cache.0.retain(|id, _| loaded.services.contains_key(id));
+    way(loaded, wanted, cache, Extent::All)
+}
+
+/// The same for some services, of which both tell alone. Their VIPs stay what they are, and all others are left alone.
+pub fn plan_some(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Plan, PlanError> {
+    way(loaded, wanted, cache, Extent::Some)
+}
+
+/// What a plan is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    All,
+    Some,
+}
+
+fn way(loaded: &Image, wanted: &Wanted, cache: &mut RingCache, extent: Extent) -> Result<Plan, PlanError> {
+    let ids = Ids::assign(loaded, wanted)?;
     let mut rings = BTreeMap::new();
     for service in ids.of(wanted) {
         let recipe = service.recipe(wanted.ring_seed);
@@ -127,7 +143,9 @@ pub fn plan(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Pl
     }
     make_backends(loaded, wanted, &ids, &mut actions);
     switch_services(loaded, wanted, &ids, &rings, &mut actions)?;
-    switch_vips(loaded, wanted, &ids, &mut actions)?;
+    if extent == Extent::All {
+        switch_vips(loaded, wanted, &ids, &mut actions)?;
+    }
     break_rest(loaded, wanted, &ids, &mut actions);
     let kept = ids.backends(wanted).filter(|(_, backend, _)| backend.enabled).map(|(.., id)| id).collect();
     let services = ids.of(wanted).map(|service| service.id).collect();
@@ -223,9 +241,9 @@ impl Ids {
         let Capacity { services: service_room, backends: backend_room, .. } = loaded.capacity;
         let named: HashMap<&str, u32> =
             loaded.services.iter().map(|(&id, service)| (service.name.as_str(), id)).collect();
-        let mut free_services = (0..service_room).filter(|id| !loaded.services.contains_key(id));
+        let mut free_services = (0..service_room).filter(|&id| !loaded.has_service(id));
         let last = u16::try_from(backend_room).unwrap_or(u16::MAX);
-        let mut free_backends = (1..=last).filter(|id| !loaded.backends.contains_key(id));
+        let mut free_backends = (1..=last).filter(|&id| !loaded.has_backend(id));
         let held = Held::new(loaded);
         let mut ids = Vec::with_capacity(wanted.services.len());
         for service in &wanted.services {

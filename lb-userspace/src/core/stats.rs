@@ -174,7 +174,11 @@ pub fn snapshot(
     readings: &Readings,
 ) -> Snapshot {
     let ids = readings.image.backend_ids();
-    let service = |service| service_stats(service, knowledge, reasons, readings, &ids);
+    let names = readings.image.ids_by_name();
+    let service = |service: &config::Service| {
+        let id = names.get(service.name.as_str()).copied();
+        service_stats((service, id), knowledge, reasons, readings, &ids)
+    };
     Snapshot {
         agent,
         services: config.services.iter().map(service).collect(),
@@ -197,14 +201,14 @@ fn evictions(verdicts: &Verdicts) -> BTreeMap<String, u64> {
     Eviction::NAMED.iter().map(|&(eviction, name)| (name.to_owned(), count(eviction))).collect()
 }
 
+/// Of a service and its id, if it is loaded.
 fn service_stats(
-    service: &config::Service,
+    (service, id): (&config::Service, Option<u32>),
     knowledge: &Knowledge,
     reasons: &BTreeMap<BackendKey, String>,
     readings: &Readings,
     ids: &HashMap<(u32, &str, Address), u16>,
 ) -> ServiceStats {
-    let id = readings.image.service_id(&service.name);
     let traffic = id.and_then(|id| readings.services.get(&id)).copied().unwrap_or_default();
     let ring = id.and_then(|id| readings.image.services.get(&id)?.ring.as_ref()).map(|(_, ring)| ring);
     let serving = knowledge.serving(service);
@@ -212,13 +216,16 @@ fn service_stats(
         let timing = timing.copied().unwrap_or_default();
         (service.protocol == config::Protocol::Tcp).then(|| TcpStats::new(traffic, &timing))
     };
+    // One key for all: most of the work would be making them.
+    let mut key = BackendKey::new(&service.name, "");
     let backends = service.backends.iter().zip(&serving.eligible).map(|(backend, &eligible)| {
+        key.backend.clone_from(&backend.name);
         let id = id.and_then(|id| ids.get(&(id, backend.name.as_str(), backend.address.into()))).copied();
         let traffic = id.and_then(|id| readings.backends.get(&id)).copied().unwrap_or_default();
         let slots = id.and_then(|id| ring?.slots.get(&id)).copied().unwrap_or(0);
         let health = match service.health.probe {
             Probe::None => super::health::Health::Unknown,
-            _ => knowledge.health_of(&service.name, &backend.name),
+            _ => knowledge.health.get(&key).copied().unwrap_or_default(),
         };
         BackendStats {
             name: backend.name.clone(),
@@ -226,7 +233,7 @@ fn service_stats(
             weight: backend.weight,
             state: names::state(backend.state).to_owned(),
             health: names::health(health).to_owned(),
-            reason: reasons.get(&BackendKey::new(&service.name, &backend.name)).cloned().unwrap_or_default(),
+            reason: reasons.get(&key).cloned().unwrap_or_default(),
             serving: eligible,
             ring_share: slots as f64 / RING_SIZE as f64,
             active_flows: id.and_then(|id| readings.flows.get(&id)).copied().unwrap_or(0),

@@ -42,11 +42,6 @@ pub struct Knowledge {
 }
 
 impl Knowledge {
-    /// A backend's health.
-    pub fn health_of(&self, service: &str, backend: &str) -> Health {
-        self.health.get(&BackendKey::new(service, backend)).copied().unwrap_or_default()
-    }
-
     /// The health of each of a service's backends, in their order.
     fn health(&self, service: &config::Service) -> Vec<Health> {
         // One key for all: most of the work would be making them.
@@ -68,14 +63,33 @@ impl Knowledge {
 
     /// What the maps should hold.
     pub fn wanted(&self, config: &Config) -> Wanted {
-        Outlook::new(self, None).wanted(config)
+        self.wanted_of(config, config.services.iter())
+    }
+
+    /// The same, of these services of it alone.
+    pub fn wanted_of<'a>(
+        &self,
+        config: &Config,
+        services: impl Iterator<Item = &'a config::Service>,
+    ) -> Wanted {
+        Outlook::new(self, None).wanted_of(config, services)
     }
 
     /// The same, as it will be if backends that have not been probed yet turn out well, and these next hops are found; whether
     /// anything rests on that.
     pub fn hoped(&self, config: &Config, hops: &BTreeSet<Target>) -> (Wanted, bool) {
+        self.hoped_of(config, config.services.iter(), hops)
+    }
+
+    /// The same, of these services of it alone.
+    pub fn hoped_of<'a>(
+        &self,
+        config: &Config,
+        services: impl Iterator<Item = &'a config::Service>,
+        hops: &BTreeSet<Target>,
+    ) -> (Wanted, bool) {
         let outlook = Outlook::new(self, Some(hops));
-        let wanted = outlook.wanted(config);
+        let wanted = outlook.wanted_of(config, services);
         (wanted, outlook.hopeful.get())
     }
 }
@@ -140,9 +154,9 @@ impl<'a> Outlook<'a> {
         serving
     }
 
-    fn wanted(&self, config: &Config) -> Wanted {
+    fn wanted_of<'s>(&self, config: &Config, services: impl Iterator<Item = &'s config::Service>) -> Wanted {
         let services: Vec<WantedService> =
-            config.services.iter().map(|service| self.wanted_service(service, config)).collect();
+            services.map(|service| self.wanted_service(service, config)).collect();
         let globals = self.globals(config);
         let snat = snat(&services, &globals);
         Wanted { ring_seed: config.agent.ring_seed, globals, snat, services }

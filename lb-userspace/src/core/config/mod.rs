@@ -20,7 +20,7 @@ use sources::Sources;
 
 pub use model::*;
 pub use report::ConfigError;
-pub use values::{DurationError, parse_duration};
+pub use values::{DurationError, Written, parse_duration};
 
 /// Reads and validates a configuration file's text.
 ///

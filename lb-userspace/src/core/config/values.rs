@@ -53,7 +53,8 @@ pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
 }
 
 /// A duration as the configuration writes it.
-pub(super) struct Written(pub(super) Duration);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written(pub Duration);
 
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,12 +1,54 @@
-//! A long configuration and an edit of a backend → the same edit made in its service's part of the text alone, so that it takes
-//! as long in a file of hundreds of services as in one of a few.
+//! A long configuration and a change of few of its services → the same change made in these services' parts of the text alone, so
+//! that it takes as long in a file of hundreds of services as in one of a few.
 
 use std::ops::Range;
 
 use lb_common::abi::MAX_BACKENDS;
 
 use super::{Edit, EditError, edited};
-use crate::core::config::Config;
+use crate::core::config::{self, Config};
+
+/// More parts than this are read together with all others.
+const MOST: usize = 16;
+
+/// What a text says that differs from `former`, which says `known`, in the parts of few services alone; `None` if that is not so, or if
+/// their VIPs change, which those of others may contradict, or if anything is wrong.
+pub fn parse_beside(text: &str, former: &str, known: &Config) -> Option<Config> {
+    let (parts, former_parts) = (parts(text)?, parts(former)?);
+    let count = known.services.len();
+    let head = text.get(..parts.first()?.start)?;
+    if [parts.len(), former_parts.len()] != [count; 2] || former.get(..former_parts.first()?.start)? != head {
+        return None;
+    }
+    let mut changed = Vec::new();
+    for (at, (part, former_part)) in parts.into_iter().zip(former_parts).enumerate() {
+        let own = text.get(part)?;
+        if own != former.get(former_part)? {
+            changed.push((at, own));
+        }
+    }
+    if changed.len() > MOST {
+        return None;
+    }
+    let mut config = known.clone();
+    for (at, own) in changed {
+        let Config { agent, services } = config::parse(&format!("{head}{own}")).ok()?;
+        let [new] = <[_; 1]>::try_from(services).ok()?;
+        let old = config.services.get_mut(at)?;
+        if agent != known.agent
+            || (&new.name, new.protocol, &new.vips) != (&old.name, old.protocol, &old.vips)
+        {
+            return None;
+        }
+        *old = new;
+    }
+    has_room(&config).then_some(config)
+}
+
+fn has_room(config: &Config) -> bool {
+    let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
+    backends <= MAX_BACKENDS as usize
+}
 
 /// What [`edited`] makes of a text that says `config`; `None` where the edit, or the text, is not of the kind that can be taken
 /// apart.
@@ -38,8 +80,7 @@ pub(super) fn edited_part(
     }
     let mut config = config.clone();
     *config.services.get_mut(at)? = new;
-    let backends: usize = config.services.iter().map(|service| service.backends.len()).sum();
-    (backends <= MAX_BACKENDS as usize).then(|| Ok((format!("{before}{own}{behind}"), config)))
+    has_room(&config).then(|| Ok((format!("{before}{own}{behind}"), config)))
 }
 
 /// Where the part of each service is in a valid text, from its header to the next one's; `None` if that is not certain.

@@ -335,6 +335,7 @@ proptest! {
             let before = config::parse(&text).unwrap();
             let alone = part::edited_part(&text, &before, &edit).expect("a text that can be taken apart");
             prop_assert_eq!(alone.unwrap(), (new.clone(), config.clone()));
+            prop_assert_eq!(parse_beside(&new, &text, &before), Some(config.clone()));
             text = new;
             if matches!(edit, Edit::BackendRemove { .. }) { model.remove(&name); } else { model.insert(name, weight); }
             let said: BTreeMap<String, u16> =
@@ -383,4 +384,32 @@ fn only_a_text_whose_parts_are_certain_is_taken_apart() {
     ] {
         assert_eq!(edited_from(TEXT, &config, &edit), edited(TEXT, &edit));
     }
+}
+
+/// What is read beside a text that is known is what would be read without it, or it is not read so.
+#[test]
+fn a_text_is_read_beside_the_one_before_where_nothing_else_can_tell() {
+    let known = config::parse(TEXT).unwrap();
+    let read = |from: &str, to: &str| {
+        assert_eq!(TEXT.matches(from).count(), 1, "{from}");
+        let text = TEXT.replace(from, to);
+        let read = parse_beside(&text, TEXT, &known);
+        if let Some(read) = &read {
+            assert_eq!(config::parse(&text).as_ref(), Ok(read), "{text}");
+        }
+        read.is_some()
+    };
+    assert!(read("# the end", "# that is all"));
+    assert!(read("# rack 2", "# rack 3"));
+    assert!(read("name    = \"web2\"", "name = \"web3\""));
+    let service = "[[service]]\nname = \"dns\"";
+    assert!(!read(service, "[[service]]\nname = \"names\""), "a name");
+    assert!(!read(service, "[[service]]\nname = \"web\""), "a name that another has");
+    assert!(
+        !read(service, &format!("[[service]]\nname = \"more\"\nvips = [\"192.0.2.99:9\"]\n{service}")),
+        "a service"
+    );
+    assert!(!read("interfaces = [\"eth0\"]", "interfaces = [\"eth1\"]"), "another head");
+    assert!(!read("name    = \"web2\"", "name = \"web1\""), "wrong");
+    assert!(!read("name    = \"web2\"", "name = \"web2"), "broken");
 }

@@ -174,12 +174,44 @@ fn who_serves() {
         (&[],                             Drop,     0, Down,        &[]),
     ];
     for (candidates, all_down, min_healthy, status, eligible) in table {
-        let expected = Serving { status: *status, eligible: eligible.to_vec() };
+        let found = serving(candidates, *all_down, *min_healthy);
         assert_eq!(
-            serving(candidates, *all_down, *min_healthy),
-            expected,
+            (found.status, &found.eligible[..]),
+            (*status, *eligible),
             "{candidates:#?}, {all_down:?}, min_healthy {min_healthy}"
         );
+    }
+}
+
+#[test]
+fn a_service_that_only_begins_is_no_outage() {
+    use AllDown::{Drop, FailOpen};
+    use ServiceStatus::{Degraded, Down, FailingOpen, Healthy as Fine};
+    let wanted = |health| Candidate { state: BackendState::Enabled, weight: 100, checked: true, health };
+    let (up, down, new) = (wanted(Healthy), wanted(Unhealthy), wanted(Unknown));
+    let drain = Candidate { state: BackendState::Drain, ..up };
+    // Backends, all_down, min_healthy; what is told of a service that is new, and of one that was well.
+    type Told<'a> = (&'a [Candidate], AllDown, u32, Option<ServiceStatus>, Option<ServiceStatus>);
+    #[rustfmt::skip]
+    let table: &[Told<'_>] = &[
+        (&[],               FailOpen, 0, None,              Some(Down)),
+        (&[new],            FailOpen, 0, None,              None),
+        (&[new],            Drop,     0, None,              Some(Down)),
+        (&[down, new],      FailOpen, 0, None,              None),
+        (&[down, new],      Drop,     0, None,              Some(Down)),
+        (&[up, new],        FailOpen, 2, None,              None),
+        (&[down, down],     FailOpen, 0, Some(FailingOpen), Some(FailingOpen)),
+        (&[down, down],     Drop,     0, Some(Down),        Some(Down)),
+        (&[up, down, new],  FailOpen, 3, Some(FailingOpen), Some(FailingOpen)),
+        (&[up, down, new],  FailOpen, 0, Some(Degraded),    Some(Degraded)),
+        (&[drain],          FailOpen, 0, Some(Down),        Some(Down)),
+        (&[up],             FailOpen, 0, Some(Fine),        None),
+    ];
+    for (candidates, all_down, min_healthy, of_new, of_well) in table {
+        let found = serving(candidates, *all_down, *min_healthy);
+        let told = (found.news(None), found.news(Some(Fine)));
+        assert_eq!(told, (*of_new, *of_well), "{candidates:#?}, {all_down:?}, min_healthy {min_healthy}");
+        assert_eq!(found.news(Some(found.status)), None, "nothing is told twice");
     }
 }
 
@@ -333,16 +365,16 @@ const SHOWN: Result<(), &str> = Err("customers get no answer");
 fn what_customers_show_takes_a_backend_down_though_its_probes_succeed() {
     let thresholds = Thresholds { rise: 2, fall: 3, ..damped().thresholds };
     let mut monitor = Monitor::new(thresholds);
-    assert_eq!(monitor.on_shown(result(SHOWN), NOW), None, "nothing is known of it yet");
+    assert_eq!(monitor.on_shown(Signal::Unanswered, result(SHOWN), NOW), None, "nothing is known of it yet");
     monitor.on_result(result(UP), NOW);
     for shown in [SHOWN, UP, SHOWN, SHOWN] {
-        assert_eq!(monitor.on_shown(result(shown), NOW), None, "a good look begins anew");
+        assert_eq!(monitor.on_shown(Signal::Unanswered, result(shown), NOW), None, "a good look begins anew");
         assert_eq!(monitor.on_result(result(UP), NOW), None);
     }
-    let transition = monitor.on_shown(result(SHOWN), NOW).unwrap();
+    let transition = monitor.on_shown(Signal::Unanswered, result(SHOWN), NOW).unwrap();
     assert_eq!((transition.from, transition.to, transition.flaps), (Healthy, Unhealthy, false));
     assert_eq!((transition.held, transition.reason), (10 * SECOND, Some(SHOWN.unwrap_err().to_owned())));
-    assert_eq!(monitor.on_shown(result(SHOWN), NOW), None, "told once");
+    assert_eq!(monitor.on_shown(Signal::Unanswered, result(SHOWN), NOW), None, "told once");
     assert_eq!(monitor.shown(), Some(SHOWN.unwrap_err()));
     assert_eq!(monitor.held(NOW), Some(Held { left: 10 * SECOND, flaps: 0 }));
     // Its probes bring it back, but not at once; and if they were wrong, later each time.
@@ -353,11 +385,24 @@ fn what_customers_show_takes_a_backend_down_though_its_probes_succeed() {
         now += held * SECOND;
         assert_eq!(monitor.on_result(result(UP), now).map(|transition| transition.to), Some(Healthy));
         assert_eq!(monitor.shown(), None);
-        let fell: Vec<_> = (0..3).filter_map(|_| monitor.on_shown(result(SHOWN), now)).collect();
+        let fell: Vec<_> =
+            (0..3).filter_map(|_| monitor.on_shown(Signal::Unanswered, result(SHOWN), now)).collect();
         assert_eq!(fell.len(), 1, "{fell:?}");
     }
     monitor.reconfigure(plainly(1, 1), now);
     assert_eq!(monitor.held(now), None);
+}
+
+#[test]
+fn what_is_well_in_one_respect_does_not_make_up_for_another() {
+    let mut monitor = Monitor::new(Thresholds { fall: 2, ..damped().thresholds });
+    monitor.on_result(result(UP), NOW);
+    assert_eq!(monitor.on_shown(Signal::Resets, result(SHOWN), NOW), None);
+    assert_eq!(monitor.on_shown(Signal::Unanswered, result(SHOWN), NOW), None, "each counts by itself");
+    assert_eq!(monitor.on_shown(Signal::Unanswered, result(UP), NOW), None);
+    let transition = monitor.on_shown(Signal::Resets, result(SHOWN), NOW).unwrap();
+    assert_eq!(transition.to, Unhealthy);
+    assert_eq!(monitor.on_shown(Signal::ResetFlood, result(SHOWN), NOW), None, "says nothing of it");
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 //! Anybody can send packets to a VIP. So no sign is made of one that a stranger could bring about for a single backend alone: who
 //! floods a service does so to all of its backends, and that takes none of them away from the others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap};
 
 use lb_common::abi::Traffic;
 
@@ -34,6 +34,9 @@ pub enum Signal {
 }
 
 impl Signal {
+    /// So many of the first are judged: the others say nothing of the backend.
+    pub const JUDGED: usize = 2;
+
     /// Its name in events.
     pub fn name(self) -> &'static str {
         match self {
@@ -66,11 +69,13 @@ impl Signal {
 }
 
 /// A backend's counters at a look.
-#[derive(Clone, Debug)]
-pub struct Sight {
-    /// The backend.
-    pub key: BackendKey,
-    /// Its id: another one is another server.
+#[derive(Clone, Copy, Debug)]
+pub struct Sight<'a> {
+    /// Its service's name.
+    pub service: &'a str,
+    /// Its name.
+    pub backend: &'a str,
+    /// Its id, which is nobody else's: another one is another server.
     pub id: u16,
     /// All that was counted for it.
     pub traffic: Traffic,
@@ -94,29 +99,28 @@ pub struct Showing {
 pub struct Judged {
     /// The backend.
     pub key: BackendKey,
-    /// Connections go on; or what is wrong.
-    pub result: Result<(), (Signal, Traffic)>,
+    /// What of it is seen.
+    pub signal: Signal,
+    /// All is well; or what was counted that is not.
+    pub result: Result<(), Traffic>,
 }
 
 /// What was seen at the last looks.
 #[derive(Clone, Debug, Default)]
 pub struct PassiveWatch {
-    backends: BTreeMap<BackendKey, Known>,
+    /// By id, for many are looked at often. Of one that never had any traffic there is nothing to keep, and there may be thousands.
+    backends: HashMap<u16, Option<Box<Watched>>>,
 }
 
-/// A backend. Of one that never had any traffic there is nothing to keep, and there may be thousands.
-#[derive(Clone, Debug, Default)]
-struct Known {
-    id: u16,
-    watched: Option<Box<Watched>>,
-}
-
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Watched {
+    key: BackendKey,
     last: Traffic,
     openings: Window,
     ends: Window,
-    showing: BTreeSet<Signal>,
+    /// What came since the last look.
+    now: Traffic,
+    showing: BTreeMap<Signal, bool>,
 }
 
 /// What was counted in the last looks, as long as it said nothing.
@@ -164,36 +168,42 @@ fn ended(traffic: &Traffic) -> u64 {
 
 impl PassiveWatch {
     /// Looks at the backends of a service. The first look at a backend only takes its counters down.
-    pub fn look(&mut self, sights: &[Sight]) -> (Vec<Showing>, Vec<Judged>) {
-        let news: Vec<Traffic> = sights.iter().map(|sight| self.note(sight)).collect();
-        let watched = |sight: &Sight| self.backends.get(&sight.key)?.watched.as_deref();
-        let all: Traffic = sights.iter().filter_map(watched).map(|watched| watched.ends.counted).sum();
+    pub fn look(&mut self, sights: &[Sight<'_>]) -> (Vec<Showing>, Vec<Judged>) {
+        sights.iter().for_each(|sight| self.note(sight));
+        let seen = |sight: &Sight<'_>| Some(self.backends.get(&sight.id)?.as_ref()?.ends.counted);
+        let all: Traffic = sights.iter().filter_map(seen).sum();
         let (mut showings, mut judged) = (Vec::new(), Vec::new());
-        for (sight, now) in sights.iter().zip(news) {
-            let known = self.backends.get_mut(&sight.key);
-            if let Some(watched) = known.and_then(|known| known.watched.as_deref_mut()) {
-                watched.judge(&sight.key, &now, &all, &mut showings, &mut judged);
+        for sight in sights {
+            if let Some(Some(watched)) = self.backends.get_mut(&sight.id) {
+                watched.judge(&all, &mut showings, &mut judged);
             }
         }
         (showings, judged)
     }
 
-    /// Takes the counters down; what came since the last look.
-    fn note(&mut self, sight: &Sight) -> Traffic {
-        let known = self.backends.entry(sight.key.clone()).or_default();
-        let is_first = known.id != sight.id;
-        if is_first {
-            *known = Known { id: sight.id, watched: None };
-        }
-        if known.watched.is_none() && sight.traffic == Traffic::default() {
-            return Traffic::default();
-        }
-        let watched = known.watched.get_or_insert_default();
-        let now = if is_first { Traffic::default() } else { sight.traffic.since(&watched.last) };
+    /// Takes the counters down.
+    fn note(&mut self, sight: &Sight<'_>) {
+        let is_first = !self.backends.contains_key(&sight.id);
+        let known = self.backends.entry(sight.id).or_default();
+        let watched = match known {
+            None if sight.traffic == Traffic::default() => return,
+            None => {
+                let new = known.insert(Box::new(Watched::new(sight)));
+                new.now = if is_first { Traffic::default() } else { sight.traffic };
+                new
+            }
+            Some(watched) if watched.is_of(sight) => {
+                watched.now = sight.traffic.since(&watched.last);
+                watched
+            }
+            Some(watched) => {
+                **watched = Watched::new(sight);
+                watched
+            }
+        };
         watched.last = sight.traffic;
-        watched.openings.add(now);
-        watched.ends.add(now);
-        now
+        watched.openings.add(watched.now);
+        watched.ends.add(watched.now);
     }
 
     /// How many backends are known.
@@ -206,21 +216,29 @@ impl PassiveWatch {
         self.backends.is_empty()
     }
 
-    /// Forgets backends that are not looked at any more.
-    pub fn retain(&mut self, keeps: impl Fn(&BackendKey) -> bool) {
-        self.backends.retain(|key, _| keeps(key));
+    /// Forgets backends that are not looked at any more; says of ids which are.
+    pub fn retain(&mut self, keeps: impl Fn(u16) -> bool) {
+        self.backends.retain(|id, _| keeps(*id));
     }
 }
 
 impl Watched {
-    fn judge(
-        &mut self,
-        key: &BackendKey,
-        now: &Traffic,
-        all: &Traffic,
-        showings: &mut Vec<Showing>,
-        judged: &mut Vec<Judged>,
-    ) {
+    fn new(sight: &Sight<'_>) -> Self {
+        Self {
+            key: BackendKey::new(sight.service, sight.backend),
+            last: Traffic::default(),
+            openings: Window::default(),
+            ends: Window::default(),
+            now: Traffic::default(),
+            showing: BTreeMap::new(),
+        }
+    }
+
+    fn is_of(&self, sight: &Sight<'_>) -> bool {
+        (self.key.service.as_str(), self.key.backend.as_str()) == (sight.service, sight.backend)
+    }
+
+    fn judge(&mut self, all: &Traffic, showings: &mut Vec<Showing>, judged: &mut Vec<Judged>) {
         let Traffic { repeated, answered, .. } = self.openings.counted;
         let bad = repeated >= MIN_REPEATED && repeated > answered * REPEATED_FOR_ONE;
         let openings = self.openings.says(bad, answered > repeated);
@@ -234,23 +252,23 @@ impl Watched {
         for (signal, (says, counted)) in [(Signal::Unanswered, openings), (Signal::Resets, ends)] {
             let result = match says {
                 Says::Nothing => continue,
-                Says::Bad => Err((signal, counted)),
+                Says::Bad => Err(counted),
                 Says::Good | Says::Quiet => Ok(()),
             };
-            showings.extend(self.turned(key, signal, result.is_err(), counted));
-            // Silence says nothing of a backend, and how connections end nothing good.
-            if result.is_err() || signal == Signal::Unanswered && matches!(says, Says::Good) {
-                judged.push(Judged { key: key.clone(), result });
+            showings.extend(self.turned(signal, result.is_err(), counted));
+            // Silence says nothing of a backend.
+            if !matches!(says, Says::Quiet) {
+                judged.push(Judged { key: self.key.clone(), signal, result });
             }
         }
-        let &Traffic { resets, opened, answered, .. } = now;
+        let Traffic { resets, opened, answered, .. } = self.now;
         let flood = resets >= MIN_FLOOD && resets > (opened + answered) * FLOOD_FOR_ONE;
-        showings.extend(self.turned(key, Signal::ResetFlood, flood, *now));
+        showings.extend(self.turned(Signal::ResetFlood, flood, self.now));
     }
 
-    fn turned(&mut self, key: &BackendKey, signal: Signal, is: bool, counted: Traffic) -> Option<Showing> {
-        let changed = if is { self.showing.insert(signal) } else { self.showing.remove(&signal) };
-        changed.then(|| Showing { key: key.clone(), signal, begins: is, counted })
+    fn turned(&mut self, signal: Signal, is: bool, counted: Traffic) -> Option<Showing> {
+        let was = self.showing.insert(signal, is).unwrap_or(false);
+        (was != is).then(|| Showing { key: self.key.clone(), signal, begins: is, counted })
     }
 }
 
@@ -280,13 +298,10 @@ mod tests {
             for (sum, more) in self.sums.iter_mut().zip(more) {
                 *sum += *more;
             }
-            let sights: Vec<Sight> = (0..)
-                .zip(&self.sums)
-                .map(|(number, &traffic)| Sight {
-                    key: BackendKey::new("web", &number.to_string()),
-                    id: self.id + number,
-                    traffic,
-                })
+            let names: Vec<String> = (0..self.sums.len()).map(|number| number.to_string()).collect();
+            let sights: Vec<Sight<'_>> = (self.id..)
+                .zip(names.iter().zip(&self.sums))
+                .map(|(id, (backend, &traffic))| Sight { service: "web", backend, id, traffic })
                 .collect();
             let (showings, judged) = self.watch.look(&sights);
             let number = |key: &BackendKey| key.backend.parse().unwrap();
@@ -294,7 +309,7 @@ mod tests {
                 showings.iter().map(|showing| (number(&showing.key), showing.signal, showing.begins));
             let judged = judged
                 .iter()
-                .map(|judged| (number(&judged.key), judged.result.as_ref().err().map(|(signal, _)| *signal)));
+                .map(|judged| (number(&judged.key), judged.result.is_err().then_some(judged.signal)));
             (showings.collect(), judged.collect())
         }
     }
@@ -352,6 +367,12 @@ mod tests {
         use Signal::Resets;
         let judged = |more: &[Traffic]| Backends::new(more.len()).look(more).0;
         assert_eq!(judged(&[ends(50, 2), ends(10, 40)]), [(1, Resets, true)]);
+        let signals = Backends::new(2).look(&[ends(50, 2), ends(10, 40)]).1;
+        assert_eq!(
+            signals,
+            [(0, None), (0, None), (1, None), (1, Some(Resets))],
+            "it opens well, and ends badly"
+        );
         assert_eq!(judged(&[ends(10, 40), ends(10, 40)]), [], "all alike");
         assert_eq!(judged(&[ends(10, 40)]), [], "alone");
         assert_eq!(judged(&[ends(5, 0), ends(0, 40)]), [], "too few to compare with");

@@ -2,18 +2,19 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{Map, MapData, MapError, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, Pod};
 use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
 use lb_common::hash;
 
+use super::counts::Counts;
 use super::fragments::KernelFragments;
 use super::fresh::{nat_ports, random_key, tick_shift};
 use super::object::{OBJECT, load_programs, pin_programs, program};
@@ -106,8 +107,8 @@ pub struct FrameRun {
 pub struct Kernel {
     pub(super) tables: TableSet,
     verdicts: PerCpuArray<MapData, Verdicts>,
-    service_traffic: PerCpuArray<MapData, Traffic>,
-    backend_traffic: PerCpuArray<MapData, Traffic>,
+    service_traffic: Counts,
+    backend_traffic: Counts,
     clock: SchedClassifier,
     pub(super) program: Option<Ebpf>,
     /// What the program is loaded from.
@@ -168,8 +169,8 @@ impl Kernel {
                 copies: false,
             },
             verdicts: counters(pins, map::VERDICTS)?,
-            service_traffic: counters(pins, map::SERVICE_TRAFFIC)?,
-            backend_traffic: counters(pins, map::BACKEND_TRAFFIC)?,
+            service_traffic: counts(pins, map::SERVICE_TRAFFIC)?,
+            backend_traffic: counts(pins, map::BACKEND_TRAFFIC)?,
             clock,
             program: None,
             object: Cow::Borrowed(OBJECT),
@@ -277,29 +278,36 @@ impl Datapath for Kernel {
     }
 
     fn traffic(&self, account: Account) -> Result<Traffic, DatapathError> {
-        let per_cpu = match account {
-            Account::Backend(id) => self.backend_traffic.get(&id.into(), 0),
-            Account::Service(id) => self.service_traffic.get(&id, 0),
-            Account::Gone => self.service_traffic.get(&self.gone(), 0),
+        let traffic = match account {
+            Account::Backend(id) => self.backend_traffic.get(id.into()),
+            Account::Service(id) => self.service_traffic.get(id),
+            Account::Gone => self.service_traffic.get(self.gone()),
         };
-        Ok(per_cpu.map_err(read_failed)?.iter().copied().sum())
+        traffic.map_err(read_failed)
+    }
+
+    fn traffic_by_backend(&self) -> Result<BTreeMap<u16, Traffic>, DatapathError> {
+        let ids: Vec<u16> = self.tables.backend_ids().map(|(id, _)| id).collect();
+        let count = ids.iter().max().map_or(0, |&last| usize::from(last) + 1);
+        let sums = self.backend_traffic.first(count).map_err(counts_failed)?;
+        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(usize::from(id))?))).collect())
+    }
+
+    fn traffic_by_service(&self) -> Result<BTreeMap<u32, Traffic>, DatapathError> {
+        let ids: Vec<u32> = self.tables.service_ids().collect();
+        let count = ids.iter().max().map_or(0, |&last| last as usize + 1);
+        let sums = self.service_traffic.first(count).map_err(counts_failed)?;
+        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(id as usize)?))).collect())
     }
 
     fn set_traffic(&mut self, account: Account, traffic: Traffic) -> Result<(), DatapathError> {
-        let failed = |cause: String| DatapathError { action: "writing a counter", cause };
-        let cpus = aya::util::nr_cpus().map_err(|(_, error)| failed(error.to_string()))?;
-        let mut values = vec![Traffic::default(); cpus];
-        if let Some(first) = values.first_mut() {
-            *first = traffic;
-        }
-        let values = PerCpuValues::try_from(values).map_err(|error| failed(error.to_string()))?;
         let gone = self.gone();
         match account {
-            Account::Backend(id) => self.backend_traffic.set(id.into(), values, 0),
-            Account::Service(id) => self.service_traffic.set(id, values, 0),
-            Account::Gone => self.service_traffic.set(gone, values, 0),
+            Account::Backend(id) => self.backend_traffic.set(id.into(), traffic),
+            Account::Service(id) => self.service_traffic.set(id, traffic),
+            Account::Gone => self.service_traffic.set(gone, traffic),
         }
-        .map_err(|error| failed(chain(&error)))
+        .map_err(|error| DatapathError { action: "writing a counter", cause: chain(&error) })
     }
 }
 
@@ -332,6 +340,10 @@ pub(super) fn sum(verdicts: &PerCpuArray<MapData, Verdicts>) -> Result<Verdicts,
         }
     }
     Ok(sum)
+}
+
+fn counts_failed(error: io::Error) -> DatapathError {
+    DatapathError { action: "reading the counters", cause: error.to_string() }
 }
 
 fn read_failed(error: MapError) -> DatapathError {
@@ -402,6 +414,10 @@ fn fragments(pins: &PinDir) -> Result<KernelFragments, LoadError> {
 fn counters<T: Pod>(pins: &PinDir, name: &'static str) -> Result<PerCpuArray<MapData, T>, LoadError> {
     PerCpuArray::try_from(Map::PerCpuArray(pinned_map(pins, name)?))
         .map_err(|error| LoadError::Part { name, cause: chain(&error) })
+}
+
+fn counts(pins: &PinDir, name: &'static str) -> Result<Counts, LoadError> {
+    Counts::new(pinned_map(pins, name)?).map_err(|error| LoadError::Part { name, cause: chain(&error) })
 }
 
 pub(super) fn pinned_map(pins: &PinDir, name: &'static str) -> Result<MapData, LoadError> {

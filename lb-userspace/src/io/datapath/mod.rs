@@ -4,6 +4,7 @@
 mod attach;
 mod capture;
 mod carry;
+mod counts;
 mod decap;
 mod flows;
 mod fragments;
@@ -14,6 +15,7 @@ mod memory;
 mod object;
 mod pins;
 mod probe_path;
+mod read;
 mod region;
 mod resize;
 mod rings;
@@ -91,15 +93,25 @@ pub trait Datapath {
     /// Replaces what an account holds; no packet is counted for it meanwhile.
     fn set_traffic(&mut self, account: Account, traffic: Traffic) -> Result<(), DatapathError>;
 
+    /// What the account of each backend holds, by its id.
+    fn traffic_by_backend(&self) -> Result<BTreeMap<u16, Traffic>, DatapathError> {
+        self.tables().backend_ids().map(|(id, _)| Ok((id, self.traffic(Account::Backend(id))?))).collect()
+    }
+
+    /// What the account of each service holds, by its id: that of backends it had before.
+    fn traffic_by_service(&self) -> Result<BTreeMap<u32, Traffic>, DatapathError> {
+        self.tables().service_ids().map(|id| Ok((id, self.traffic(Account::Service(id))?))).collect()
+    }
+
     /// All that was forwarded.
     fn forwarded(&self) -> Result<Forwarded, DatapathError> {
-        let mut forwarded = Forwarded { all: self.traffic(Account::Gone)?, ..Forwarded::default() };
-        for id in self.tables().service_ids() {
-            forwarded.services.insert(id, self.traffic(Account::Service(id))?);
-        }
+        let mut forwarded = Forwarded {
+            backends: self.traffic_by_backend()?,
+            services: self.traffic_by_service()?,
+            all: self.traffic(Account::Gone)?,
+        };
         for (id, service) in self.tables().backend_ids() {
-            let traffic = self.traffic(Account::Backend(id))?;
-            forwarded.backends.insert(id, traffic);
+            let traffic = forwarded.backends.get(&id).copied().unwrap_or_default();
             *forwarded.services.entry(service).or_default() += traffic;
         }
         forwarded.all += forwarded.services.values().copied().sum();

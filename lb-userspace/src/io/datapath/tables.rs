@@ -1,4 +1,4 @@
-//! The maps as memory: read whole into an [`Image`], changed by [`Action`]s, swept for idle flows.
+//! The maps as memory: changed by [`Action`]s, swept for idle flows.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use lb_common::abi::{
     Backend, BackendFlags, BackendWord, Control, FlowBucket, Latency, MAX_INTERFACES, Name, OPENING_SLOTS,
-    Ring, Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket, VipBucket, VipTable,
-    Word, interface_slot, mac_word,
+    Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket, VipBucket, VipTable, Word,
+    interface_slot, mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::net::{Address, Be16};
@@ -18,9 +18,8 @@ use super::region::{Large, Region};
 use super::rings::Rings;
 use super::{DatapathError, carry};
 use crate::core::explain::Ingress;
-use crate::core::image::{Capacity, Globals, Image, LoadedBackend, LoadedService};
+use crate::core::image::{Capacity, Globals, LoadedBackend};
 use crate::core::ring::{Known, Planned};
-use crate::core::vips;
 
 /// The memory of all mapped arrays.
 pub struct TableSet {
@@ -138,85 +137,6 @@ impl TableSet {
         }
     }
 
-    /// Reads back what is loaded.
-    pub fn image(&self) -> Image {
-        Image { services: self.loaded_services(), ..self.names() }
-    }
-
-    /// Reads back what is loaded, but for what is known of the rings: those that are not known are read for that.
-    pub fn names(&self) -> Image {
-        let vip_table =
-            self.control().map(|control| VipTable::from_word(control.vip_table.load())).unwrap_or_default();
-        let without_ring =
-            |(id, name): (u32, &Name)| (id, LoadedService { name: name.as_str().to_owned(), ring: None });
-        Image {
-            services: self.named_services().map(without_ring).collect(),
-            backends: self.loaded_backends(),
-            vips: vips::read(self.vips.records(), vip_table),
-            vip_table,
-            globals: self.globals(),
-            capacity: self.capacity(),
-        }
-    }
-
-    fn named_services(&self) -> impl Iterator<Item = (u32, &Name)> {
-        self.service_ids().filter_map(|id| Some((id, self.service_names.records().get(id as usize)?)))
-    }
-
-    fn loaded_services(&self) -> BTreeMap<u32, LoadedService> {
-        let records = self.services.records().iter().zip(self.service_names.records());
-        (0..)
-            .zip(records)
-            .map(|(id, (service, name))| (id, service.load(), name))
-            .filter(|(_, word, _)| word.used)
-            .map(|(id, word, name)| {
-                let ring = word.ring.and_then(|slot| Some((slot, self.known_ring(slot)?)));
-                (id, LoadedService { name: name.as_str().to_owned(), ring })
-            })
-            .collect()
-    }
-
-    /// The ring in a slot.
-    pub fn ring(&self, slot: u16) -> Option<Arc<Ring>> {
-        self.rings.read(slot).ok().flatten().map(Arc::from)
-    }
-
-    /// What is known of the ring in a slot. Only this process writes rings, so one that is known need not be read again.
-    fn known_ring(&self, slot: u16) -> Option<Arc<Known>> {
-        if let Some(known) = self.known_rings.borrow().get(&slot) {
-            return Some(Arc::clone(known));
-        }
-        let known = Arc::new(Known::of(&*self.ring(slot)?, None));
-        self.known_rings.borrow_mut().insert(slot, Arc::clone(&known));
-        Some(known)
-    }
-
-    fn loaded_backends(&self) -> BTreeMap<u16, LoadedBackend> {
-        let records = self.backends.records().iter().zip(self.backend_names.records());
-        (0..)
-            .zip(records)
-            .map(|(id, (backend, name))| (id, backend, backend.load(), name))
-            .filter(|(_, _, word, _)| word.flags().used)
-            .map(|(id, backend, word, name)| {
-                let flags = word.flags();
-                let hop = flags.resolved.then_some(*backend.hop(word));
-                let loaded = LoadedBackend {
-                    name: name.as_str().to_owned(),
-                    address: backend.address,
-                    service: flags.service.into(),
-                    enabled: flags.enabled,
-                    healthy: flags.healthy,
-                    probed_healthy: flags.probed_healthy,
-                    takes_new: flags.takes_new,
-                    forwarding: flags.forwarding,
-                    port: flags.port.get(),
-                    hop,
-                };
-                (id, loaded)
-            })
-            .collect()
-    }
-
     /// Writes a backend: a changed next hop goes to the place not in force, and the word switches to it.
     pub(super) fn write_backend(&mut self, id: u16, backend: &LoadedBackend) -> Result<(), NeedsGrace> {
         let at = usize::from(id);
@@ -313,8 +233,15 @@ impl TableSet {
         words.filter(|(_, word)| word.used).map(|(id, word)| (id, word.service.into()))
     }
 
+    /// Ids of the backends and of their services, and their names.
+    pub fn named_backends(&self) -> impl Iterator<Item = (u16, u32, &str)> {
+        let names = self.backend_names.records();
+        self.backend_ids()
+            .filter_map(|(id, service)| Some((id, service, names.get(usize::from(id))?.as_str())))
+    }
+
     /// Settings for all services.
-    fn globals(&self) -> Globals {
+    pub(super) fn globals(&self) -> Globals {
         let Some(control) = self.control() else { return Globals::default() };
         let [v4, v6] = control.snat_counts.map(|count| count as usize);
         let list = |sources: &[Address], count| sources.iter().take(count).copied().collect();
