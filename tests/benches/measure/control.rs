@@ -98,9 +98,11 @@ fn change(services: usize, backends: usize, rounds: usize) -> Result<Group> {
         let service = &mut wanted.services[round % services];
         let failing = &mut service.backends[round % (backends / services)];
         (failing.healthy, failing.probed_healthy, failing.ring_weight) = (false, false, 0);
+        let some = Wanted { services: vec![service.clone()], ..wanted.clone() };
         group.add(FIXED_WORK, fixed_work()?);
         let before = Instant::now();
-        let plan = plan::plan(&kernel.tables().image(), &wanted, &mut rings)?;
+        let image = kernel.tables().image_of(&[some.services[0].name.as_str()]);
+        let plan = plan::plan_some(&image, &some, &mut rings)?;
         let mut effect = None;
         for action in &plan.actions {
             kernel.apply(action)?;
