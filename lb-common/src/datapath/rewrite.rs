@@ -180,7 +180,7 @@ pub(super) fn tag_as<P: Packet>(packet: &mut P, ip_offset: usize, wanted: u32) -
         let inner = tag(wanted >> INNER_SHIFT, priority);
         packet.write(EthHdr::LEN + 2, inner).ok_or(Verdict::DropInconsistent)?;
     }
-    packet.write(EthHdr::LEN - 2 + needs, ether_type).ok_or(Verdict::DropInconsistent.into())
+    packet.write(EthHdr::LEN - 2 + needs, ether_type).ok_or(Verdict::DropInconsistent)
 }
 
 /// What of the packet's own IP header the one in front takes over.

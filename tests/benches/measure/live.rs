@@ -14,7 +14,7 @@ use crate::object::{Frames, Object, Settings, sending};
 use crate::samples::{Group, Sink};
 use crate::support::frames::wire::Family;
 use crate::wires::{self, SERVERS, Wire, pin, thread_time};
-use crate::world::{EDGE_MAC, MODES, Way, World};
+use crate::world::{EDGE_MAC, MODES, MOST_TRANSLATED, Way, World};
 
 /// The kernel's own table of connections holds 262,144.
 const MOST_TRACKED: u64 = 65_536;
@@ -72,7 +72,7 @@ impl Subject {
     fn takes(self, flows: u64) -> bool {
         match self {
             // Its exact table would soon be full.
-            Sluice(3) => flows != 0,
+            Sluice(3) => flows != 0 && flows <= MOST_TRANSLATED.into(),
             Kernel { translates: true } => flows != 0 && flows <= MOST_TRACKED,
             _ => true,
         }
