@@ -268,6 +268,17 @@ fn a_flow_table_is_not_made_smaller_than_what_it_holds() {
 }
 
 #[test]
+fn an_agent_that_starts_makes_room_for_what_its_file_has_more() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = lab.start_healthy_agent(&config(&lab)).expect("an agent");
+    let mut shoppers = shoppers(&lab);
+    agent.terminate().expect("end");
+    let agent = lab.start_agent(&sized(&lab, FLOWS, 131_072, 40)).expect("an agent");
+    assert!(agent.log().contains("services and"), "{}", agent.log());
+    still_served(&mut shoppers, "with more services");
+}
+
+#[test]
 fn an_agent_killed_amid_a_change_of_sizes_leaves_what_the_next_one_adopts() {
     let lab = Lab::builder().start().expect("a lab");
     let mut agent = lab.start_healthy_agent(&config(&lab)).expect("an agent");

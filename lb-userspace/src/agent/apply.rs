@@ -134,7 +134,7 @@ impl Agent {
     }
 
     /// The same, and the way there.
-    pub(super) fn foresee(&mut self, config: &Config, dry_run: bool) -> Result<Foreseen, ApiError> {
+    fn foresee(&mut self, config: &Config, dry_run: bool) -> Result<Foreseen, ApiError> {
         let way = match self.short_way(config) {
             Some(way) => way,
             None => self.way(config).map_err(ApiError::failed)?,
@@ -187,6 +187,12 @@ impl Agent {
             planned => planned,
         };
         Ok(Way { some: None, image, plan: plan?, hopeful, new })
+    }
+
+    /// The sizes of the tables that a configuration takes beside all that is loaded, whatever that came from.
+    pub(super) fn room_for(&mut self, config: &Config) -> Result<Capacity, PlanError> {
+        let loaded = self.way(config)?.image.capacity;
+        Ok(self.sizes(config, loaded))
     }
 
     /// The sizes of the tables that a configuration takes. Those that could not be had at the start are tried again when they are

@@ -245,8 +245,7 @@ impl Agent {
             return Ok(());
         }
         let config = self.config.clone();
-        let foreseen = self.foresee(&config, true).map_err(|error| AgentError::Config(error.errors))?;
-        let capacity = foreseen.capacity;
+        let capacity = self.room_for(&config).map_err(AgentError::Plan)?;
         let mut wanted = self::capacity(&config);
         loop {
             // The data plane is to go on, and every other change to be possible.
