@@ -274,18 +274,8 @@ mod tests {
 
     fn names() -> Image {
         let service = |name: &str| LoadedService { name: name.into(), ring: None };
-        let backend = |service: u32, forwarding| LoadedBackend {
-            name: "web1".into(),
-            address: IpAddr::from([10, 0, 1, 11]).into(),
-            service,
-            enabled: true,
-            healthy: true,
-            probed_healthy: true,
-            takes_new: true,
-            forwarding,
-            port: 0,
-            hop: None,
-        };
+        let backend =
+            |service, forwarding| LoadedBackend { forwarding, ..LoadedBackend::well("web1", service) };
         Image {
             services: BTreeMap::from([(0, service("web")), (1, service("api"))]),
             backends: BTreeMap::from([(5, backend(0, Forwarding::Ipip)), (6, backend(1, Forwarding::Nat))]),

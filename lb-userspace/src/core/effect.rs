@@ -165,7 +165,6 @@ fn moved(rings: [Option<&Ring>; 2]) -> (BTreeMap<u16, usize>, usize) {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::abi::Forwarding;
 
     use super::*;
     use crate::core::image::{LoadedBackend, LoadedService};
@@ -176,21 +175,6 @@ mod tests {
     fn recipe(members: Members<'_>) -> Option<Arc<Recipe>> {
         let members = members.iter().map(|&(name, id, weight)| Member { name, id, weight });
         Recipe::new(0, members).map(Arc::new)
-    }
-
-    fn backend(name: &str) -> LoadedBackend {
-        LoadedBackend {
-            name: name.to_owned(),
-            address: lb_common::net::Address::v4([10, 0, 0, 1]),
-            service: 0,
-            enabled: true,
-            healthy: true,
-            probed_healthy: true,
-            takes_new: true,
-            forwarding: Forwarding::L2Dsr,
-            port: 0,
-            hop: None,
-        }
     }
 
     /// What becomes of a service with these members in its ring when they are those, and these backends keep their flows.
@@ -204,7 +188,7 @@ mod tests {
         let known = loaded.as_ref().map(|ring| (0, Arc::new(Known::of(ring, recipe(before)))));
         let image = Image {
             services: [(0, LoadedService { name: "web".to_owned(), ring: known })].into(),
-            backends: [(1, backend("a")), (2, backend("b"))].into(),
+            backends: [(1, LoadedBackend::well("a", 0)), (2, LoadedBackend::well("b", 0))].into(),
             ..Image::default()
         };
         let changed = after.filter(|after| *after != before);

@@ -162,6 +162,25 @@ pub struct LoadedBackend {
     pub hop: Option<NextHop>,
 }
 
+#[cfg(test)]
+impl LoadedBackend {
+    /// One that is well and takes new flows, at 10.0.1.11, of a service that steers by direct server return.
+    pub(crate) fn well(name: &str, service: u32) -> Self {
+        Self {
+            name: name.to_owned(),
+            address: Address::v4([10, 0, 1, 11]),
+            service,
+            enabled: true,
+            healthy: true,
+            probed_healthy: true,
+            takes_new: true,
+            forwarding: Forwarding::L2Dsr,
+            port: 0,
+            hop: None,
+        }
+    }
+}
+
 /// What the maps should hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Wanted {

@@ -1,25 +1,11 @@
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-
-use lb_common::abi::Forwarding;
 
 use super::*;
 use crate::core::image::{LoadedBackend, LoadedService};
 
 fn names() -> Image {
     let service = |name: &str| LoadedService { name: name.into(), ring: None };
-    let backend = |name: &str, service: u32| LoadedBackend {
-        name: name.into(),
-        address: IpAddr::from([10, 0, 1, 11]).into(),
-        service,
-        enabled: true,
-        healthy: true,
-        probed_healthy: true,
-        takes_new: true,
-        forwarding: Forwarding::L2Dsr,
-        port: 0,
-        hop: None,
-    };
+    let backend = LoadedBackend::well;
     Image {
         services: BTreeMap::from([(0, service("web")), (1, service("web-tls"))]),
         backends: BTreeMap::from([(5, backend("web1", 0)), (6, backend("web2", 0)), (7, backend("web1", 1))]),

@@ -7,9 +7,7 @@ use lb_common::abi::MAX_BACKENDS;
 
 use super::{Edit, EditError, edited};
 use crate::core::config::{self, Config};
-
-/// More parts than this are read together with all others.
-const MOST: usize = 16;
+use crate::core::scope::MOST;
 
 /// What a text says that differs from `former`, which says `known`, in the parts of few services alone; `None` if that is not so, or if
 /// their VIPs change, which those of others may contradict, or if anything is wrong.
