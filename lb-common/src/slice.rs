@@ -6,10 +6,10 @@ use core::ops::DerefMut;
 use network_types::eth::EthHdr;
 
 use crate::abi::{
-    Backend, Control, FlowBucket, FragmentRoute, Latency, MAX_BACKENDS, PathMtu, RING_SIZE, Ring, Service,
+    Backend, Control, FlowBucket, FragmentRoute, Latency, MAX_BACKENDS, RING_SIZE, Ring, Service,
     TranslationBucket, TupleKey, Verdicts, VipBucket, Word,
 };
-use crate::datapath::{Header, Instant, Outcome, Packet, Scratch, Step, Tables};
+use crate::datapath::{self, Header, Instant, Outcome, Packet, Scratch, Step, Tables};
 use crate::flow::{Eviction, Tick};
 use crate::translations::Buckets;
 use crate::verdict::Verdict;
@@ -115,7 +115,7 @@ pub struct TableSlices<'a> {
 }
 
 /// [`Tables`] over slices, at a time that stands still, and with someone who follows the steps.
-pub struct SliceTables<'a, F: Fn(Step)> {
+pub struct SliceTables<'a> {
     /// The maps.
     pub tables: TableSlices<'a>,
     /// The time.
@@ -134,12 +134,12 @@ pub struct SliceTables<'a, F: Fn(Step)> {
     /// What was counted.
     pub verdicts: RefCell<Verdicts>,
     /// Is told each step.
-    pub observer: F,
+    pub observer: &'a dyn Fn(Step),
 }
 
-impl<'a, F: Fn(Step)> SliceTables<'a, F> {
-    /// Tables that packets change, as the kernel's do.
-    pub fn new(tables: TableSlices<'a>, now: Tick, observer: F) -> Self {
+impl<'a> SliceTables<'a> {
+    /// Tables that packets change, as the kernel's do; nobody is told the steps.
+    pub fn new(tables: TableSlices<'a>, now: Tick) -> Self {
         Self {
             tables,
             now,
@@ -149,12 +149,17 @@ impl<'a, F: Fn(Step)> SliceTables<'a, F> {
             icmp_budget: Word::new(0),
             work: RefCell::default(),
             verdicts: RefCell::default(),
-            observer,
+            observer: &|_| (),
         }
+    }
+
+    /// Runs the datapath over a packet. Everyone in memory does so by this one function, for the datapath takes long to compile.
+    pub fn process(&self, packet: &mut SlicePacket) -> Outcome {
+        datapath::process(packet, self)
     }
 }
 
-impl<F: Fn(Step)> Buckets for SliceTables<'_, F> {
+impl Buckets for SliceTables<'_> {
     fn translation_bucket(&self, index: u32) -> Option<&TranslationBucket> {
         match self.aside {
             Some(aside) => aside.translation_bucket(index),
@@ -163,7 +168,7 @@ impl<F: Fn(Step)> Buckets for SliceTables<'_, F> {
     }
 }
 
-impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
+impl Tables for SliceTables<'_> {
     fn control(&self) -> Option<&Control> {
         Some(self.tables.control)
     }
@@ -184,11 +189,11 @@ impl<F: Fn(Step)> Tables for SliceTables<'_, F> {
         self.tables.backends.get(id as usize)
     }
 
-    fn set_path(&self, id: u16, path: PathMtu) {
+    fn note(&self, id: u16, word: u64) {
         if self.scratch.is_none()
             && let Some(backend) = self.backend(id)
         {
-            backend.path.store(path.to_word());
+            backend.noted.store(word);
         }
     }
 

@@ -9,7 +9,7 @@ use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
-    Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Latency, Name, OPENING_SLOTS, PathMtu,
+    Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Latency, Name, OPENING_SLOTS,
     RING_SIZE, Ring, STAGE_SLOTS, Service, Traffic, TranslationBucket, TupleKey, Verdicts, VipBucket, Word,
 };
 use lb_common::datapath::{self, Exit, Instant, Outcome, Scratch, Stage, Step, Tables};
@@ -197,9 +197,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn set_path(&self, id: u16, path: PathMtu) {
+    fn note(&self, id: u16, word: u64) {
         if let Some(backend) = BACKENDS.get(id.into()) {
-            backend.path.store(path.to_word());
+            backend.noted.store(word);
         }
     }
 

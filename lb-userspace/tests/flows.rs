@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lb_common::abi::{Forwarding, NextHop};
-use lb_common::datapath::{self, Outcome};
+use lb_common::datapath::Outcome;
 use lb_common::flow::{OPENING_IDLE_TICKS, RETRANSMISSION_TICKS, Tick};
 use lb_common::net::{Address, Protocol};
 use lb_common::slice::{SlicePacket, SliceTables};
@@ -78,8 +78,8 @@ impl Lab {
     }
 
     fn send_frame(&self, mut bytes: Vec<u8>) -> Outcome {
-        let tables = SliceTables::new(self.memory.tables().slices().unwrap(), self.memory.now, |_| ());
-        datapath::process(&mut SlicePacket::new(&mut bytes, 0, 1), &tables)
+        let tables = SliceTables::new(self.memory.tables().slices().unwrap(), self.memory.now);
+        tables.process(&mut SlicePacket::new(&mut bytes, 0, 1))
     }
 
     fn send(&self, protocol: SpecProtocol, syn: bool) -> Outcome {

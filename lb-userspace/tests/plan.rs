@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use lb_common::abi::{Forwarding, NextHop, VipFlags};
-use lb_common::datapath::{self, Outcome};
+use lb_common::datapath::Outcome;
 use lb_common::net::{Address, Protocol};
 use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
@@ -90,8 +90,8 @@ fn send(memory: &Memory, service: usize, customer: u16, syn: bool) -> Outcome {
         syn,
     };
     let mut bytes = frame(&packet, Ingress::default()).unwrap();
-    let tables = SliceTables::new(memory.tables().slices().unwrap(), memory.now, |_| ());
-    datapath::process(&mut SlicePacket::new(&mut bytes, 0, 1), &tables)
+    let tables = SliceTables::new(memory.tables().slices().unwrap(), memory.now);
+    tables.process(&mut SlicePacket::new(&mut bytes, 0, 1))
 }
 
 /// Whatever is in force is whole: packets of every service meet backends of that very service, or none.

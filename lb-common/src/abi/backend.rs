@@ -10,8 +10,8 @@ use crate::net::{Address, Be16};
 pub struct Backend {
     /// See [`BackendWord`].
     pub word: Word,
-    /// Tunnels: what routers on the way told of it. See [`PathMtu`]; the program's.
-    pub path: Word,
+    /// What the program noted of it. Tunnels: what routers on the way told, see [`PathMtu`]; `nat`: see [`NoPort`].
+    pub noted: Word,
     /// The server's own address: with the name, the backend's identity.
     pub address: Address,
     /// Two next hops of which the word names the one in force: the other may be rewritten.
@@ -173,7 +173,7 @@ impl Backend {
     }
 }
 
-/// The word [`Backend::path`]: the MTU that a router on the way told of, and when.
+/// The word [`Backend::noted`] with tunnels: the MTU that a router on the way told of, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PathMtu {
     /// Bytes the largest IP packet may have; 0 if none told.
@@ -203,6 +203,21 @@ impl PathMtu {
     pub const fn with(self, mtu: u16, now: Tick) -> u16 {
         let fresh = self.mtu != 0 && now.0.wrapping_sub(self.told.0) <= Self::LIFE_TICKS;
         if fresh && (mtu == 0 || self.mtu < mtu) { self.mtu } else { mtu }
+    }
+}
+
+/// The word [`Backend::noted`] with `nat`: when a new flow found no port to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPort(pub Tick);
+
+impl NoPort {
+    /// Tells the word from [`PathMtu`]'s and from none.
+    const NOTED: u64 = 1 << 63;
+
+    /// The word for the map.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        Self::NOTED | self.0.0 as u64
     }
 }
 

@@ -16,7 +16,7 @@ mod service;
 mod vips;
 mod word;
 
-pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop, PathMtu};
+pub use backend::{Backend, BackendFlags, BackendWord, Forwarding, NextHop, NoPort, PathMtu};
 pub use capture::{
     CAPTURE_STAGES, CaptureControl, CaptureCounts, CaptureRecord, CaptureSeen, MAX_SNAP, NO_SERVICE,
     capture_map,
@@ -224,7 +224,7 @@ assert_layout! {
     VipSlot: 32 { address: 0, key: 16, service: 20, flags: 22 }
     VipBucket: 64 { slots: 0 }
     Service: 8 { word: 0 }
-    Backend: 128 { word: 0, path: 8, address: 16, hops: 32 }
+    Backend: 128 { word: 0, noted: 8, address: 16, hops: 32 }
     NextHop: 48 { first: 0, rest: 8, interface: 12, source: 16, source_mask: 32, mtu: 36, vlan: 38 }
     Ring: 131_080 { slots: 0 }
     FlowBucket: 64 { ways: 0 }

@@ -196,6 +196,6 @@ fn note_path<P: Packet, T: Tables>(
     if pick.backend.address != quoted.tuple.destination {
         return None;
     }
-    tables.set_path(pick.id, PathMtu { mtu: told as u16, told: pick.now });
+    tables.note(pick.id, PathMtu { mtu: told as u16, told: pick.now }.to_word());
     Some(Verdict::PassPathMtu)
 }

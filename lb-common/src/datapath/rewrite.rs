@@ -245,7 +245,7 @@ pub(super) fn check_fit<P: Packet>(
         return Ok(());
     }
     // Where no MTU is known, the length that an IP header can tell is the limit.
-    let mtu = match PathMtu::from_word(pick.backend.path.load()).with(hop.mtu, pick.now) {
+    let mtu = match PathMtu::from_word(pick.backend.noted.load()).with(hop.mtu, pick.now) {
         0 => u16::MAX,
         mtu => mtu,
     };

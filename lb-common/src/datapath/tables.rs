@@ -12,8 +12,7 @@ use super::nat::{Scratch, add, attempt, clear_ended, locate};
 use super::parse::{Extensions, extensions};
 use super::signals::{self, Instant};
 use crate::abi::{
-    Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, PathMtu, Service, TupleKey, VipBucket,
-    Word,
+    Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, Service, TupleKey, VipBucket, Word,
 };
 use crate::flow::{Eviction, State, Tick, Victim};
 use crate::net::{Address, Tuple};
@@ -90,8 +89,8 @@ pub trait Tables: Buckets {
     fn service(&self, id: u32) -> Option<&Service>;
     /// A backend's record.
     fn backend(&self, id: u16) -> Option<&Backend>;
-    /// Notes what a router told of the way to a backend, in [`Backend::path`].
-    fn set_path(&self, id: u16, path: PathMtu);
+    /// Writes [`Backend::noted`].
+    fn note(&self, id: u16, word: u64);
     /// The backend id in a slot of a ring; `slot` is below [`crate::abi::RING_SIZE`].
     fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16>;
     /// A bucket of the flow table.

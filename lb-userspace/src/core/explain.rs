@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
 use lb_common::abi::{FlowBucket, FragmentRoute, HEADROOM, TranslationBucket, TupleKey};
-use lb_common::datapath::{self, Action, Refusal, Step};
+use lb_common::datapath::{Action, Refusal, Step};
 use lb_common::flow::{State, Tick};
 use lb_common::net::{Protocol, Tuple};
 use lb_common::slice::{Fragments, SlicePacket, SliceTables, TableSlices};
@@ -225,11 +225,12 @@ pub fn explain(
             steps.push(told);
         }
     };
-    let mut live = SliceTables::new(tables, now, tell);
+    let mut live = SliceTables::new(tables, now);
+    live.observer = &tell;
     live.scratch = Some(&scratch);
     live.aside = Some(&aside);
     let mut packet = SlicePacket::new(&mut buffer, HEADROOM, ingress.index);
-    let outcome = datapath::process(&mut packet, &live);
+    let outcome = live.process(&mut packet);
     let forwarded = outcome.backend != 0;
     let sent = outcome.verdict.is_sent();
     Explanation {

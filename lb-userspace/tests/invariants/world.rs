@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use lb_common::abi::{
     Forwarding, HEADROOM, NextHop, TRANSLATION_WAYS, Translation, TranslationState, TupleKey,
 };
-use lb_common::datapath::{self, Action, Outcome, Step};
+use lb_common::datapath::{Action, Outcome, Step};
 use lb_common::flow::Tick;
 use lb_common::net::{Address, Protocol};
 use lb_common::slice::{SlicePacket, SliceTables};
@@ -240,8 +240,9 @@ impl World {
                 hop.set(Some(next));
             }
         };
-        let tables = SliceTables::new(self.memory.tables().slices().expect("whole"), self.memory.now, note);
-        let outcome = datapath::process(&mut packet, &tables);
+        let mut tables = SliceTables::new(self.memory.tables().slices().expect("whole"), self.memory.now);
+        tables.observer = &note;
+        let outcome = tables.process(&mut packet);
         let counted = tables.verdicts.into_inner().packets;
         assert_eq!(counted.iter().sum::<u64>(), 1, "counted once");
         assert_eq!(counted[outcome.verdict.index()], 1, "counted under its verdict");

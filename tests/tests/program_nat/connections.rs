@@ -1,14 +1,18 @@
 //! Connections that begin, end, begin again and meet limits → the translations that are made for them.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
-use lb_common::abi::{NatPorts, Traffic};
+use lb_common::abi::{NatPorts, Traffic, TranslationBucket};
+use lb_common::flow::Tick;
+use lb_common::slice::{SlicePacket, SliceTables};
+use lb_common::translations::Buckets;
 use lb_common::verdict::Verdict;
 use lb_userspace::io::datapath::{Datapath, capacity_for};
 
-use crate::support::nat_frames::{Family, Nat, Setup, answer, answered};
+use crate::support::nat_frames::{FAMILIES, Family, Nat, Setup, answer, answered};
 use crate::support::packets::{ACK, FIN, Packet, RST, SYN};
-use crate::support::parity::Twins;
+use crate::support::parity::{INTERFACE, Twins};
 
 /// Shifts that make time go on by two, by four, and by so much that nothing is a retransmission any more.
 const START: u32 = 31;
@@ -261,6 +265,44 @@ fn ports_may_be_exhausted() {
     let (new, _) = nat.forward(&setup.customer(forwarded.unwrap(), SYN, b""));
     assert_eq!(new.body.ports()[0], gone.body.ports()[0]);
     assert_eq!(nat.translations(), 16);
+}
+
+/// A table of translations that counts how often it is looked into.
+struct Looked<'a>(&'a [TranslationBucket], Cell<u32>);
+
+impl Buckets for Looked<'_> {
+    fn translation_bucket(&self, index: u32) -> Option<&TranslationBucket> {
+        self.1.set(self.1.get() + 1);
+        self.0.translation_bucket(index)
+    }
+}
+
+/// Looks into the table that a customer's SYN from this port takes, which finds no port.
+fn looks(nat: &Nat, port: u16, ticks: u32) -> u32 {
+    let slices = nat.twins.memory.tables().slices().unwrap();
+    let looked = Looked(slices.translations, Cell::new(0));
+    let mut tables = SliceTables::new(slices, Tick(nat.twins.memory.now.0 + ticks));
+    tables.aside = Some(&looked);
+    let mut frame = nat.setup.customer(port, SYN, b"").frame();
+    let outcome = tables.process(&mut SlicePacket::new(&mut frame, 0, INTERFACE));
+    assert_eq!(outcome.verdict, Verdict::DropNatPorts);
+    looked.1.get()
+}
+
+/// A flood of new flows without a port costs little: only the first one of a tick tries many.
+#[test]
+fn few_ports_are_tried_where_none_was_found() {
+    for family in FAMILIES {
+        let setup = Setup { backends: 1, ..tcp(family) };
+        let mut nat = Nat::new(setup);
+        nat.twins.set_time(START);
+        nat.twins.set_nat_ports(NatPorts { hole: 1_025, hole_size: 64_511 });
+        nat.forward(&setup.customer(40_000, SYN, b""));
+        let first = looks(&nat, 40_001, 0);
+        let others: Vec<_> = (40_002..40_010).map(|port| looks(&nat, port, 0)).collect();
+        assert!(others.iter().all(|looks| 5 * looks < first), "{first}, then {others:?}");
+        assert_eq!(looks(&nat, 40_010, 1), first, "a tick later");
+    }
 }
 
 /// The table holds what it was made for, and somewhat more; then it is full, and what is there goes on.

@@ -188,10 +188,10 @@ impl Twins {
         let mut slices = self.memory.tables().slices().unwrap();
         let noting = Noting { map: slices.fragments, keys: &self.fragments };
         slices.fragments = &noting;
-        let mut tables = SliceTables::new(slices, self.memory.now, |_| ());
+        let mut tables = SliceTables::new(slices, self.memory.now);
         tables.icmp_budget = Word::new(slices.control.icmp_budget.load());
         let mut packet = SlicePacket::new(&mut buffer, headroom, INTERFACE);
-        let outcome = datapath::process(&mut packet, &tables);
+        let outcome = tables.process(&mut packet);
         slices.control.icmp_budget.store(tables.icmp_budget.load());
         let verdicts = tables.verdicts.into_inner();
         assert_eq!(verdicts.packets.iter().sum::<u64>(), 1, "counted once");
@@ -302,7 +302,7 @@ fn changed(from: &impl Datapath, fragments: &BTreeSet<TupleKey>) -> Changed {
             .map(|(key, translation, state)| (key, (translation, state)))
             .collect(),
         fragments: fragments.iter().filter_map(fragment).collect(),
-        backends: slices.backends.iter().map(|backend| (backend.word.load(), backend.path.load())).collect(),
+        backends: slices.backends.iter().map(|backend| (backend.word.load(), backend.noted.load())).collect(),
         icmp_budget: slices.control.icmp_budget.load(),
         verdicts: from.not_forwarded().unwrap(),
         traffic: from.forwarded().unwrap().backends,

@@ -6,7 +6,7 @@ use super::super::settled::settle;
 use super::super::{Exit, Outcome, Packet, Stage, Tables, classify, rare};
 use super::state::{Leaves, Scratch, Work, entry_of, forget, remove, reverse_key};
 use super::{came_from, check};
-use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, Translation, TranslationState, TupleKey};
+use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, NoPort, Translation, TranslationState, TupleKey};
 use crate::flow::{RETRANSMISSION_TICKS, Tick};
 use crate::hash;
 use crate::net::{Address, Be16, Ports, Protocol, Tuple};
@@ -15,6 +15,8 @@ use crate::verdict::Verdict;
 
 /// Ports that are tried for a new flow. With four fifths of them taken, none is free once in twelve hundred times.
 const PORT_ATTEMPTS: u32 = 32;
+/// The same within the tick in which a flow to the same backend found none: a flood of new flows must not cost more than any other.
+const ATTEMPTS_WITHOUT_HOPE: u32 = 4;
 
 /// Makes the translation for a customer's packet, in place of one that is no longer good.
 #[inline(always)]
@@ -70,10 +72,12 @@ fn prepare(work: &mut Work, hop: &NextHop, tuple: &Tuple, pick: &Pick<'_>) {
 #[inline(always)]
 fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
     let mut sequence = pick.hash ^ u64::from(pick.now.0) << 32;
+    let no_port = NoPort(pick.now).to_word();
+    let attempts = if pick.backend.noted.load() == no_port { ATTEMPTS_WITHOUT_HOPE } else { PORT_ATTEMPTS };
     let mut attempt = 0;
-    while attempt < PORT_ATTEMPTS {
+    while attempt < attempts {
         sequence = hash::step(sequence);
-        if attempt > PORT_ATTEMPTS / 2 {
+        if attempt > attempts / 2 {
             tables.clear_ended();
         }
         if !tables.attempt(sequence) {
@@ -86,6 +90,7 @@ fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
         }
         attempt += 1;
     }
+    tables.note(pick.id, no_port);
     Err(Verdict::DropNatPorts.into())
 }
 

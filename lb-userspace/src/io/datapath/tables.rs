@@ -159,7 +159,7 @@ impl TableSet {
         }
         *name = Name::new(&backend.name);
         if record.address != backend.address {
-            record.path.store(0);
+            record.noted.store(0);
         }
         record.address = backend.address;
         let word = BackendWord::new(BackendFlags {
