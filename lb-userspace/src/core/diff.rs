@@ -98,9 +98,13 @@ fn flatten(config: &Config, without: &HashSet<&str>) -> BTreeMap<String, String>
             let expect: Vec<String> =
                 expect.iter().map(|range| format!("{}-{}", range.start(), range.end())).collect();
             put(at("health.path"), path.clone());
-            put(at("health.host"), host.clone().unwrap_or_default());
+            if let Some(host) = host {
+                put(at("health.host"), host.clone());
+            }
             put(at("health.expect"), expect.join(","));
-            put(at("health.body"), body.clone().unwrap_or_default());
+            if let Some(body) = body {
+                put(at("health.body"), body.clone());
+            }
             if let Some(tls) = tls {
                 put(at("health.verify"), (*tls != Tls::Unverified).to_string());
                 let ca = if let Tls::Authorities(file) = tls { file.as_str() } else { "the system's" };

@@ -9,6 +9,18 @@ use std::path::{Path, PathBuf};
 const READ_ONLY: &str = "is read-only, so nothing was changed; make it writable (chmod u+w), or change it where it comes \
                          from and have the agent read it again (SIGHUP)";
 
+/// What is said of a file that another cannot take the place of.
+fn not_replaced(cause: io::Error) -> io::Error {
+    let kind = cause.kind();
+    io::Error::new(
+        kind,
+        format!(
+            "cannot be replaced ({cause}) and is left as it is; if it is immutable: chattr -i; if it is mounted by itself, as in a \
+             container: mount its folder instead"
+        ),
+    )
+}
+
 /// A file that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {cause}", path = path.display())]
@@ -126,7 +138,7 @@ impl Aside {
             file.sync_all()?;
         }
         if let Some(path) = &self.path {
-            fs::rename(path, target)?;
+            fs::rename(path, target).map_err(not_replaced)?;
             self.path = None;
         }
         File::open(folder_of(target))?.sync_all()

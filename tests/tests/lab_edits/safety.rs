@@ -98,8 +98,8 @@ fn what_cannot_be_kept_is_not_done() {
 
     // Only the last step, by which the file is replaced, fails: the change was in force by then, and is taken back.
     let immutable = Immutable::new(lab.config_file());
-    refused(&lab, "backend remove web web2", 1, "Operation not permitted");
-    refused(&lab, "backend set-weight web web1 8 --confirm-within 60s", 1, "Operation not permitted");
+    refused(&lab, "backend remove web web2", 1, "cannot be replaced (Operation not permitted");
+    refused(&lab, "backend set-weight web web1 8 --confirm-within 60s", 1, "chattr -i");
     drop(immutable);
     unchanged("immutable");
     still_served(&mut shoppers, "after changes that were taken back");
