@@ -17,8 +17,10 @@ const WARM: u32 = 200_000;
 const COLD: u32 = 1_000_000;
 /// ICMP answers that may be sent in a tick: fewer are asked for in a sample.
 const ECHOES: u32 = 900;
-/// Frames at most that go before a sample, so that it does not measure how the caches fill.
+/// Frames at least that go before a sample, so that it does not measure how the caches fill: every flow has one, unless their table
+/// is larger than any cache.
 const WARM_UP: u32 = 131_072;
+const MOST_CACHED: u32 = 1 << 20;
 /// New flows a sample: few enough to find room.
 const NEW: u32 = 40_000;
 
@@ -159,9 +161,10 @@ impl Bench<'_> {
         let known = self.world.kernel.tables().flow_entries();
         ensure!(known * 10 >= u64::from(count) * 9, "{known} of {count} flows are in the table");
         let repeat = if count > 65_536 { COLD } else { WARM };
+        let warm_up = if count > MOST_CACHED { WARM_UP } else { WARM_UP.max(count) };
         let name = format!("{} hit, {name} flows", way.name());
         let case = case(&name, frames, Verdict::Forward);
-        self.measure(Case { growth: way.growth(), floor: way.floor(), repeat, ..case })
+        self.measure(Case { growth: way.growth(), floor: way.floor(), repeat, warm_up, ..case })
     }
 
     /// Opening packets of ever-new flows, beside established ones, when the tables are full.
