@@ -225,7 +225,10 @@ fn parsed(
 /// The IPv4 header at this offset (RFC 791 section 3.1).
 #[inline(always)]
 fn ipv4<P: Packet>(packet: &P, offset: usize) -> Result<Network, Verdict> {
-    ipv4_header(packet.read(offset).ok_or(Verdict::PassMalformedIpv4)?)
+    let network = ipv4_header(packet.read(offset).ok_or(Verdict::PassMalformedIpv4)?)?;
+    // Of a later fragment nothing behind the header is read, so it is to be there whole, with its options.
+    let _: u32 = packet.read(offset + network.header_bytes - 4).ok_or(Verdict::PassMalformedIpv4)?;
+    Ok(network)
 }
 
 /// The IPv4 header of these words.

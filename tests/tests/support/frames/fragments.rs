@@ -1,6 +1,6 @@
 //! Fragments of both families: those that follow their first, and those that cannot.
 
-use lb_common::verdict::Verdict::{DropFragment, PassFragment, PassNotVip};
+use lb_common::verdict::Verdict::{DropFragment, PassFragment, PassMalformedIpv4, PassNotVip};
 
 use super::tunnels::tunnelled;
 use super::wire::{DF, FAMILIES, Family, MF, Packet, TCP, UDP};
@@ -142,6 +142,11 @@ fn on_vlan(family: Family) -> Vec<Named> {
     parts.iter().enumerate().map(one).collect()
 }
 
+/// With options by the header, of which the frame has not all.
+fn cut_in_options(frame: Vec<u8>) -> Vec<u8> {
+    patched(patched(frame, IP, &[0x4f]), IP + 2, &[0, 100])
+}
+
 /// What has a fragment header, or the bits of one, without being a plain fragment.
 fn whole_in_a_fragment_header() -> Vec<Named> {
     let family = Family::V6;
@@ -182,5 +187,6 @@ fn whole_in_a_fragment_header() -> Vec<Named> {
         forward("IPv4: a first fragment that says not to", patched(tiny(MF | DF), IP + 4, &[0, 95]), DNS),
         forward("IPv4: a later fragment that says not to", patched(tiny(100 | DF), IP + 4, &[0, 95]), DNS)
             .following(),
+        unchanged("IPv4: a later fragment with half a header", cut_in_options(tiny(100)), PassMalformedIpv4),
     ]
 }

@@ -52,7 +52,7 @@ fn ipv4() -> Vec<Named> {
         unchanged(
             "IPv4: options beyond the frame",
             patched(patched(syn(), IP, &[0x4f]), IP + 2, &[0, 80]),
-            PassMalformedTransport,
+            PassMalformedIpv4,
         ),
         unchanged(
             "IPv4: options up to the frame's end",
