@@ -122,12 +122,13 @@ fn a_ring_that_names_a_foreign_backend_forwards_nothing() {
     use std::sync::Arc;
 
     use lb_userspace::core::plan::Action;
-    use lb_userspace::core::ring::Planned;
+    use lb_userspace::core::ring::{Origin, Planned};
     let mut twins = Twins::new(&wanted());
     let image = twins.kernel.tables().image();
     let (web, dns) = (image.service_id("web").unwrap(), image.service_id("dns").unwrap());
-    let recipe = image.services[&dns].ring.as_ref().unwrap().1.recipe.clone().unwrap();
-    let ring = Arc::new(Planned::new(recipe));
+    let (_, known) = image.services[&dns].ring.as_ref().unwrap();
+    let Origin::Recipe(recipe) = &known.origin else { panic!("this process loaded it") };
+    let ring = Arc::new(Planned::new(Arc::clone(recipe)));
     let slot = image.services[&web].ring.as_ref().unwrap().0;
     let action = Action::WriteRing { slot, ring };
     twins.kernel.apply(&action).unwrap();

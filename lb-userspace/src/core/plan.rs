@@ -13,7 +13,7 @@ use lb_common::net::{Address, Protocol};
 use super::image::{
     Capacity, Globals, Image, LoadedBackend, VipKey, VipTarget, Wanted, WantedBackend, WantedService,
 };
-use super::ring::{Known, Member, Planned, Recipe, fingerprint};
+use super::ring::{Known, Member, Origin, Planned, Recipe, fingerprint};
 use super::vips;
 
 /// One change of the maps.
@@ -159,9 +159,10 @@ pub struct RingCache(BTreeMap<u32, (u64, Recipe)>);
 impl RingCache {
     /// Whether a loaded ring is what a recipe makes.
     fn is(&mut self, service: u32, recipe: &Recipe, known: &Known) -> bool {
-        if let Some(its) = &known.recipe {
-            return **its == *recipe;
-        }
+        let known = match &known.origin {
+            Origin::Recipe(its) => return **its == *recipe,
+            Origin::Fingerprint(known) => *known,
+        };
         let found =
             self.0.get(&service).filter(|(_, found)| found == recipe).map(|(fingerprint, _)| *fingerprint);
         let fingerprint = match found {
@@ -173,7 +174,7 @@ impl RingCache {
                 fingerprint
             }
         };
-        fingerprint == known.fingerprint
+        fingerprint == known
     }
 }
 

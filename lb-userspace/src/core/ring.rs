@@ -17,7 +17,7 @@ mod recipe;
 #[cfg(test)]
 mod tests;
 
-pub use recipe::{Known, Planned, Recipe, fingerprint};
+pub use recipe::{Known, Origin, Planned, Recipe, fingerprint};
 
 const SLOTS: u32 = RING_SIZE as u32;
 const BITS: usize = u64::BITS as usize;

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use lb_common::abi::{
     Forwarding, HEADROOM, NextHop, TRANSLATION_WAYS, Translation, TranslationState, TupleKey,
@@ -13,7 +14,8 @@ use lb_common::net::{Address, Protocol};
 use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::translations::Translations;
 use lb_userspace::core::image::{Capacity, Globals, Image, VipKey, Wanted, WantedBackend, WantedService};
-use lb_userspace::core::plan::{RingCache, plan};
+use lb_userspace::core::plan::{self, RingCache, plan};
+use lb_userspace::core::ring::Planned;
 use lb_userspace::io::datapath::{Datapath, Memory};
 
 use super::bytes::Bytes;
@@ -29,8 +31,25 @@ const SERVICES: usize = 4;
 const BACKENDS: usize = 3;
 
 thread_local! {
-    /// Rings are the dear part of a world; those of all worlds are the same.
-    static RINGS: RefCell<RingCache> = RefCell::default();
+    /// Rings are the dear part of a world, and those of most worlds are the same.
+    static RINGS: RefCell<Vec<Arc<Planned>>> = RefCell::default();
+}
+
+/// Rings that are kept: 131 KB each.
+const MOST_RINGS: usize = 256;
+
+/// The same ring, built if it was before.
+fn known(ring: &Arc<Planned>) -> Arc<Planned> {
+    RINGS.with_borrow_mut(|rings| {
+        if let Some(known) = rings.iter().find(|known| known.recipe() == ring.recipe()) {
+            return Arc::clone(known);
+        }
+        if rings.len() < MOST_RINGS {
+            ring.keep();
+            rings.push(Arc::clone(ring));
+        }
+        Arc::clone(ring)
+    })
 }
 
 /// Services, their tables, and a clock.
@@ -197,9 +216,12 @@ impl World {
     /// Brings the tables to what is wanted.
     pub fn apply(&mut self) {
         let image = self.memory.tables().image();
-        let plan = RINGS.with_borrow_mut(|rings| plan(&image, &self.wanted, rings)).expect("it fits");
-        for action in &plan.actions {
-            self.memory.apply(action).expect("memory does not fail");
+        let plan = plan(&image, &self.wanted, &mut RingCache::default()).expect("it fits");
+        for mut action in plan.actions {
+            if let plan::Action::WriteRing { ring, .. } = &mut action {
+                *ring = known(ring);
+            }
+            self.memory.apply(&action).expect("memory does not fail");
         }
         self.image = self.memory.tables().image();
     }

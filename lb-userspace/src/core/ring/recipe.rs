@@ -75,13 +75,20 @@ impl Planned {
     }
 }
 
+/// By what a loaded ring is told from all others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It was built from this.
+    Recipe(Arc<Recipe>),
+    /// Another agent has loaded it: the [`fingerprint`] of its contents.
+    Fingerprint(u64),
+}
+
 /// What is known of a loaded ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// What it was built from; `None` if another agent has loaded it.
-    pub recipe: Option<Arc<Recipe>>,
-    /// By which its contents are told from all others.
-    pub fingerprint: u64,
+    /// What makes it the ring it is.
+    pub origin: Origin,
     /// How many slots each backend id has; ids without slots are absent.
     pub slots: BTreeMap<u16, usize>,
 }
@@ -89,7 +96,8 @@ pub struct Known {
 impl Known {
     /// What there is to know of a ring.
     pub fn of(ring: &Ring, recipe: Option<Arc<Recipe>>) -> Self {
-        Self { recipe, fingerprint: fingerprint(ring), slots: slots_by_id(ring) }
+        let origin = recipe.map_or_else(|| Origin::Fingerprint(fingerprint(ring)), Origin::Recipe);
+        Self { origin, slots: slots_by_id(ring) }
     }
 }
 

@@ -195,9 +195,11 @@ fn equal_recipes_make_equal_rings_and_others_other_ones() {
     assert_eq!(recipe(7, &halved), one, "only the ratio of weights does");
     listed[3].weight += 1;
     let known = Known::of(&one.build().unwrap(), None);
+    let told = |recipe: &Recipe| Origin::Fingerprint(fingerprint(&recipe.build().unwrap()));
+    assert_eq!(told(&one), known.origin);
     for other in [recipe(8, &halved), recipe(7, &listed), recipe(7, &halved[1..])] {
         assert_ne!(other, one);
-        assert_ne!(fingerprint(&other.build().unwrap()), known.fingerprint);
+        assert_ne!(told(&other), known.origin);
     }
     assert_eq!(known.slots, slots_by_id(&ring(&halved)));
     assert!(Recipe::new(7, [Member { name: "a", id: 1, weight: 0 }].into_iter()).is_none());
