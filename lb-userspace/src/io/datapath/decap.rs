@@ -7,7 +7,7 @@ use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{self, DECAP_BUCKETS, DecapControl, SourcePrefix, Verdicts, VipBucket, decap_map};
 
 use super::attach::is_busy;
-use super::kernel::{FrameRun, LoadError, chain, sum, wait_for_grace};
+use super::kernel::{FrameRun, LoadError, by_cpu, chain, sum, wait_for_grace};
 use super::object::{load_program, program};
 use super::region::{Access, Record, Region};
 use super::{Attached, DatapathError};
@@ -116,7 +116,7 @@ impl Decapsulator {
 
     /// Packets by [`lb_common::decap::Verdict`], over all CPUs.
     pub fn verdicts(&self) -> Result<Verdicts, DatapathError> {
-        sum(&self.verdicts)
+        Ok(sum(&by_cpu(&self.verdicts)?))
     }
 
     /// Sends one frame through the program without a network (`BPF_PROG_TEST_RUN`).

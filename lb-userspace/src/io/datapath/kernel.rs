@@ -7,21 +7,21 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, Pod};
 use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
 use lb_common::hash;
 
-use super::counts::Counts;
+use super::counts::{Counts, PacketsByCpu, by_first_cpu};
 use super::fragments::KernelFragments;
 use super::fresh::{nat_ports, random_key, tick_shift};
 use super::object::{OBJECT, load_programs, pin_programs, program};
 use super::pins::{PinDir, PinError, Pinned};
 use super::region::{Access, Large, Record, Region};
 use super::rings::Rings;
-use super::{Account, Datapath, DatapathError, TableSet};
+use super::{Account, Datapath, DatapathError, Forwarded, TableSet};
 use crate::core::image::Capacity;
 use crate::core::stats::ProgramRuns;
 
@@ -274,40 +274,85 @@ impl Datapath for Kernel {
     }
 
     fn not_forwarded(&self) -> Result<Verdicts, DatapathError> {
-        sum(&self.verdicts)
+        Ok(sum(&by_cpu(&self.verdicts)?))
     }
 
     fn traffic(&self, account: Account) -> Result<Traffic, DatapathError> {
-        let traffic = match account {
-            Account::Backend(id) => self.backend_traffic.get(id.into()),
-            Account::Service(id) => self.service_traffic.get(id),
-            Account::Gone => self.service_traffic.get(self.gone()),
-        };
-        traffic.map_err(read_failed)
+        Ok(self.traffic_by_cpu(account)?.iter().copied().sum())
     }
 
     fn traffic_by_backend(&self) -> Result<BTreeMap<u16, Traffic>, DatapathError> {
-        let ids: Vec<u16> = self.tables.backend_ids().map(|(id, _)| id).collect();
-        let count = ids.iter().max().map_or(0, |&last| usize::from(last) + 1);
-        let sums = self.backend_traffic.first(count).map_err(counts_failed)?;
-        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(usize::from(id))?))).collect())
+        self.of_backends(&mut PacketsByCpu::default())
     }
 
-    fn traffic_by_service(&self) -> Result<BTreeMap<u32, Traffic>, DatapathError> {
-        let ids: Vec<u32> = self.tables.service_ids().collect();
-        let count = ids.iter().max().map_or(0, |&last| last as usize + 1);
-        let sums = self.service_traffic.first(count).map_err(counts_failed)?;
-        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(id as usize)?))).collect())
+    fn accounts(&self) -> Result<Forwarded, DatapathError> {
+        let mut cpus = PacketsByCpu::default();
+        let gone = self.traffic_by_cpu(Account::Gone)?;
+        cpus.add(gone.iter().map(|traffic| traffic.packets));
+        let (backends, services) = (self.of_backends(&mut cpus)?, self.of_services(&mut cpus)?);
+        Ok(Forwarded { backends, services, all: gone.iter().copied().sum(), cpus })
     }
 
     fn set_traffic(&mut self, account: Account, traffic: Traffic) -> Result<(), DatapathError> {
-        let gone = self.gone();
-        match account {
-            Account::Backend(id) => self.backend_traffic.set(id.into(), traffic),
-            Account::Service(id) => self.service_traffic.set(id, traffic),
-            Account::Gone => self.service_traffic.set(gone, traffic),
+        self.set_traffic_by_cpu(account, by_first_cpu(traffic).map_err(write_failed)?)
+    }
+
+    /// For each CPU by itself.
+    fn add_traffic(&mut self, from: Account, to: Account) -> Result<(), DatapathError> {
+        let mut sums = self.traffic_by_cpu(to)?;
+        for (sum, traffic) in sums.iter_mut().zip(self.traffic_by_cpu(from)?.iter()) {
+            *sum += *traffic;
         }
-        .map_err(|error| DatapathError { action: "writing a counter", cause: chain(&error) })
+        self.set_traffic_by_cpu(to, sums)
+    }
+}
+
+impl Kernel {
+    /// Packets by verdict, and by CPU: both are of the same ones.
+    pub fn verdicts_by_cpu(&self, forwarded: &Forwarded) -> Result<(Verdicts, PacketsByCpu), DatapathError> {
+        let not_forwarded = by_cpu(&self.verdicts)?;
+        let mut cpus = forwarded.cpus.clone();
+        cpus.add(not_forwarded.iter().map(|verdicts| verdicts.packets.iter().sum()));
+        Ok((forwarded.beside(sum(&not_forwarded)), cpus))
+    }
+
+    /// What an account holds, by CPU.
+    pub(super) fn traffic_by_cpu(&self, account: Account) -> Result<Vec<Traffic>, DatapathError> {
+        let (counts, at) = match account {
+            Account::Backend(id) => (&self.backend_traffic, id.into()),
+            Account::Service(id) => (&self.service_traffic, id),
+            Account::Gone => (&self.service_traffic, self.gone()),
+        };
+        counts.get(at).map_err(read_failed)
+    }
+
+    /// Replaces what an account holds.
+    pub(super) fn set_traffic_by_cpu(
+        &mut self,
+        account: Account,
+        by_cpu: Vec<Traffic>,
+    ) -> Result<(), DatapathError> {
+        let gone = self.gone();
+        let (counts, at) = match account {
+            Account::Backend(id) => (&mut self.backend_traffic, id.into()),
+            Account::Service(id) => (&mut self.service_traffic, id),
+            Account::Gone => (&mut self.service_traffic, gone),
+        };
+        counts.set(at, by_cpu).map_err(write_failed)
+    }
+
+    fn of_backends(&self, cpus: &mut PacketsByCpu) -> Result<BTreeMap<u16, Traffic>, DatapathError> {
+        let ids: Vec<u16> = self.tables.backend_ids().map(|(id, _)| id).collect();
+        let count = ids.iter().max().map_or(0, |&last| usize::from(last) + 1);
+        let sums = self.backend_traffic.first(count, cpus).map_err(counts_failed)?;
+        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(usize::from(id))?))).collect())
+    }
+
+    fn of_services(&self, cpus: &mut PacketsByCpu) -> Result<BTreeMap<u32, Traffic>, DatapathError> {
+        let ids: Vec<u32> = self.tables.service_ids().collect();
+        let count = ids.iter().max().map_or(0, |&last| last as usize + 1);
+        let sums = self.service_traffic.first(count, cpus).map_err(counts_failed)?;
+        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(id as usize)?))).collect())
     }
 }
 
@@ -327,11 +372,17 @@ pub(super) fn wait_for_grace() -> Result<(), DatapathError> {
     Err(DatapathError { action: "waiting for packets under way", cause: error.to_string() })
 }
 
+/// The counters by verdict, of each CPU.
+pub(super) fn by_cpu(
+    verdicts: &PerCpuArray<MapData, Verdicts>,
+) -> Result<PerCpuValues<Verdicts>, DatapathError> {
+    verdicts.get(&0, 0).map_err(read_failed)
+}
+
 /// The counters by verdict, over all CPUs.
-pub(super) fn sum(verdicts: &PerCpuArray<MapData, Verdicts>) -> Result<Verdicts, DatapathError> {
-    let per_cpu = verdicts.get(&0, 0).map_err(read_failed)?;
+pub(super) fn sum(by_cpu: &[Verdicts]) -> Verdicts {
     let mut sum = Verdicts::default();
-    for verdicts in per_cpu.iter() {
+    for verdicts in by_cpu {
         for (sum, packets) in sum.packets.iter_mut().zip(verdicts.packets) {
             *sum += packets;
         }
@@ -339,7 +390,7 @@ pub(super) fn sum(verdicts: &PerCpuArray<MapData, Verdicts>) -> Result<Verdicts,
             *sum += flows;
         }
     }
-    Ok(sum)
+    sum
 }
 
 fn counts_failed(error: io::Error) -> DatapathError {
@@ -348,6 +399,10 @@ fn counts_failed(error: io::Error) -> DatapathError {
 
 fn read_failed(error: MapError) -> DatapathError {
     DatapathError { action: "reading the counters", cause: chain(&error) }
+}
+
+fn write_failed(error: MapError) -> DatapathError {
+    DatapathError { action: "writing a counter", cause: chain(&error) }
 }
 
 /// The capacity of the pinned maps if they are finished and of this version.
