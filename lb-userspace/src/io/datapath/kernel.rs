@@ -7,13 +7,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, Pod};
 use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
 use lb_common::hash;
 
+use super::accounts::{by_cpu, sum, write_failed};
 use super::counts::{Counts, PacketsByCpu, by_first_cpu};
 use super::fragments::KernelFragments;
 use super::fresh::{nat_ports, random_key, tick_shift};
@@ -106,9 +107,9 @@ pub struct FrameRun {
 /// The datapath in the kernel.
 pub struct Kernel {
     pub(super) tables: TableSet,
-    verdicts: PerCpuArray<MapData, Verdicts>,
-    service_traffic: Counts,
-    backend_traffic: Counts,
+    pub(super) verdicts: PerCpuArray<MapData, Verdicts>,
+    pub(super) service_traffic: Counts,
+    pub(super) backend_traffic: Counts,
     clock: SchedClassifier,
     pub(super) program: Option<Ebpf>,
     /// What the program is loaded from.
@@ -227,11 +228,6 @@ impl Kernel {
         }
     }
 
-    /// Where the traffic of services that are gone is kept: behind that of the last id.
-    fn gone(&self) -> u32 {
-        self.service_traffic.len().saturating_sub(1)
-    }
-
     /// Fills in what new maps need before they may be called finished.
     fn initialise(&mut self) -> Result<(), LoadError> {
         let flow_key = random_key()?;
@@ -307,55 +303,6 @@ impl Datapath for Kernel {
     }
 }
 
-impl Kernel {
-    /// Packets by verdict, and by CPU: both are of the same ones.
-    pub fn verdicts_by_cpu(&self, forwarded: &Forwarded) -> Result<(Verdicts, PacketsByCpu), DatapathError> {
-        let not_forwarded = by_cpu(&self.verdicts)?;
-        let mut cpus = forwarded.cpus.clone();
-        cpus.add(not_forwarded.iter().map(|verdicts| verdicts.packets.iter().sum()));
-        Ok((forwarded.beside(sum(&not_forwarded)), cpus))
-    }
-
-    /// What an account holds, by CPU.
-    pub(super) fn traffic_by_cpu(&self, account: Account) -> Result<Vec<Traffic>, DatapathError> {
-        let (counts, at) = match account {
-            Account::Backend(id) => (&self.backend_traffic, id.into()),
-            Account::Service(id) => (&self.service_traffic, id),
-            Account::Gone => (&self.service_traffic, self.gone()),
-        };
-        counts.get(at).map_err(read_failed)
-    }
-
-    /// Replaces what an account holds.
-    pub(super) fn set_traffic_by_cpu(
-        &mut self,
-        account: Account,
-        by_cpu: Vec<Traffic>,
-    ) -> Result<(), DatapathError> {
-        let gone = self.gone();
-        let (counts, at) = match account {
-            Account::Backend(id) => (&mut self.backend_traffic, id.into()),
-            Account::Service(id) => (&mut self.service_traffic, id),
-            Account::Gone => (&mut self.service_traffic, gone),
-        };
-        counts.set(at, by_cpu).map_err(write_failed)
-    }
-
-    fn of_backends(&self, cpus: &mut PacketsByCpu) -> Result<BTreeMap<u16, Traffic>, DatapathError> {
-        let ids: Vec<u16> = self.tables.backend_ids().map(|(id, _)| id).collect();
-        let count = ids.iter().max().map_or(0, |&last| usize::from(last) + 1);
-        let sums = self.backend_traffic.first(count, cpus).map_err(counts_failed)?;
-        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(usize::from(id))?))).collect())
-    }
-
-    fn of_services(&self, cpus: &mut PacketsByCpu) -> Result<BTreeMap<u32, Traffic>, DatapathError> {
-        let ids: Vec<u32> = self.tables.service_ids().collect();
-        let count = ids.iter().max().map_or(0, |&last| last as usize + 1);
-        let sums = self.service_traffic.first(count, cpus).map_err(counts_failed)?;
-        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(id as usize)?))).collect())
-    }
-}
-
 /// Returns when no packet is under way in any program: membarrier(2)'s global command returns after an RCU grace period, and XDP programs run within RCU read sections.
 pub(super) fn wait_for_grace() -> Result<(), DatapathError> {
     // SAFETY: no memory is involved.
@@ -370,39 +317,6 @@ pub(super) fn wait_for_grace() -> Result<(), DatapathError> {
         return Ok(());
     }
     Err(DatapathError { action: "waiting for packets under way", cause: error.to_string() })
-}
-
-/// The counters by verdict, of each CPU.
-pub(super) fn by_cpu(
-    verdicts: &PerCpuArray<MapData, Verdicts>,
-) -> Result<PerCpuValues<Verdicts>, DatapathError> {
-    verdicts.get(&0, 0).map_err(read_failed)
-}
-
-/// The counters by verdict, over all CPUs.
-pub(super) fn sum(by_cpu: &[Verdicts]) -> Verdicts {
-    let mut sum = Verdicts::default();
-    for verdicts in by_cpu {
-        for (sum, packets) in sum.packets.iter_mut().zip(verdicts.packets) {
-            *sum += packets;
-        }
-        for (sum, flows) in sum.evictions.iter_mut().zip(verdicts.evictions) {
-            *sum += flows;
-        }
-    }
-    sum
-}
-
-fn counts_failed(error: io::Error) -> DatapathError {
-    DatapathError { action: "reading the counters", cause: error.to_string() }
-}
-
-fn read_failed(error: MapError) -> DatapathError {
-    DatapathError { action: "reading the counters", cause: chain(&error) }
-}
-
-fn write_failed(error: MapError) -> DatapathError {
-    DatapathError { action: "writing a counter", cause: chain(&error) }
 }
 
 /// The capacity of the pinned maps if they are finished and of this version.

@@ -1,6 +1,7 @@
 //! The datapath as the agent sees it: tables in memory, a grace period, counters. One implementation is the kernel's
 //! program and its maps, the other plain memory for tests.
 
+mod accounts;
 mod attach;
 mod capture;
 mod carry;
@@ -11,6 +12,7 @@ mod fragments;
 mod fresh;
 mod kernel;
 mod latency;
+mod loader;
 mod memory;
 mod object;
 mod pins;
