@@ -127,7 +127,7 @@ pub struct SliceTables<'a> {
     pub scratch: Option<&'a FlowBucket>,
     /// Stands in for [`TableSlices::translations`].
     pub aside: Option<&'a dyn Buckets>,
-    /// Stands in for [`Control::icmp_budget`].
+    /// Stands in for [`Control::icmp_budget`]; it begins as that is.
     pub icmp_budget: Word,
     /// Room to translate packets in.
     pub work: RefCell<Scratch>,
@@ -146,7 +146,7 @@ impl<'a> SliceTables<'a> {
             instant: Instant::default(),
             scratch: None,
             aside: None,
-            icmp_budget: Word::new(0),
+            icmp_budget: Word::new(tables.control.icmp_budget.load()),
             work: RefCell::default(),
             verdicts: RefCell::default(),
             observer: &|_| (),

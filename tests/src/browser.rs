@@ -2,7 +2,7 @@
 //!
 //! It is spoken to by the DevTools protocol over two pipes: <https://chromedevtools.github.io/devtools-protocol/>.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -38,12 +38,16 @@ pub struct Browser {
 }
 
 impl Browser {
-    /// Starts one on `host`, with its profile in `folder`.
+    /// Starts one on `host`, with its profile and all other files in `folder`.
     pub fn start(host: &Host, folder: &Path) -> Result<Self> {
+        let temporary = folder.join("chromium-tmp");
+        fs::create_dir_all(&temporary)?;
         let mut chromium = host.command("chromium");
         chromium.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]);
         chromium.args(["--no-first-run", "--remote-debugging-pipe"]);
         chromium.arg(format!("--user-data-dir={}", folder.join("chromium").display())).env("HOME", folder);
+        // It leaves things there.
+        chromium.env("TMPDIR", &temporary);
         let ((reads, to), (from, writes)) = (pipe2(OFlag::O_CLOEXEC)?, pipe2(OFlag::O_CLOEXEC)?);
         give_pipes(&mut chromium, reads, writes);
         let daemon = Daemon::spawn(chromium, "chromium", &folder.join("chromium.log"))?;

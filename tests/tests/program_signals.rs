@@ -87,7 +87,7 @@ fn counters_of_many_are_those_of_each() {
     kernel.set_traffic(Account::Service(0), traffic(7)).unwrap();
     assert_eq!(kernel.traffic(Account::Backend(ids[700])).unwrap(), traffic(ids[700]));
     assert_eq!(kernel.traffic_by_backend().unwrap(), ids.iter().map(|&id| (id, traffic(id))).collect());
-    assert_eq!(kernel.traffic_by_service().unwrap(), [(0, traffic(7))].into());
+    assert_eq!(kernel.accounts().unwrap().services, [(0, traffic(7))].into());
 }
 
 fn tcp(port: u16, flags: frames::Flags) -> Vec<u8> {

@@ -23,7 +23,9 @@ use crate::core::plan::{Plan, RingCache};
 use crate::core::reach::{Target, targets};
 use crate::core::scope;
 use crate::core::slow_start::Ramp;
-use crate::core::stats::{AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot};
+use crate::core::stats::{
+    self, AgentStatus, FlowTable, InterfaceStatus, NatTable, Readings, Snapshot, snapshot,
+};
 use crate::core::trend::Trends;
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
@@ -33,6 +35,7 @@ use crate::io::exporters::Histograms;
 use crate::io::history::History;
 use crate::io::neighbours::{HopError, Interface, Resolver, XdpState};
 use crate::io::probes::TlsClients;
+use crate::io::received;
 
 /// A server task that ends with its handle.
 pub(super) struct Server {
@@ -205,10 +208,15 @@ impl Agent {
     }
 
     fn status(&self) -> AgentStatus {
+        let received = received::by_interface();
+        let interfaces = self.interfaces.iter().filter_map(|interface| {
+            let received = received.get(&interface.name).copied();
+            Some(InterfaceStatus { received, ..interface_status(interface)? })
+        });
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            interfaces: self.interfaces.iter().filter_map(interface_status).collect(),
+            interfaces: interfaces.collect(),
             revision: self.revision,
             config: self.options.config.display().to_string(),
         }
@@ -235,9 +243,10 @@ impl Agent {
         let tables = self.kernel.tables();
         let image = tables.image();
         let forwarded = self.kernel.forwarded()?;
-        let verdicts = self.kernel.verdicts(&forwarded)?;
+        let (verdicts, cpus) = self.kernel.verdicts_by_cpu(&forwarded)?;
         Ok(Readings {
             verdicts,
+            cpus: stats::cpus(&cpus.0, &received::online_cpus()),
             timings: self.kernel.timings(),
             program: self.kernel.runs(),
             services: forwarded.services,
@@ -289,5 +298,5 @@ fn interface_status(interface: &Interface) -> Option<InterfaceStatus> {
         XdpState::Driver => "driver",
         XdpState::Generic => "generic",
     };
-    Some(InterfaceStatus { name: interface.name.clone(), xdp_mode: xdp_mode.to_owned() })
+    Some(InterfaceStatus { name: interface.name.clone(), xdp_mode: xdp_mode.to_owned(), received: None })
 }

@@ -43,12 +43,7 @@ pub(super) async fn run(
         kinds
     };
     if kinds == Kinds::default() && (question.service.is_some() || question.backend.is_some()) {
-        let asked = [("service", &question.service), ("backend", &question.backend)];
-        let asked = asked.iter().filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
-        let asked = asked.collect::<Vec<_>>().join(" with ");
-        return Err(Failure::Invalid(vec![format!(
-            "there is no {asked}; `sluice status` shows those there are"
-        )]));
+        return Err(not_there(question.service.as_deref(), question.backend.as_deref()));
     }
     let sampled = match kinds.other {
         true => Some(sample(&mut clients, question, duration, client).await?),
@@ -59,6 +54,14 @@ pub(super) async fn run(
         Format::Json => output::json(&report),
         Format::Table => output::print(&render(&report)),
     }
+}
+
+/// A service or backend was asked for that is not there.
+pub(super) fn not_there(service: Option<&str>, backend: Option<&str>) -> Failure {
+    let asked = [("service", service), ("backend", backend)];
+    let asked = asked.iter().filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
+    let asked = asked.collect::<Vec<_>>().join(" with ");
+    Failure::Invalid(vec![format!("there is no {asked}; `sluice status` shows those there are")])
 }
 
 /// Has the agent look at packets for some time, and counts them.

@@ -1,5 +1,6 @@
 //! `sluice flows`: live flows, counted in the flow table.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, clients, output};
 use crate::core::clients::Question as ClientQuestion;
 use crate::core::config::parse_duration;
 use crate::core::flows::{By, FlowLine, FlowReport, FlowState, Question, Sort, idle_names};
+use crate::core::image::Image;
 use crate::io::datapath::{Access, Datapath, Kernel, PinDir};
 
 /// Count live flows by service, backend, state, or the time since their last packet
@@ -87,12 +89,26 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
         return clients::run(&arguments.pin_dir, &question, arguments.sample_for, format, client).await;
     }
     let kernel = Kernel::open(&PinDir::new(&arguments.pin_dir), Access::Read).map_err(Failure::failed)?;
+    is_known(&kernel.tables().names(), arguments)?;
     let now = kernel.now().map_err(Failure::failed)?;
     let report = kernel.tables().flow_report(now, &question(arguments));
     match arguments.format.output {
         Format::Json => output::json(&report),
         Format::Table => output::print(&render(&report)),
     }
+}
+
+/// Whether there is what is asked for: a name that is not there is not one without flows.
+fn is_known(loaded: &Image, arguments: &Arguments) -> Result<(), Failure> {
+    let Arguments { service, backend, .. } = arguments;
+    let is = |wanted: &Option<String>, name: &str| wanted.as_deref().is_none_or(|wanted| wanted == name);
+    let services = loaded.services.iter().filter(|(_, loaded)| is(service, &loaded.name));
+    let ids: BTreeSet<u32> = services.map(|(&id, _)| id).collect();
+    let found = match backend {
+        None => !ids.is_empty() || service.is_none(),
+        Some(_) => loaded.backends.values().any(|one| ids.contains(&one.service) && is(backend, &one.name)),
+    };
+    if found { Ok(()) } else { Err(clients::not_there(service.as_deref(), backend.as_deref())) }
 }
 
 fn question(arguments: &Arguments) -> Question {

@@ -23,6 +23,9 @@ pub struct Snapshot {
     pub services: Vec<ServiceStats>,
     /// Packets by verdict.
     pub verdicts: BTreeMap<String, u64>,
+    /// The same packets by the CPU that the program ran on: those that are online, and others that have counted some.
+    #[serde(default)]
+    pub cpus: Vec<CpuStats>,
     /// The flow table.
     pub flow_table: FlowTable,
     /// The table of translations.
@@ -63,6 +66,31 @@ pub struct InterfaceStatus {
     pub name: String,
     /// `driver` or `generic`.
     pub xdp_mode: String,
+    /// What its driver and the kernel count; none if the interface is gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub received: Option<Received>,
+}
+
+/// What came in on an interface as its driver and the kernel count it, since the interface was made: not by the program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Received {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Packets that found no room or nobody who takes them; some drivers count those that the program drops, too.
+    pub dropped: u64,
+    /// Packets that came in broken.
+    pub errors: u64,
+}
+
+/// What a CPU did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuStats {
+    /// Its number.
+    pub cpu: u32,
+    /// Packets that have met their verdict there.
+    pub packets: u64,
 }
 
 /// The flow table.
@@ -149,6 +177,8 @@ pub struct Readings {
     pub image: Image,
     /// Packets by verdict.
     pub verdicts: Verdicts,
+    /// Packets by CPU.
+    pub cpus: Vec<CpuStats>,
     /// Traffic by service id.
     pub services: BTreeMap<u32, Traffic>,
     /// Traffic by backend id.
@@ -183,10 +213,17 @@ pub fn snapshot(
         agent,
         services: config.services.iter().map(service).collect(),
         verdicts: verdicts(&readings.verdicts),
+        cpus: readings.cpus.clone(),
         flow_table: FlowTable { evictions: evictions(&readings.verdicts), ..readings.flow_table.clone() },
         nat: readings.nat,
         program: readings.program,
     }
+}
+
+/// What each CPU did, from packets by CPU from CPU 0 on. CPUs that are not online show only if they have counted any.
+pub fn cpus(packets: &[u64], online: &[u32]) -> Vec<CpuStats> {
+    let all = (0..).zip(packets).map(|(cpu, &packets)| CpuStats { cpu, packets });
+    all.filter(|stats| stats.packets > 0 || online.contains(&stats.cpu)).collect()
 }
 
 /// Packets by the verdicts' names.

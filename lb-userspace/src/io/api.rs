@@ -8,16 +8,17 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub use capture::{CaptureAnswer, CaptureCall, CaptureLines};
 pub use changes::{
@@ -135,6 +136,7 @@ pub fn control_routes(requests: Requests) -> Router {
         .route("/v1/detach", post(detach))
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(Extension(Turn::default()))
         .with_state(requests)
 }
 
@@ -151,7 +153,7 @@ async fn no_such_method(method: Method, uri: Uri) -> Response {
 
 /// The routes of `agent.metrics`: reading only.
 pub fn public_routes(requests: Requests) -> Router {
-    public_router().with_state(requests)
+    public_router().fallback(no_such_path).layer(Extension(Turn::default())).with_state(requests)
 }
 
 fn public_router() -> Router<Requests> {
@@ -176,26 +178,54 @@ async fn health(State(requests): State<Requests>) -> Result<&'static str, ApiErr
     ask(&requests, Request::Health).await.map(|()| "ok\n")
 }
 
-/// Makes a long text beside the agent's loop, which goes on meanwhile.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(|| {
+/// Whose turn it is to have a long answer made: of thousands of backends, what it is made from takes megabytes.
+#[derive(Clone, Debug)]
+struct Turn(Arc<Semaphore>);
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Turn {
+    async fn take(self) -> Result<OwnedSemaphorePermit, ApiError> {
+        self.0.acquire_owned().await.map_err(ApiError::failed)
+    }
+}
+
+/// Makes a long text beside the agent's loop, which goes on meanwhile, and ends the turn.
+async fn aside<T: Send + 'static>(
+    turn: OwnedSemaphorePermit,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(move || {
         let done = work();
         // What the work was made from has gone by now.
         give_back_memory();
+        drop(turn);
         done
     });
     done.await.map_err(ApiError::failed)
 }
 
-async fn status(State(requests): State<Requests>) -> Result<Response, ApiError> {
+async fn status(
+    State(requests): State<Requests>,
+    Extension(turn): Extension<Turn>,
+) -> Result<Response, ApiError> {
+    let turn = turn.take().await?;
     let snapshot = ask(&requests, Request::Status).await?;
-    let json = aside(move || serde_json::to_vec(&snapshot)).await?.map_err(ApiError::failed)?;
+    let json = aside(turn, move || serde_json::to_vec(&snapshot)).await?.map_err(ApiError::failed)?;
     Ok(([(header::CONTENT_TYPE, "application/json")], json).into_response())
 }
 
-async fn metrics(State(requests): State<Requests>) -> Result<Response, ApiError> {
+async fn metrics(
+    State(requests): State<Requests>,
+    Extension(turn): Extension<Turn>,
+) -> Result<Response, ApiError> {
+    let turn = turn.take().await?;
     let (snapshot, histograms) = ask(&requests, Request::Metrics).await?;
-    let text = aside(move || exporters::render(&snapshot, &histograms)).await?;
+    let text = aside(turn, move || exporters::render(&snapshot, &histograms)).await?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }

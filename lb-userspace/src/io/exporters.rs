@@ -1,6 +1,7 @@
 //! The snapshot and histograms → OpenMetrics text.
 
 mod backends;
+mod host;
 mod tcp;
 
 use std::fmt::Write;
@@ -87,6 +88,7 @@ pub fn render(snapshot: &Snapshot, histograms: &Histograms) -> String {
     backends::register(&mut registry, snapshot);
     tcp::register(&mut registry, snapshot);
     agent(&mut registry, snapshot);
+    host::register(&mut registry, snapshot);
     program(&mut registry, snapshot);
     registry.register_with_unit(
         "probe_duration",
@@ -185,7 +187,10 @@ mod tests {
         let timing = Timing { buckets: [1; LATENCY_BUCKETS], sum: 1 };
         let tcp = serde_json::to_value(TcpStats::new(&Traffic::default(), &timing)).unwrap();
         let snapshot: Snapshot = serde_json::from_value(serde_json::json!({
-            "agent": {"version": "1", "uptime_seconds": 1, "interfaces": [], "revision": 1, "config": ""},
+            "agent": {"version": "1", "uptime_seconds": 1, "revision": 1, "config": "", "interfaces": [
+                {"name": "eth0", "xdp_mode": "driver", "received": {"packets": 5, "bytes": 6, "dropped": 7, "errors": 8}},
+                {"name": "eth1", "xdp_mode": "generic"}]},
+            "cpus": [{"cpu": 0, "packets": 3}, {"cpu": 2, "packets": 0}],
             "services": [{"name": "web", "vips": [], "protocol": "tcp", "forwarding": "l2-dsr",
                 "status": "healthy", "packets": 1, "bytes": 1, "new_flows": 1, "tcp": tcp,
                 "backends": [{"name": "a", "address": "10.0.1.1", "weight": 100, "state": "enabled",
@@ -202,6 +207,18 @@ mod tests {
         let text = render(&snapshot, &histograms);
         assert!(text.contains("sluice_program_runs_total 4\n"), "{text}");
         assert!(text.contains("sluice_program_run_seconds_total 0.5\n"), "{text}");
+        for line in [
+            "sluice_cpu_packets_total{cpu=\"0\"} 3",
+            "sluice_cpu_packets_total{cpu=\"2\"} 0",
+            "sluice_interface_attached{interface=\"eth0\",xdp_mode=\"driver\"} 1",
+            "sluice_interface_attached{interface=\"eth1\",xdp_mode=\"generic\"} 1",
+            "sluice_interface_received_packets_total{interface=\"eth0\"} 5",
+            "sluice_interface_received_bytes_total{interface=\"eth0\"} 6",
+            "sluice_interface_received_dropped_total{interface=\"eth0\"} 7",
+            "sluice_interface_received_errors_total{interface=\"eth0\"} 8",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}: {text}");
+        }
         let exported: BTreeSet<&str> = text
             .lines()
             .filter(|line| !line.starts_with('#'))

@@ -12,5 +12,6 @@ pub mod neighbours;
 pub mod pcap;
 pub mod pcapng;
 pub mod probes;
+pub mod received;
 pub mod report;
 pub mod store;

@@ -5,12 +5,14 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use lb_common::flow::{Entry, State};
 use lb_common::net::Protocol;
 use lb_tests::{Agent, Lab};
+use lb_userspace::core::flows::Question;
 use lb_userspace::core::image::{Wanted, WantedService};
 use lb_userspace::core::plan::{self, RingCache};
 use lb_userspace::core::ring::{self, Member};
-use lb_userspace::io::datapath::{Datapath, Kernel, capacity_for};
+use lb_userspace::io::datapath::{Access, Datapath, Kernel, capacity_for};
 
 use crate::samples::{Group, Sink, cpu_time};
 use crate::support::{self, Pins};
@@ -29,6 +31,7 @@ pub fn run(quick: bool, sink: Sink<'_>) -> Result<()> {
     for &(services, backends) in sizes {
         sink(change(services, backends, rounds)?);
     }
+    sink(flows(rounds)?);
     let sizes: &[(u32, &str)] =
         if quick { &[(4_096, "4 K")] } else { &[(4_096, "4 K"), (1 << 20, "1 M"), (1 << 26, "64 M")] };
     for &(flows, name) in sizes {
@@ -111,6 +114,36 @@ fn change(services: usize, backends: usize, rounds: usize) -> Result<Group> {
             }
         }
         group.add(SLUICE, milliseconds(effect.context("the ring did not change")?));
+    }
+    Ok(group)
+}
+
+/// What `sluice flows` does: opens the pinned tables, counts a million flows in them, and closes them.
+fn flows(rounds: usize) -> Result<Group> {
+    const FLOWS: usize = 1_000_000;
+    let (services, backends) = (10, 100);
+    let mut group = Group::new("control", "1 M flows summarised", "ms");
+    let pins = Pins::new();
+    let capacity = capacity_for(services, backends, services * 2, 2 * FLOWS as u32, 1_024);
+    let (mut kernel, _) = Kernel::load(&pins.0, capacity, false)?;
+    let plan = plan::plan(&kernel.tables().image(), &wanted(services, backends), &mut RingCache::default())?;
+    plan.actions.iter().try_for_each(|action| kernel.apply(action))?;
+    let ids: Vec<u16> = kernel.tables().backend_ids().map(|(id, _)| id).collect();
+    let now = kernel.now()?;
+    let buckets = kernel.tables().slices().context("no tables")?.flows;
+    for flow in 0..FLOWS {
+        let entry = Entry::new((flow as u32) << 1, ids[flow % ids.len()], State::Established, now);
+        buckets[flow / 4].store(flow % 4, entry);
+    }
+    let question = Question { lines: backends, ..Question::default() };
+    for _ in 0..rounds {
+        group.add(FIXED_WORK, fixed_work()?);
+        let before = cpu_time()?;
+        let reader = Kernel::open(&pins.0, Access::Read)?;
+        let report = reader.tables().flow_report(reader.now()?, &question);
+        drop(reader);
+        group.add(SLUICE, milliseconds(cpu_time()? - before));
+        ensure!(report.flows == FLOWS as u64 && report.lines.len() == backends, "{} flows", report.flows);
     }
     Ok(group)
 }

@@ -188,8 +188,7 @@ impl Twins {
         let mut slices = self.memory.tables().slices().unwrap();
         let noting = Noting { map: slices.fragments, keys: &self.fragments };
         slices.fragments = &noting;
-        let mut tables = SliceTables::new(slices, self.memory.now);
-        tables.icmp_budget = Word::new(slices.control.icmp_budget.load());
+        let tables = SliceTables::new(slices, self.memory.now);
         let mut packet = SlicePacket::new(&mut buffer, headroom, INTERFACE);
         let outcome = tables.process(&mut packet);
         slices.control.icmp_budget.store(tables.icmp_budget.load());

@@ -134,9 +134,17 @@ async fn watch(top: &mut Top, mut seen: mpsc::Receiver<Seen>, client: &Client) -
     let look = Look::from_environment();
     let mut inputs = terminal::inputs().map_err(Failure::failed)?;
     let mut screen = Screen::take().map_err(Failure::failed)?;
+    let mut is_news = true;
     loop {
-        screen.terminal.draw(|frame| screen::draw(frame, top, &look)).map_err(Failure::failed)?;
+        if is_news && screen.is_free() {
+            screen.draw(|frame| screen::draw(frame, top, &look)).map_err(Failure::failed)?;
+            is_news = false;
+        }
         let command = tokio::select! {
+            sent = screen.send(), if !screen.is_free() => {
+                sent.map_err(Failure::failed)?;
+                continue;
+            }
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => return Ok(()),
@@ -156,10 +164,11 @@ async fn watch(top: &mut Top, mut seen: mpsc::Receiver<Seen>, client: &Client) -
                 None
             }
         };
+        is_news = true;
         match command {
             None => {}
             Some(Command::Quit) => return Ok(()),
-            Some(Command::Redraw) => screen.terminal.clear().map_err(Failure::failed)?,
+            Some(Command::Redraw) => screen.forget().map_err(Failure::failed)?,
             Some(Command::Carry(wish)) => top.notice = Some(carry(&wish, client).await),
         }
     }

@@ -26,7 +26,10 @@ pub(super) fn advice(
     image: &Image,
 ) -> Option<String> {
     let text = match verdict {
-        Verdict::PassNotVip => not_vip(met.tuple?, image),
+        Verdict::PassNotVip => match met.tuple {
+            Some(tuple) => not_vip(tuple, image),
+            None => "TCP or UDP behind its IP header: services know no other transport protocol".to_owned(),
+        },
         Verdict::PassOtherHost => other_host(frame, ingress),
         Verdict::DropNoBackend => no_backend(met.service?, image),
         Verdict::DropNoNextHop => {

@@ -1,6 +1,6 @@
 //! A frame → one line about each of its headers, those inside tunnels included.
 
-use etherparse::{LinkExtHeader, LinkHeader, NetHeaders, PacketHeaders, PayloadSlice, TransportHeader};
+use etherparse::{LaxPacketHeaders, LaxPayloadSlice, LinkExtHeader, LinkHeader, NetHeaders, TransportHeader};
 use lb_common::abi::GUE_PORT;
 
 use super::mac;
@@ -12,16 +12,17 @@ const MAX_DEPTH: usize = 3;
 /// IP protocol numbers of IPv4 and IPv6 in IP.
 const TUNNELS: [u8; 2] = [4, 41];
 
-/// The headers of a frame, outermost first; what cannot be parsed is left out.
+/// The headers of a frame, outermost first; what cannot be parsed is left out. Captures cut frames, so one that is longer by its
+/// headers than it is has headers too.
 pub(super) fn headers(frame: &[u8]) -> Vec<String> {
     let mut lines = Vec::new();
-    if let Ok(parsed) = PacketHeaders::from_ethernet_slice(frame) {
+    if let Ok(parsed) = LaxPacketHeaders::from_ethernet(frame) {
         tell(&parsed, &mut lines, 0);
     }
     lines
 }
 
-fn tell(parsed: &PacketHeaders<'_>, lines: &mut Vec<String>, depth: usize) {
+fn tell(parsed: &LaxPacketHeaders<'_>, lines: &mut Vec<String>, depth: usize) {
     if let Some(LinkHeader::Ethernet2(ethernet)) = &parsed.link {
         lines.push(format!("Ethernet {} → {}", mac(ethernet.source), mac(ethernet.destination)));
     }
@@ -61,13 +62,13 @@ fn tell(parsed: &PacketHeaders<'_>, lines: &mut Vec<String>, depth: usize) {
         Some(TransportHeader::Igmp(_)) | None => {}
     }
     let inner = match &parsed.payload {
-        PayloadSlice::Udp(payload) if gue => payload.get(GUE_BYTES..),
-        PayloadSlice::Ip(payload) if protocol.is_some_and(|number| TUNNELS.contains(&number)) => {
+        LaxPayloadSlice::Udp { payload, .. } if gue => payload.get(GUE_BYTES..),
+        LaxPayloadSlice::Ip(payload) if protocol.is_some_and(|number| TUNNELS.contains(&number)) => {
             Some(payload.payload)
         }
         _ => None,
     };
-    if let Some(Ok(inner)) = inner.map(PacketHeaders::from_ip_slice)
+    if let Some(Ok(inner)) = inner.map(LaxPacketHeaders::from_ip)
         && depth < MAX_DEPTH
     {
         if gue {

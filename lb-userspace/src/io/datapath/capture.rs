@@ -7,14 +7,15 @@
 use std::io;
 use std::time::Duration;
 
+use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::{ProgramError, Xdp};
-use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{self, CAPTURE_STAGES, CaptureControl, CaptureCounts, STAGE_PROGRAMS, capture_map, map};
 use nix::time::{ClockId, clock_gettime};
 
 use super::attach::replace;
 use super::kernel::{Kernel, LoadError, chain, pinned_map, sizes};
+use super::loader;
 use super::object::{load_program, program};
 use super::pins::PinDir;
 use super::region::{Access, Region};
@@ -34,7 +35,7 @@ pub struct CapturePrograms {
     object: Ebpf,
     capacity: Capacity,
     feed: CaptureFeed,
-    records: CaptureRecords,
+    records: Map,
 }
 
 /// What the programs hand over, one record a packet.
@@ -55,16 +56,16 @@ impl std::fmt::Debug for CapturePrograms {
 impl CapturePrograms {
     /// Loads them over the pinned maps, which have this capacity. This takes the kernel about a second.
     pub fn load(pins: &PinDir, capacity: Capacity) -> Result<Self, LoadError> {
-        let mut loader = EbpfLoader::new();
-        for (name, size) in sizes(capacity) {
-            loader.map_max_entries(name, size);
-        }
-        for name in map::ALL {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        loader.map_max_entries(capture_map::RECORDS, RECORDS_BYTES);
-        loader.override_global(abi::LOG_LEVEL, &0_u8, true);
-        let mut object = loader.load(OBJECT)?;
+        let mut object = loader::load(OBJECT, |loader| {
+            for (name, size) in sizes(capacity) {
+                loader.map_max_entries(name, size);
+            }
+            for name in map::ALL {
+                loader.map_pin_path(name, pins.map(name));
+            }
+            loader.map_max_entries(capture_map::RECORDS, RECORDS_BYTES);
+            loader.override_global(abi::LOG_LEVEL, &0_u8, false);
+        })?;
         load_program::<Xdp>(&mut object, abi::PROGRAM, Xdp::load)?;
         for (name, _) in STAGE_PROGRAMS {
             load_program::<Xdp>(&mut object, name, Xdp::load)?;
@@ -75,7 +76,7 @@ impl CapturePrograms {
 }
 
 impl CaptureFeed {
-    fn new(object: &mut Ebpf) -> Result<(Self, CaptureRecords), LoadError> {
+    fn new(object: &mut Ebpf) -> Result<(Self, Map), LoadError> {
         let mut take = |name: &'static str| {
             object.take_map(name).ok_or(LoadError::Part { name, cause: "not in the object".into() })
         };
@@ -88,8 +89,7 @@ impl CaptureFeed {
         };
         let counts =
             PerCpuArray::try_from(take(capture_map::COUNTS)?).map_err(failed(capture_map::COUNTS))?;
-        let records = RingBuf::try_from(take(capture_map::RECORDS)?).map_err(failed(capture_map::RECORDS))?;
-        Ok((Self { control, counts }, records))
+        Ok((Self { control, counts }, take(capture_map::RECORDS)?))
     }
 
     /// Says what is wanted. The programs must not be attached yet.
@@ -167,11 +167,20 @@ impl Kernel {
                 .set(CAPTURE_STAGES + stage as u32, descriptor, 0)
                 .map_err(|error| LoadError::Part { name: map::STAGES, cause: chain(&error) })?;
         }
-        if let Err(error) = switch(program::<Xdp>(&mut object, abi::PROGRAM)?, pins) {
-            self.end_capture(pins)?;
-            return Err(error);
+        let switched = switch(program::<Xdp>(&mut object, abi::PROGRAM)?, pins);
+        // A mapping counts as the agent's memory, as what the programs were loaded from does: one after the other.
+        drop(object);
+        let records = switched.and_then(|()| {
+            RingBuf::try_from(records)
+                .map_err(|error| LoadError::Part { name: capture_map::RECORDS, cause: chain(&error) })
+        });
+        match records {
+            Ok(records) => Ok((feed, records)),
+            Err(error) => {
+                self.end_capture(pins)?;
+                Err(error)
+            }
         }
-        Ok((feed, records))
     }
 
     /// Puts the load balancer's programs back into their place, and lets go of those that capture.

@@ -1,5 +1,5 @@
-//! A per-CPU array of counters → the sums over all CPUs of its entries: of one, or of all with few system calls, for one for each
-//! of thousands takes longer than the agent may be busy.
+//! A per-CPU array of counters → its entries by CPU or the sums over all CPUs: of one entry, or of many with few system calls, for one
+//! for each of thousands takes longer than the agent may be busy.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -28,6 +28,32 @@ struct LookupBatch {
     flags: u64,
 }
 
+/// An entry that one CPU has counted.
+pub(super) fn by_first_cpu(traffic: Traffic) -> Result<Vec<Traffic>, MapError> {
+    let cpus = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
+    let mut values = vec![Traffic::default(); cpus];
+    if let Some(first) = values.first_mut() {
+        *first = traffic;
+    }
+    Ok(values)
+}
+
+/// Packets by the CPU that the program ran on, from CPU 0 on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PacketsByCpu(pub Vec<u64>);
+
+impl PacketsByCpu {
+    /// Adds packets of each CPU, from CPU 0 on.
+    pub(super) fn add(&mut self, packets: impl Iterator<Item = u64>) {
+        for (cpu, packets) in packets.enumerate() {
+            match self.0.get_mut(cpu) {
+                Some(sum) => *sum += packets,
+                None => self.0.push(packets),
+            }
+        }
+    }
+}
+
 /// What is counted for backends or services, by id.
 pub(super) struct Counts {
     array: PerCpuArray<MapData, Traffic>,
@@ -46,25 +72,19 @@ impl Counts {
         self.array.len()
     }
 
-    /// One entry.
-    pub(super) fn get(&self, at: u32) -> Result<Traffic, MapError> {
-        Ok(self.array.get(&at, 0)?.iter().copied().sum())
+    /// One entry, by CPU.
+    pub(super) fn get(&self, at: u32) -> Result<Vec<Traffic>, MapError> {
+        Ok(self.array.get(&at, 0)?.to_vec())
     }
 
     /// Replaces an entry.
-    pub(super) fn set(&mut self, at: u32, traffic: Traffic) -> Result<(), MapError> {
-        let cpus = nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
-        let mut values = vec![Traffic::default(); cpus];
-        if let Some(first) = values.first_mut() {
-            *first = traffic;
-        }
-        self.array.set(at, PerCpuValues::try_from(values)?, 0)
+    pub(super) fn set(&mut self, at: u32, by_cpu: Vec<Traffic>) -> Result<(), MapError> {
+        self.array.set(at, PerCpuValues::try_from(by_cpu)?, 0)
     }
 
-    /// The first entries, so many, in their order.
-    pub(super) fn first(&self, count: usize) -> io::Result<Vec<Traffic>> {
-        let cpus = nr_cpus().map_err(|(_, error)| error)?;
-        let entry = cpus * WORDS;
+    /// The sums of the first entries, so many, in their order; the packets of all of these by CPU are added.
+    pub(super) fn first(&self, count: usize, cpus: &mut PacketsByCpu) -> io::Result<Vec<Traffic>> {
+        let entry = nr_cpus().map_err(|(_, error)| error)? * WORDS;
         let chunk = (AT_ONCE / (entry * size_of::<u64>())).clamp(1, count.max(1));
         let (mut keys, mut values) = (vec![0_u32; chunk], vec![0_u64; chunk * entry]);
         let mut sums = Vec::with_capacity(count);
@@ -72,7 +92,11 @@ impl Counts {
         while sums.len() < count {
             let (read, is_end) = lookup(&self.fd, &mut last, &mut keys, &mut values)?;
             let entries = values.chunks_exact(entry).take(read.min(count - sums.len()));
-            sums.extend(entries.map(|entry| entry.chunks_exact(WORDS).map(traffic).sum::<Traffic>()));
+            sums.extend(entries.map(|entry| {
+                let by_cpu = || entry.chunks_exact(WORDS).map(traffic);
+                cpus.add(by_cpu().map(|traffic| traffic.packets));
+                by_cpu().sum::<Traffic>()
+            }));
             if is_end || read == 0 {
                 break;
             }

@@ -1,13 +1,15 @@
 //! The decapsulating program's object → the program on an interface. Nothing is pinned: it goes with the process.
 
+use aya::Ebpf;
 use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, TestRun, TestRunOptions, Xdp, XdpMode};
-use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{self, DECAP_BUCKETS, DecapControl, SourcePrefix, Verdicts, VipBucket, decap_map};
 
+use super::accounts::{by_cpu, sum};
 use super::attach::is_busy;
-use super::kernel::{FrameRun, LoadError, chain, sum, wait_for_grace};
+use super::kernel::{FrameRun, LoadError, chain, wait_for_grace};
+use super::loader;
 use super::object::{load_program, program};
 use super::region::{Access, Record, Region};
 use super::{Attached, DatapathError};
@@ -53,7 +55,7 @@ impl Decapsulator {
     /// Loads the program, which accepts tunnels from these sources, at most [`abi::MAX_DECAP_SOURCES`]. No address is
     /// known to it yet, so it leaves everything to the host.
     pub fn load(sources: &[SourcePrefix]) -> Result<Self, LoadError> {
-        let mut object = EbpfLoader::new().load(OBJECT)?;
+        let mut object = loader::load(OBJECT, |_| ())?;
         load_program::<Xdp>(&mut object, abi::DECAP_PROGRAM, Xdp::load)?;
         let mut control: Region<DecapControl> = region(&object, decap_map::CONTROL)?;
         let mut listed: Region<SourcePrefix> = region(&object, decap_map::SOURCES)?;
@@ -116,7 +118,7 @@ impl Decapsulator {
 
     /// Packets by [`lb_common::decap::Verdict`], over all CPUs.
     pub fn verdicts(&self) -> Result<Verdicts, DatapathError> {
-        sum(&self.verdicts)
+        Ok(sum(&by_cpu(&self.verdicts)?))
     }
 
     /// Sends one frame through the program without a network (`BPF_PROG_TEST_RUN`).

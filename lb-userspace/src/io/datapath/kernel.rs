@@ -7,21 +7,22 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::maps::{Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfError, Pod};
 use lb_common::abi::{self, ABI_VERSION, Control, Traffic, Verdicts, map};
 use lb_common::flow::Tick;
 use lb_common::hash;
 
-use super::counts::Counts;
+use super::accounts::{by_cpu, sum, write_failed};
+use super::counts::{Counts, PacketsByCpu, by_first_cpu};
 use super::fragments::KernelFragments;
 use super::fresh::{nat_ports, random_key, tick_shift};
 use super::object::{OBJECT, load_programs, pin_programs, program};
 use super::pins::{PinDir, PinError, Pinned};
 use super::region::{Access, Large, Record, Region};
 use super::rings::Rings;
-use super::{Account, Datapath, DatapathError, TableSet};
+use super::{Account, Datapath, DatapathError, Forwarded, TableSet};
 use crate::core::image::Capacity;
 use crate::core::stats::ProgramRuns;
 
@@ -106,9 +107,9 @@ pub struct FrameRun {
 /// The datapath in the kernel.
 pub struct Kernel {
     pub(super) tables: TableSet,
-    verdicts: PerCpuArray<MapData, Verdicts>,
-    service_traffic: Counts,
-    backend_traffic: Counts,
+    pub(super) verdicts: PerCpuArray<MapData, Verdicts>,
+    pub(super) service_traffic: Counts,
+    pub(super) backend_traffic: Counts,
     clock: SchedClassifier,
     pub(super) program: Option<Ebpf>,
     /// What the program is loaded from.
@@ -227,11 +228,6 @@ impl Kernel {
         }
     }
 
-    /// Where the traffic of services that are gone is kept: behind that of the last id.
-    fn gone(&self) -> u32 {
-        self.service_traffic.len().saturating_sub(1)
-    }
-
     /// Fills in what new maps need before they may be called finished.
     fn initialise(&mut self) -> Result<(), LoadError> {
         let flow_key = random_key()?;
@@ -274,40 +270,36 @@ impl Datapath for Kernel {
     }
 
     fn not_forwarded(&self) -> Result<Verdicts, DatapathError> {
-        sum(&self.verdicts)
+        Ok(sum(&by_cpu(&self.verdicts)?))
     }
 
     fn traffic(&self, account: Account) -> Result<Traffic, DatapathError> {
-        let traffic = match account {
-            Account::Backend(id) => self.backend_traffic.get(id.into()),
-            Account::Service(id) => self.service_traffic.get(id),
-            Account::Gone => self.service_traffic.get(self.gone()),
-        };
-        traffic.map_err(read_failed)
+        Ok(self.traffic_by_cpu(account)?.iter().copied().sum())
     }
 
     fn traffic_by_backend(&self) -> Result<BTreeMap<u16, Traffic>, DatapathError> {
-        let ids: Vec<u16> = self.tables.backend_ids().map(|(id, _)| id).collect();
-        let count = ids.iter().max().map_or(0, |&last| usize::from(last) + 1);
-        let sums = self.backend_traffic.first(count).map_err(counts_failed)?;
-        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(usize::from(id))?))).collect())
+        self.of_backends(&mut PacketsByCpu::default())
     }
 
-    fn traffic_by_service(&self) -> Result<BTreeMap<u32, Traffic>, DatapathError> {
-        let ids: Vec<u32> = self.tables.service_ids().collect();
-        let count = ids.iter().max().map_or(0, |&last| last as usize + 1);
-        let sums = self.service_traffic.first(count).map_err(counts_failed)?;
-        Ok(ids.into_iter().filter_map(|id| Some((id, *sums.get(id as usize)?))).collect())
+    fn accounts(&self) -> Result<Forwarded, DatapathError> {
+        let mut cpus = PacketsByCpu::default();
+        let gone = self.traffic_by_cpu(Account::Gone)?;
+        cpus.add(gone.iter().map(|traffic| traffic.packets));
+        let (backends, services) = (self.of_backends(&mut cpus)?, self.of_services(&mut cpus)?);
+        Ok(Forwarded { backends, services, all: gone.iter().copied().sum(), cpus })
     }
 
     fn set_traffic(&mut self, account: Account, traffic: Traffic) -> Result<(), DatapathError> {
-        let gone = self.gone();
-        match account {
-            Account::Backend(id) => self.backend_traffic.set(id.into(), traffic),
-            Account::Service(id) => self.service_traffic.set(id, traffic),
-            Account::Gone => self.service_traffic.set(gone, traffic),
+        self.set_traffic_by_cpu(account, by_first_cpu(traffic).map_err(write_failed)?)
+    }
+
+    /// For each CPU by itself.
+    fn add_traffic(&mut self, from: Account, to: Account) -> Result<(), DatapathError> {
+        let mut sums = self.traffic_by_cpu(to)?;
+        for (sum, traffic) in sums.iter_mut().zip(self.traffic_by_cpu(from)?.iter()) {
+            *sum += *traffic;
         }
-        .map_err(|error| DatapathError { action: "writing a counter", cause: chain(&error) })
+        self.set_traffic_by_cpu(to, sums)
     }
 }
 
@@ -325,29 +317,6 @@ pub(super) fn wait_for_grace() -> Result<(), DatapathError> {
         return Ok(());
     }
     Err(DatapathError { action: "waiting for packets under way", cause: error.to_string() })
-}
-
-/// The counters by verdict, over all CPUs.
-pub(super) fn sum(verdicts: &PerCpuArray<MapData, Verdicts>) -> Result<Verdicts, DatapathError> {
-    let per_cpu = verdicts.get(&0, 0).map_err(read_failed)?;
-    let mut sum = Verdicts::default();
-    for verdicts in per_cpu.iter() {
-        for (sum, packets) in sum.packets.iter_mut().zip(verdicts.packets) {
-            *sum += packets;
-        }
-        for (sum, flows) in sum.evictions.iter_mut().zip(verdicts.evictions) {
-            *sum += flows;
-        }
-    }
-    Ok(sum)
-}
-
-fn counts_failed(error: io::Error) -> DatapathError {
-    DatapathError { action: "reading the counters", cause: error.to_string() }
-}
-
-fn read_failed(error: MapError) -> DatapathError {
-    DatapathError { action: "reading the counters", cause: chain(&error) }
 }
 
 /// The capacity of the pinned maps if they are finished and of this version.

@@ -1,6 +1,7 @@
 //! The datapath as the agent sees it: tables in memory, a grace period, counters. One implementation is the kernel's
 //! program and its maps, the other plain memory for tests.
 
+mod accounts;
 mod attach;
 mod capture;
 mod carry;
@@ -11,6 +12,7 @@ mod fragments;
 mod fresh;
 mod kernel;
 mod latency;
+mod loader;
 mod memory;
 mod object;
 mod pins;
@@ -24,6 +26,7 @@ mod translations;
 
 pub use attach::{AttachError, Attached};
 pub use capture::{CaptureFeed, CapturePrograms, CaptureRecords, forget_capture, since_epoch_ns};
+pub use counts::PacketsByCpu;
 pub use decap::{DecapAttachError, Decapsulator};
 pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
@@ -74,6 +77,18 @@ pub struct Forwarded {
     pub services: BTreeMap<u32, Traffic>,
     /// To all, services there were before included.
     pub all: Traffic,
+    /// The packets of that, by CPU; nothing where no CPU is known.
+    pub cpus: PacketsByCpu,
+}
+
+impl Forwarded {
+    /// Packets by verdict: these, and those that went to no backend.
+    fn beside(&self, mut not_forwarded: Verdicts) -> Verdicts {
+        if let Some(forward) = not_forwarded.packets.get_mut(Verdict::Forward.index()) {
+            *forward = self.all.packets;
+        }
+        not_forwarded
+    }
 }
 
 /// The datapath.
@@ -98,18 +113,20 @@ pub trait Datapath {
         self.tables().backend_ids().map(|(id, _)| Ok((id, self.traffic(Account::Backend(id))?))).collect()
     }
 
-    /// What the account of each service holds, by its id: that of backends it had before.
-    fn traffic_by_service(&self) -> Result<BTreeMap<u32, Traffic>, DatapathError> {
-        self.tables().service_ids().map(|id| Ok((id, self.traffic(Account::Service(id))?))).collect()
+    /// What each account holds: of services and of all, that of backends and services there were before.
+    fn accounts(&self) -> Result<Forwarded, DatapathError> {
+        let of_service = |id| Ok((id, self.traffic(Account::Service(id))?));
+        Ok(Forwarded {
+            backends: self.traffic_by_backend()?,
+            services: self.tables().service_ids().map(of_service).collect::<Result<_, DatapathError>>()?,
+            all: self.traffic(Account::Gone)?,
+            cpus: PacketsByCpu::default(),
+        })
     }
 
     /// All that was forwarded.
     fn forwarded(&self) -> Result<Forwarded, DatapathError> {
-        let mut forwarded = Forwarded {
-            backends: self.traffic_by_backend()?,
-            services: self.traffic_by_service()?,
-            all: self.traffic(Account::Gone)?,
-        };
+        let mut forwarded = self.accounts()?;
         for (id, service) in self.tables().backend_ids() {
             let traffic = forwarded.backends.get(&id).copied().unwrap_or_default();
             *forwarded.services.entry(service).or_default() += traffic;
@@ -120,11 +137,7 @@ pub trait Datapath {
 
     /// Packets by verdict.
     fn verdicts(&self, forwarded: &Forwarded) -> Result<Verdicts, DatapathError> {
-        let mut verdicts = self.not_forwarded()?;
-        if let Some(forward) = verdicts.packets.get_mut(Verdict::Forward.index()) {
-            *forward = forwarded.all.packets;
-        }
-        Ok(verdicts)
+        Ok(forwarded.beside(self.not_forwarded()?))
     }
 
     /// Empties an account.
@@ -150,11 +163,16 @@ pub trait Datapath {
         timings
     }
 
-    /// Moves what an account holds to another.
-    fn fold(&mut self, from: Account, to: Account) -> Result<(), DatapathError> {
+    /// Adds what an account holds to another; no packet is counted for that one meanwhile.
+    fn add_traffic(&mut self, from: Account, to: Account) -> Result<(), DatapathError> {
         let mut sum = self.traffic(to)?;
         sum += self.traffic(from)?;
-        self.set_traffic(to, sum)?;
+        self.set_traffic(to, sum)
+    }
+
+    /// Moves what an account holds to another.
+    fn fold(&mut self, from: Account, to: Account) -> Result<(), DatapathError> {
+        self.add_traffic(from, to)?;
         self.set_traffic(from, Traffic::default())?;
         let timing = self.tables().timing(from);
         self.tables().add_timing(to, &timing);

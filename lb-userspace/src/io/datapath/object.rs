@@ -1,11 +1,12 @@
 //! An eBPF object and the pin directory → programs in the kernel, over the maps that are pinned or over new ones.
 
+use aya::Ebpf;
 use aya::maps::{MapError, ProgramArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
-use aya::{Ebpf, EbpfLoader};
 use lb_common::abi::{self, map};
 
 use super::kernel::{LoadError, chain, sizes};
+use super::loader;
 use super::pins::PinDir;
 use crate::core::image::Capacity;
 
@@ -43,16 +44,16 @@ fn load_object(
     capacity: Capacity,
     log_packets: bool,
 ) -> Result<Ebpf, LoadError> {
-    let log_level: u8 = if log_packets { u8::MAX } else { 0 };
-    let mut loader = EbpfLoader::new();
-    for (name, size) in sizes(capacity) {
-        loader.map_max_entries(name, size);
-    }
-    for name in map::ALL {
-        loader.map_pin_path(name, pins.map(name));
-    }
-    loader.override_global(abi::LOG_LEVEL, &log_level, true);
-    Ok(loader.load(object)?)
+    let log_level: &'static u8 = if log_packets { &u8::MAX } else { &0 };
+    Ok(loader::load(object, |loader| {
+        for (name, size) in sizes(capacity) {
+            loader.map_max_entries(name, size);
+        }
+        for name in map::ALL {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        loader.override_global(abi::LOG_LEVEL, log_level, false);
+    })?)
 }
 
 /// A program of the object, as the type it has there.

@@ -126,7 +126,7 @@ impl Kernel {
             accounts.push(Account::Gone);
         }
         for account in accounts {
-            self.set_traffic(account, former.traffic(account)?)?;
+            self.set_traffic_by_cpu(account, former.traffic_by_cpu(account)?)?;
             self.tables.set_timing(account, &former.tables.timing(account));
         }
         Ok(())
@@ -156,9 +156,11 @@ impl Kernel {
             self.tables.add_timing(Account::Backend(id), &timing);
         }
         for (service, traffic) in since.into_iter().filter(|(_, traffic)| traffic.packets > 0) {
-            let mut sum = self.traffic(Account::Service(service))?;
-            sum += traffic;
-            self.set_traffic(Account::Service(service), sum)?;
+            let mut sums = self.traffic_by_cpu(Account::Service(service))?;
+            if let Some(first) = sums.first_mut() {
+                *first += traffic;
+            }
+            self.set_traffic_by_cpu(Account::Service(service), sums)?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The named frames: what comes in, what is expected of it.
 
 mod answers;
-mod echo;
+pub mod echo;
 pub mod expect;
 mod extensions;
 mod fragments;
