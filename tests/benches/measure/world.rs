@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramFd, Xdp, XdpMode};
 use lb_common::abi::{Forwarding, NextHop, PROGRAM, Verdicts};
+use lb_common::datapath::TimedOpenings;
 use lb_common::net::{Address, Protocol};
 use lb_common::verdict::Verdict;
 use lb_userspace::core::image::{Globals, VipKey, Wanted, WantedBackend, WantedService};
@@ -180,6 +181,13 @@ impl World {
         if let Some(control) = self.kernel.tables().control() {
             control.icmp_budget.store(0);
         }
+    }
+
+    /// Has one opening in so many be timed; 0 for none.
+    pub fn time_openings(&mut self, one_in: u32) -> Result<()> {
+        let control = self.kernel.tables_mut().control_mut().context("not loaded")?;
+        control.timed_openings = TimedOpenings::one_in(one_in);
+        Ok(())
     }
 
     /// Packets by verdict.
