@@ -141,7 +141,6 @@ export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
-mount -t tmpfs tmp /tmp
 busybox ip link set lo up
 for module in /modules/*.ko; do
     [ ! -e $module ] || insmod $module || echo \"$module was not loaded\"
