@@ -202,6 +202,16 @@ impl Bench<'_> {
         if matches!(subject, Kernel { .. } | Ipvs { .. }) { self.frames / 4 } else { self.frames }
     }
 
+    /// Sends a packet of each flow, one by one, and before that forgets others', which would not give up their places for them.
+    fn make_known(&mut self, world: &World, subject: Subject, flows: u64) -> Result<()> {
+        if flows != 0 {
+            world.forget();
+            pin(0, 0)?;
+            self.wires[0].send(&mut subject.frames(flows), (flows as u32).max(1_000))?;
+        }
+        Ok(())
+    }
+
     /// Generator, balancer and sink in one chain on each core; packets by the CPU time of the generator's thread.
     fn closed_loop(
         &mut self,
@@ -223,13 +233,11 @@ impl Bench<'_> {
                 let (mut frames, repeat) = (subject.frames(flows), self.repeat(subject));
                 let sent = round as u64 * u64::from(repeat);
                 frames.next = if flows == 0 { sent } else { sent % flows };
-                if flows != 0 {
-                    // All of them are known before.
-                    pin(0, 0)?;
-                    self.wires[0].send(&mut subject.frames(flows), (flows as u32).max(1_000))?;
-                }
+                self.make_known(world, subject, flows)?;
+                let before = world.counted()?;
                 let rate = on_cores(&self.netns, &mut self.wires[..cores], &frames, repeat)
                     .with_context(|| subject.name())?;
+                world.counted()?.expect_known(&before, flows).with_context(|| subject.name())?;
                 group.add(subject.name(), rate);
                 drop(links);
                 release(subject)?;
@@ -245,14 +253,17 @@ impl Bench<'_> {
         for _ in 0..self.rounds {
             for subject in self.subjects(flows) {
                 let links = self.steer(world, subject, 1)?;
+                self.make_known(world, subject, flows)?;
                 let thread = self.wires[0].own_thread(1)?;
                 pin(0, 0)?;
                 let wire = &mut self.wires[0];
                 let mut frames = subject.frames(flows);
                 wire.send(&mut frames, (flows as u32).max(10_000))?;
+                let known = world.counted()?;
                 let before = (wire.counted()?, thread_time(thread)?);
                 wire.send(&mut frames, self.frames)?;
                 let took = thread_time(thread)? - before.1;
+                world.counted()?.expect_known(&known, flows).with_context(|| subject.name())?;
                 group.add(subject.name(), mpps(wire.counted()? - before.0, took));
                 self.wires[0].no_thread()?;
                 drop(links);

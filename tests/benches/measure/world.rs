@@ -204,6 +204,19 @@ pub struct Counted {
 }
 
 impl Counted {
+    /// Fails unless nearly all packets forwarded since `before` were of known flows, if there are so many that take turns; 0 stands for
+    /// ever-new ones.
+    pub fn expect_known(&self, before: &Self, flows: u64) -> Result<()> {
+        let index = Verdict::Forward.index();
+        let packets = self.packets.packets[index] - before.packets.packets[index];
+        let new_flows = self.new_flows - before.new_flows;
+        ensure!(
+            flows == 0 || new_flows * 10 <= packets,
+            "{new_flows} of {packets} packets were of new flows"
+        );
+        Ok(())
+    }
+
     /// Fails unless nearly all of so many packets since `before` had this verdict, and if it is to forward them, were all of new
     /// flows or nearly all of known ones (where a bucket overflows, flows that take turns all miss it).
     pub fn expect(&self, before: &Self, packets: u64, verdict: Verdict, new: bool) -> Result<()> {
