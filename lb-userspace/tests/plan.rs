@@ -12,7 +12,7 @@ use lb_common::verdict::Verdict;
 use lb_userspace::core::explain::{Ingress, PacketSpec, SpecProtocol, frame};
 use lb_userspace::core::image::{Capacity, Image, VipKey, VipTarget, Wanted, WantedBackend, WantedService};
 use lb_userspace::core::plan::{self, Action, Plan, PlanError, RingCache};
-use lb_userspace::core::ring::slots_by_id;
+use lb_userspace::core::ring::{Origin, slots_by_id};
 use lb_userspace::io::datapath::{Datapath, Memory, TableSet, capacity_for};
 use proptest::prelude::*;
 
@@ -106,6 +106,8 @@ fn check_whole(tables: &TableSet) {
         assert!(slots.insert(*slot), "ring slot {slot} serves two services");
         let ring = tables.ring(*slot).unwrap();
         assert_eq!(known.slots, slots_by_id(&ring), "what is known of the ring");
+        let Origin::Recipe(recipe) = &known.origin else { panic!("this process has written it") };
+        assert!(recipe.build().unwrap().slots == ring.slots, "what is known to have made the ring");
         for backend in ring.slots.iter().collect::<BTreeSet<_>>() {
             let backend = image.backends.get(backend).expect("a ring names a backend that is gone");
             assert_eq!(backend.service, *id, "a ring names a backend of another service");

@@ -11,9 +11,8 @@ const READ_ONLY: &str = "is read-only, so nothing was changed; make it writable 
 
 /// What is said of a file that another cannot take the place of.
 fn not_replaced(cause: io::Error) -> io::Error {
-    let kind = cause.kind();
     io::Error::new(
-        kind,
+        cause.kind(),
         format!(
             "cannot be replaced ({cause}) and is left as it is; if it is immutable: chattr -i; if it is mounted by itself, as in a \
              container: mount its folder instead"
