@@ -123,7 +123,7 @@ impl TranslationLine {
 struct Place {
     /// The buckets.
     buckets: [u32; 2],
-    /// The way that it has if it is free: that line can be asked for before the tags are there.
+    /// The way that it has if it is free: what is there need not wait for the tags.
     way: usize,
     /// The signature, where it is in a tag.
     signature: u64,
@@ -264,28 +264,24 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         None
     }
 
-    /// Asks for the memory where the entry of a key is likely to be, so that it comes while other things are done.
+    /// The entry of a key if it is where nearly all are.
     #[inline(always)]
-    pub fn ask_for(&self, key: &TupleKey) {
-        let place = self.place(key);
-        let [first, _] = place.buckets;
-        if let Some(bucket) = self.buckets.translation_bucket(first) {
-            let [key, path] = [0, PATH].map(|at| &bucket.line(place.way).words[at]);
-            let _ = (bucket.look(place.way), key.load(), path.load());
-        }
-    }
-
-    /// Finds the entry of a key if it is where nearly all are.
-    #[inline(always)]
-    pub fn locate_soon(&self, key: &TupleKey) -> Option<Location> {
+    pub fn entry_soon(&self, key: &TupleKey) -> Option<Entry<'a>> {
         let place = self.place(key);
         let [first, _] = place.buckets;
         let bucket = self.buckets.translation_bucket(first)?;
-        let tag = bucket.look(place.way);
-        if tag.is(place.signature) && bucket.line(place.way).is(&key.words()) {
-            return Some(Location::new(first, place.way, tag));
+        let (word, line) = (bucket.tag(place.way), bucket.line(place.way));
+        let tag = Tag(word.load());
+        if tag.is(place.signature) && line.is(&key.words()) {
+            return Some(Entry { location: Location::new(first, place.way, tag), tag: word, line });
         }
         None
+    }
+
+    /// Where that is.
+    #[inline(always)]
+    pub fn locate_soon(&self, key: &TupleKey) -> Option<Location> {
+        self.entry_soon(key).map(|entry| entry.location)
     }
 
     /// The entry there.

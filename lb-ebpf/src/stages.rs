@@ -63,6 +63,13 @@ pub fn icmp_error(context: XdpContext) -> u32 {
     enter(&context, Stage::IcmpError.into())
 }
 
+/// See [`Stage::NatKnown`].
+#[xdp(frags)]
+#[inline(always)]
+pub fn nat_known(context: XdpContext) -> u32 {
+    enter(&context, Stage::NatKnown.into())
+}
+
 /// See [`Stage::Nat`].
 #[xdp(frags)]
 #[inline(always)]

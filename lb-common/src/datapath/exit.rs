@@ -10,7 +10,9 @@ pub enum Stage {
     None = 0,
     /// Untagged, whole TCP segments and UDP datagrams right behind the IP header: nearly all packets.
     Plain = 6,
-    /// Answers of backends that are translated back, and fragments without ports of either direction.
+    /// Untagged, whole packets of translated flows, of either direction, that change nothing about their flow.
+    NatKnown = 10,
+    /// Other answers of backends that are translated back, and fragments without ports of either direction.
     NatReturn = 7,
     /// A new translation for a customer's packet.
     NatNew = 8,
@@ -23,7 +25,7 @@ pub enum Stage {
     Icmp = 2,
     /// ICMP and ICMPv6 errors: about a flow, or a tunnel.
     IcmpError = 3,
-    /// Customers' packets for a service that is translated.
+    /// Other customers' packets for a service that is translated.
     Nat = 4,
     /// An ICMP error back to the sender: too big for the way on, or its time to live at its end.
     Answer = 5,
@@ -76,6 +78,7 @@ impl Exit {
             7 => Stage::NatReturn,
             8 => Stage::NatNew,
             9 => Stage::NatError,
+            10 => Stage::NatKnown,
             _ => Stage::None,
         };
         Self { verdict, stage, mtu: (word >> 16) as u16 }
@@ -102,8 +105,8 @@ mod tests {
 
     #[test]
     fn exits_survive_the_round_trip() {
-        use Stage::{Answer, Icmp, IcmpError, Nat, NatError, NatNew, NatReturn, None, Plain, Rare};
-        for stage in [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, Answer] {
+        use Stage::{Answer, Icmp, IcmpError, Nat, NatError, NatKnown, NatNew, NatReturn, None, Plain, Rare};
+        for stage in [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, NatKnown, Answer] {
             for &verdict in Verdict::ALL {
                 let exit = Exit { verdict, stage, mtu: 1_480 };
                 assert_eq!(Exit::from_word(exit.to_word()), exit);

@@ -33,12 +33,11 @@ pub use tables::{Header, Packet, Refusal, Step, Tables};
 use network_types::eth::EthHdr;
 
 use crate::abi::{
-    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, TupleKey, VIP_PROBES, VipBucket, VipFlags, VipSlot,
+    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VIP_PROBES, VipBucket, VipFlags, VipSlot,
     VipTable, interface_slot, vip_key,
 };
 use crate::hash;
 use crate::net::{Address, Be16, EtherType, Protocol, Tuple};
-use crate::translations::Translations;
 use crate::verdict::Verdict;
 
 /// What to do with the frame. The numbers are those of `enum xdp_action` (`include/uapi/linux/bpf.h`).
@@ -144,6 +143,7 @@ pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -
         Stage::Rare => rare::steer(packet, tables),
         Stage::Icmp => icmp::steer(packet, tables),
         Stage::IcmpError => icmp::steer_error(packet, tables),
+        Stage::NatKnown => nat::steer_known(packet, tables),
         Stage::Nat => nat::steer(packet, tables),
         Stage::NatReturn => nat::steer_return(packet, tables),
         Stage::NatNew => nat::translate_new(packet, tables),
@@ -206,11 +206,11 @@ fn steer_plain<P: Packet, T: Tables>(
     tables.observe(Step::Parsed(parsed.tuple));
     let classified = match classify(tables, control, &parsed.tuple) {
         Some(classified) => classified,
-        None => return Err(not_vip(tables, control, &parsed.tuple)),
+        None if answers_flow(tables, control, &parsed.tuple) => return Err(Stage::NatKnown.into()),
+        None => return Err(Verdict::PassNotVip.into()),
     };
     if classified.flags.nat() {
-        Translations::new(tables, control).ask_for(&TupleKey::of(&parsed.tuple));
-        return Err(Stage::Nat.into());
+        return Err(Stage::NatKnown.into());
     }
     admit_to(packet, control, destination)?;
     let flow = pick::Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
@@ -223,15 +223,11 @@ fn steer_plain<P: Packet, T: Tables>(
     Ok(Outcome::forwarded(interface, classified.service, pick.id, parsed.bytes, pick.seen))
 }
 
-/// What becomes of a packet that is for no service: an answer to a translated flow, or the host's.
+/// Whether a packet that is for no service may be an answer to a translated flow; else it is the host's.
 #[inline(always)]
-fn not_vip<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Exit {
+fn answers_flow<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> bool {
     let table = VipTable::from_word(control.vip_table.load());
-    if table.nat && find_vip(tables, control, table, tuple.destination, Be16::new(0), SNAT_MARK).is_some() {
-        Translations::new(tables, control).ask_for(&TupleKey::of(tuple));
-        return Stage::NatReturn.into();
-    }
-    Verdict::PassNotVip.into()
+    table.nat && find_vip(tables, control, table, tuple.destination, Be16::new(0), SNAT_MARK).is_some()
 }
 
 /// Finds the service: by (VIP, port, protocol), then by (VIP, every port, protocol).

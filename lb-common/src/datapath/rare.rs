@@ -5,7 +5,7 @@ use super::parse::{self, Fragment, Parsed, icmp_stage, is_extension};
 use super::pick::{Flow, Pick, pick};
 use super::settled::{ip_offset, settle};
 use super::{
-    Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, fragment, is_vip, not_vip, rewrite,
+    Exit, Outcome, Packet, Stage, Step, Tables, admit, answers_flow, classify, fragment, is_vip, rewrite,
 };
 use crate::abi::{Control, Forwarding, FragmentRoute, NextHop};
 use crate::flow::Tick;
@@ -23,12 +23,14 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
         return fragment::follow(packet, tables, control, &mut parsed, fragment);
     }
     let Some(classified) = classify(tables, control, &parsed.tuple) else {
-        let exit = not_vip(tables, control, &parsed.tuple);
-        if fragment.is && exit.stage == Stage::None && is_vip(tables, control, parsed.tuple.destination) {
+        if answers_flow(tables, control, &parsed.tuple) {
+            return Err(Stage::NatReturn.into());
+        }
+        if fragment.is && is_vip(tables, control, parsed.tuple.destination) {
             // The rest of it is the host's, too.
             remember(tables, &parsed, fragment, tables.now(control), 0, 0)?;
         }
-        return Err(exit);
+        return Err(Verdict::PassNotVip.into());
     };
     if classified.flags.nat() {
         return Err(Stage::Nat.into());

@@ -58,7 +58,7 @@ impl Tag {
 
     /// The tag after a packet.
     #[inline(always)]
-    pub(super) const fn noted(self, note: Note) -> Self {
+    pub const fn noted(self, note: Note) -> Self {
         Self(self.0 & note.keeps | note.sets)
     }
 

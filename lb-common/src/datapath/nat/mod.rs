@@ -4,15 +4,15 @@
 //! chooses and remembers the backend as for every other service; where the two differ, the translation is right.
 
 mod error;
+mod known;
 mod new;
 mod state;
 
 pub(super) use error::steer_error;
+pub(super) use known::steer_known;
 pub(super) use new::translate_new;
 pub use new::{attempt, clear_ended};
 pub use state::{Scratch, Work, add, locate};
-
-use network_types::eth::EthHdr;
 
 use super::parse::{self, Fragment, Parsed};
 use super::pick::{self, Flow, Pick};
@@ -43,7 +43,7 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
     let Scratch { hop: room, work } = &mut *scratch;
     work.key = TupleKey::of(&parsed.tuple);
-    work.path = came_from(packet, &parsed)?;
+    work.path = came_from(packet, parsed.ip_offset)?;
     let found = find(tables, control, work, parsed.transport, tables.now(control), true) && !work.found.reply;
     if !found || work.found.over {
         return Err(Stage::NatNew.into());
@@ -264,15 +264,14 @@ fn leave_to<P: Packet>(packet: &mut P, parsed: &Parsed, hop: &NextHop) -> Result
 
 /// Where a customer's packet came from.
 #[inline(always)]
-fn came_from<P: Packet>(packet: &P, parsed: &Parsed) -> Result<ReturnPath, Verdict> {
-    let [d0, d1, d2, s0, s1, s2]: [u16; EthHdr::LEN / 2 - 1] =
-        packet.read(0).ok_or(Verdict::PassMalformedEthernet)?;
-    let words =
-        |[a, b, c, d]: [u16; 4]| u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48;
+fn came_from<P: Packet>(packet: &P, ip_offset: usize) -> Result<ReturnPath, Verdict> {
+    let lost = Verdict::PassMalformedEthernet;
+    let start: u64 = packet.read(0).ok_or(lost)?;
+    let rest: u32 = packet.read(8).ok_or(lost)?;
     Ok(ReturnPath {
-        first: words([s0, s1, s2, d0]),
-        rest: u64::from(d1) | u64::from(d2) << 16 | u64::from(packet.interface()) << 32,
-        vlan: rewrite::tags(packet, parsed.ip_offset)?.into(),
+        first: start >> 48 | u64::from(rest) << 16 | start << 48,
+        rest: start >> 16 & 0xffff_ffff | u64::from(packet.interface()) << 32,
+        vlan: rewrite::tags(packet, ip_offset)?.into(),
     })
 }
 

@@ -30,7 +30,7 @@ pub(in crate::datapath) fn translate_new<P: Packet, T: Tables>(
     forget(tables, control, &TupleKey::of(&parsed.tuple));
     let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
     let Scratch { hop: room, work } = &mut *scratch;
-    work.path = came_from(packet, &parsed)?;
+    work.path = came_from(packet, parsed.ip_offset)?;
     work.key = TupleKey::of(&parsed.tuple);
     let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
     let pick = pick::pick(tables, control, flow, classified)?;

@@ -1,0 +1,157 @@
+//! A packet of a translated flow of which nothing is new → the same with addresses and ports translated.
+//!
+//! Nearly all packets of translated flows, in both directions, are untagged, whole, and change nothing about their flow but its time. All
+//! others are left to the other stages, before anything was written.
+
+use network_types::eth::EthHdr;
+
+use super::super::parse::{self, Parsed};
+use super::super::pick::may_stay;
+use super::super::rewrite::{UNTAGGED, address_frame};
+use super::super::signals::Seen;
+use super::super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify};
+use super::state::Leaves;
+use super::{came_from, check, observe, translate};
+use crate::abi::{Control, Translation, TupleKey};
+use crate::net::{Address, Be16, EtherType, Ports};
+use crate::translations::{Entry, Note, Tag, Translations};
+use crate::verdict::Verdict;
+
+/// Translates a packet that the first stage has parsed.
+#[inline(always)]
+pub(in crate::datapath) fn steer_known<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+) -> Result<Outcome, Exit> {
+    let control = tables.control().ok_or(Verdict::DropInconsistent)?;
+    let ether_type = packet.read(EthHdr::LEN - 2).ok_or(Verdict::PassMalformedEthernet)?;
+    // Each family has its code to itself, as in the first stage.
+    if EtherType(Be16::from_wire(ether_type)) == EtherType::IPV4 {
+        let parsed = parse::plain_v4(packet)?;
+        translate_plain(packet, tables, control, &parsed)
+    } else {
+        let parsed = parse::plain_v6(packet)?;
+        translate_plain(packet, tables, control, &parsed)
+    }
+}
+
+#[inline(always)]
+fn translate_plain<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    control: &Control,
+    parsed: &Parsed,
+) -> Result<Outcome, Exit> {
+    let known = Known::find(tables, control, parsed);
+    if let Some(known) = &known
+        && known.translation.reply != 0
+    {
+        return answer(packet, tables, control, parsed, known);
+    }
+    let Some(classified) = classify(tables, control, &parsed.tuple) else {
+        return Err(Stage::NatReturn.into());
+    };
+    match known {
+        Some(known) => forward(packet, tables, control, parsed, &known, classified.service),
+        None => Err(Stage::Nat.into()),
+    }
+}
+
+/// Sends a customer's packet to its backend.
+#[inline(always)]
+fn forward<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    control: &Control,
+    parsed: &Parsed,
+    known: &Known<'_>,
+    service: u32,
+) -> Result<Outcome, Exit> {
+    let Translation { backend: id, path, .. } = known.translation;
+    let backend = tables.backend(id).ok_or(Verdict::DropInconsistent)?;
+    let word = backend.load();
+    let hop = backend.hop(word);
+    let goes_on = path == came_from(packet, parsed.ip_offset)?
+        && admit(packet, control).is_ok()
+        && word.serves(service)
+        && may_stay(parsed.transport, word)
+        && word.is_resolved()
+        && (hop.vlan == 0 || hop.vlan == UNTAGGED)
+        && check(packet, control, parsed, hop.mtu).is_ok()
+        && known.note();
+    if !goes_on {
+        return Err(Stage::Nat.into());
+    }
+    let leaves = known.leaves(parsed);
+    observe(tables, parsed, &leaves, false, false);
+    translate(packet, parsed, &leaves, false)?;
+    tables.observe(Step::NextHop { backend: id, hop: *hop });
+    let interface = address_frame(packet, hop.first, hop.rest, hop.interface)?;
+    Ok(Outcome::forwarded(interface, service, id, parsed.bytes, Seen::of(parsed.transport)))
+}
+
+/// Sends a backend's answer to the customer.
+#[inline(always)]
+fn answer<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    control: &Control,
+    parsed: &Parsed,
+    known: &Known<'_>,
+) -> Result<Outcome, Exit> {
+    let Translation { backend, path, .. } = known.translation;
+    let goes_on = path.vlan == UNTAGGED.into()
+        && admit(packet, control).is_ok()
+        && check(packet, control, parsed, 0).is_ok()
+        && known.note();
+    if !goes_on {
+        return Err(Stage::NatReturn.into());
+    }
+    let leaves = known.leaves(parsed);
+    observe(tables, parsed, &leaves, false, true);
+    tables.observe(Step::AnswerOf(backend));
+    translate(packet, parsed, &leaves, false)?;
+    let interface = address_frame(packet, path.first, path.rest as u32, (path.rest >> 32) as u32)?;
+    Ok(Outcome::without_backend(Verdict::ForwardReturn, interface))
+}
+
+/// A translation that is where nearly all are, and whose state a packet does not change.
+struct Known<'a> {
+    entry: Entry<'a>,
+    tag: Tag,
+    note: Note,
+    translation: Translation,
+}
+
+impl<'a> Known<'a> {
+    #[inline(always)]
+    fn find<T: Tables>(tables: &'a T, control: &'a Control, parsed: &Parsed) -> Option<Self> {
+        let entry = Translations::new(tables, control).entry_soon(&TupleKey::of(&parsed.tuple))?;
+        let (translation, tag) = entry.read()?;
+        let transport = parsed.transport;
+        let note = Note::new(
+            tables.now(control).0,
+            transport.opens(),
+            transport.closes(),
+            transport.resets(),
+        );
+        tag.is_much_like(tag.noted(note)).then_some(Self { entry, tag, note, translation })
+    }
+
+    /// Notes the packet; says whether the translation still is there.
+    #[inline(always)]
+    fn note(&self) -> bool {
+        self.entry.note(self.tag, self.note).is_some()
+    }
+
+    /// What the packet leaves with: addresses of its own family.
+    #[inline(always)]
+    fn leaves(&self, parsed: &Parsed) -> Leaves {
+        let v4 = parsed.tuple.destination.is_v4();
+        let own = |address: Address| {
+            if v4 { Address::v4(address.words()[3].to_ne_bytes()) } else { address }
+        };
+        let Translation { source, destination, ports, .. } = self.translation;
+        Leaves { source: own(source), destination: own(destination), ports: Ports::from_word(ports) }
+    }
+}
