@@ -1,6 +1,7 @@
 //! A configuration's text and an edit of one service or backend → the new text, comments and formatting kept.
 
 mod document;
+mod list;
 mod part;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, RawString, Table, TableLike, Value};
 
-use super::{EditError, Settings};
+use super::{EditError, Settings, list};
 
 /// The order of keys in a new table; others follow by name.
 const ORDER: [&str; 9] =
@@ -256,7 +256,9 @@ impl<'a> Tables<'a> {
     fn push(self, table: Table) {
         match self {
             Self::Headers(tables) => tables.push(table),
-            Self::Braces(tables) => tables.push(table.into_inline_table()),
+            Self::Braces(tables) => {
+                list::arrange(tables, |pieces| list::add(pieces, table.into_inline_table().into()));
+            }
             Self::None => {}
         }
     }
@@ -266,7 +268,7 @@ impl<'a> Tables<'a> {
         match self {
             Self::Headers(tables) => Some(tables.remove(at)),
             Self::Braces(tables) => {
-                tables.remove(at);
+                list::arrange(tables, |pieces| drop(pieces.remove(at)));
                 None
             }
             Self::None => None,
@@ -352,35 +354,15 @@ fn put(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> Resul
 
 /// Brings a list to what is wanted; elements that stay keep their lines and comments.
 fn change_list(list: &mut Array, wanted: &Array) {
-    let texts = |list: &Array| -> Vec<String> { list.iter().map(plain).collect() };
-    let wanted_texts = texts(wanted);
-    list.retain(|element| wanted_texts.contains(&plain(element)));
-    let kept = texts(list);
-    if !wanted_texts.starts_with(&kept) {
-        list.clear();
-    }
-    let added: Vec<Value> = wanted.iter().skip(list.len()).cloned().collect();
-    for mut element in added {
-        if let Some(before) = list.iter().last() {
-            // As the one before: on a line of its own, or behind a blank.
-            let prefix = before.decor().prefix().and_then(RawString::as_str).unwrap_or(" ");
-            let prefix = if list.len() == 1 && prefix.is_empty() { " " } else { prefix };
-            let indent =
-                prefix.rsplit_once('\n').map_or(prefix.to_owned(), |(_, indent)| format!("\n{indent}"));
-            element.decor_mut().set_prefix(indent);
+    list::arrange(list, |pieces| {
+        let mut before = std::mem::take(pieces);
+        for value in wanted {
+            match before.iter().position(|piece| piece.plain() == list::plain(value)) {
+                Some(at) => pieces.push(before.remove(at)),
+                None => list::add(pieces, value.clone()),
+            }
         }
-        list.push_formatted(element);
-    }
-}
-
-/// A value without what is around it.
-fn plain(value: &Value) -> String {
-    let mut value = value.clone();
-    value.decor_mut().clear();
-    match value.as_str() {
-        Some(text) => format!("{text:?}"),
-        None => value.to_string(),
-    }
+    });
 }
 
 fn toml_value(key: &str, value: &serde_json::Value) -> Result<Value, EditError> {

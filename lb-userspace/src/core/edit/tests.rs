@@ -172,6 +172,52 @@ fn a_service_comes_last_and_its_tables_may_come_later() {
     );
 }
 
+/// The lines of a list after `vips` of a service was set.
+fn vips_after(list: &str, wanted: &[&str]) -> String {
+    let text = format!("[agent]\ninterfaces = [\"eth0\"]\n\n[[service]]\nname = \"w\"\nvips = {list}\n");
+    let set = settings(json!({"vips": wanted}));
+    let text = after(&text, &Edit::ServiceSet { service: "w".into(), set });
+    text.split_once("vips = ").expect("the list").1.trim_end().to_owned()
+}
+
+#[test]
+fn a_comment_stays_with_the_element_on_its_line() {
+    let [a, b, c] = ["203.0.113.10:80", "[2001:db8::10]:80", "203.0.113.12:80"];
+    let both = format!("[\n  \"{a}\",   # v4\n  # the new one\n  \"{b}\", # v6\n  # no more\n]");
+    let first = format!("[\n  \"{a}\",   # v4\n  # no more\n]");
+    let second = format!("[\n  # the new one\n  \"{b}\", # v6\n  # no more\n]");
+    assert_eq!(vips_after(&both, &[a]), first);
+    assert_eq!(vips_after(&both, &[b]), second);
+    assert_eq!(
+        vips_after(&both, &[b, c, a]),
+        format!("[\n  # the new one\n  \"{b}\", # v6\n  \"{c}\",\n  \"{a}\",   # v4\n  # no more\n]")
+    );
+    // Without a comma behind the last one, its comment stands before the new comma.
+    let bare = format!("[\n  \"{a}\" # v4\n]");
+    assert_eq!(vips_after(&bare, &[a, c]), format!("[\n  \"{a}\", # v4\n  \"{c}\"\n]"));
+    assert_eq!(vips_after(&format!("[ \"{a}\", \"{b}\" ]"), &[b]), format!("[ \"{b}\" ]"));
+    assert_eq!(vips_after(&format!("[\"{a}\", \"{b}\"]"), &[b, a]), format!("[\"{b}\", \"{a}\"]"));
+}
+
+#[test]
+fn a_comment_stays_with_the_backend_in_braces_on_its_line() {
+    let racks = |lines: &[&str]| {
+        let list = lines.join("\n  ");
+        format!(
+            "[agent]\ninterfaces = [\"eth0\"]\n\n[[service]]\nname = \"w\"\nvips = [\"203.0.113.10:80\"]\nbackend = [\n  {list}\n]\n"
+        )
+    };
+    let [one, two, three] =
+        [1, 2, 3].map(|n| format!("{{ name = \"web{n}\", address = \"10.0.1.{n}\" }}, # rack {n}"));
+    let all = racks(&[&one, &two, &three]);
+    let edit = Edit::BackendRemove { service: "w".into(), backend: "web2".into() };
+    assert_eq!(after(&all, &edit), racks(&[&one, &three]));
+    let set = settings(json!({"address": "10.0.1.4"}));
+    let edit = Edit::BackendAdd { service: "w".into(), backend: "web4".into(), set };
+    let four = "{ name = \"web4\", address = \"10.0.1.4\" },";
+    assert_eq!(after(&all, &edit), racks(&[&one, &two, &three, four]));
+}
+
 #[test]
 fn a_list_keeps_the_lines_of_what_stays() {
     let vips = |vips: serde_json::Value| {
