@@ -23,6 +23,8 @@ const RETRY: Duration = Duration::from_secs(10);
 pub(super) struct Waiting {
     until: Instant,
     pending: Pending,
+    /// What was before is in force again, but the file does not say so yet.
+    undone: bool,
 }
 
 /// Returns at the deadline; never, if there is none.
@@ -77,6 +79,7 @@ impl Agent {
     pub(super) fn refuse_while_waiting(&self) -> Result<(), ApiError> {
         match &self.waiting {
             None => Ok(()),
+            Some(waiting) if waiting.undone => Err(self.still_in_the_file(waiting)),
             Some(waiting) => Err(ApiError::conflict(format!(
                 "revision {} waits for its confirmation for another {} s: `sluice confirm` keeps it, `sluice rollback` \
                  undoes it",
@@ -84,6 +87,17 @@ impl Agent {
                 seconds_until(waiting.until)
             ))),
         }
+    }
+
+    /// Nothing but writing the file is left of a change, and that fails.
+    fn still_in_the_file(&self, waiting: &Waiting) -> ApiError {
+        ApiError::conflict(format!(
+            "revision {} is undone, but {} cannot be written and still says it; the log says why. It is tried again in {} s, and \
+             by `sluice rollback` at once",
+            waiting.pending.revision,
+            self.options.config.display(),
+            seconds_until(waiting.until)
+        ))
     }
 
     /// Keeps on the disk what a change must be undone with, before it is made.
@@ -111,7 +125,7 @@ impl Agent {
                 "{error}; without this file nothing could be undone: start the agent with another --state-dir"
             ))
         })?;
-        Ok(Some(Waiting { until: Instant::now() + Duration::from_secs(seconds), pending }))
+        Ok(Some(Waiting { until: Instant::now() + Duration::from_secs(seconds), pending, undone: false }))
     }
 
     /// The change was not made.
@@ -124,11 +138,15 @@ impl Agent {
 
     /// Keeps the change that waits.
     pub(super) fn confirm(&mut self, uid: Option<u32>) -> Result<Confirmed, ApiError> {
-        if self.waiting.is_none() {
-            return Err(ApiError::conflict(format!(
-                "no change waits for its confirmation; revision {} is in force",
-                self.revision
-            )));
+        match &self.waiting {
+            Some(waiting) if waiting.undone => return Err(self.still_in_the_file(waiting)),
+            Some(_) => {}
+            None => {
+                return Err(ApiError::conflict(format!(
+                    "no change waits for its confirmation; revision {} is in force",
+                    self.revision
+                )));
+            }
         }
         self.history.clear_pending().map_err(ApiError::failed)?;
         self.waiting = None;
@@ -143,7 +161,10 @@ impl Agent {
     /// Nobody confirmed in time.
     pub(super) async fn on_unconfirmed(&mut self) {
         if let Err(error) = self.roll_back_unconfirmed(None, "undo, for nobody confirmed in time").await {
-            log::error!("not undone, although nobody confirmed: {}", error.errors.join("; "));
+            let undone = self.waiting.as_ref().is_some_and(|waiting| waiting.undone);
+            let what =
+                if undone { "undone, but not in the file" } else { "not undone, although nobody confirmed" };
+            log::error!("{what}: {}", error.errors.join("; "));
         }
     }
 
@@ -162,37 +183,39 @@ impl Agent {
         uid: Option<u32>,
         why: &str,
     ) -> Result<ApplyReport, ApiError> {
-        let Some(waiting) = self.waiting.take() else {
+        let Some(mut waiting) = self.waiting.take() else {
             return Err(ApiError::conflict("no change waits for its confirmation"));
         };
-        let undone = self.undo(&waiting.pending, uid, why).await;
-        if undone.is_err() {
-            self.waiting = Some(Waiting { until: Instant::now() + RETRY, ..waiting });
+        let done = self.undo(&mut waiting, uid, why).await;
+        if done.is_err() {
+            waiting.until = Instant::now() + RETRY;
+            self.waiting = Some(waiting);
         }
-        undone
+        done
     }
 
     async fn undo(
         &mut self,
-        pending: &Pending,
+        waiting: &mut Waiting,
         uid: Option<u32>,
         why: &str,
     ) -> Result<ApplyReport, ApiError> {
-        let path = &self.options.config;
+        let Waiting { pending, undone, .. } = waiting;
+        let path = self.options.config.clone();
         let config = parse_config(&pending.before, "the configuration before")
             .map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
-        let now = store::read_if_there(path).map_err(ApiError::failed)?;
-        let written = match now.as_ref() == Some(&pending.after) {
-            true => Some(store::prepare(path, &pending.before).map_err(ApiError::failed)?),
-            false => None,
-        };
+        let now = store::read_if_there(&path).map_err(ApiError::failed)?;
+        // Safety first: what could not be written yet is not what customers wait for.
         let (_, mut report) = self.put_in_force(config).await?;
-        if let Some(written) = written {
-            written.commit().map_err(ApiError::failed)?;
+        *undone = true;
+        if now.as_ref() == Some(&pending.after) {
+            store::prepare(&path, &pending.before)
+                .and_then(|written| written.commit())
+                .map_err(ApiError::failed)?;
         } else if now.as_ref() != Some(&pending.before) {
             let warning = format!(
                 "{}: was changed meanwhile and is left as it is, so it does not say what runs",
-                self.options.config.display()
+                path.display()
             );
             log::warn!("{warning}");
             report.warnings.push(warning);
@@ -210,6 +233,7 @@ impl Agent {
             unconfirmed: self.waiting.as_ref().map(|waiting| Unconfirmed {
                 revision: waiting.pending.revision,
                 seconds_left: seconds_until(waiting.until),
+                undone: waiting.undone,
             }),
             entries: self.history.entries().rev().cloned().collect(),
         }

@@ -7,7 +7,7 @@ use super::client::Client;
 use super::output::{Columns, percent};
 use super::terms::{Terms, revision};
 use super::{Failure, Format, OutputFlag, output, report};
-use crate::io::api::{Confirmed, HistoryReport, RollbackRequest};
+use crate::io::api::{Confirmed, HistoryReport, RollbackRequest, Unconfirmed};
 use crate::io::history::Entry;
 
 /// List the last changes of the configuration
@@ -74,10 +74,15 @@ fn render(report: &HistoryReport) -> String {
     }
     let mut text = columns.render("");
     if let Some(waiting) = &report.unconfirmed {
-        text.push_str(&format!(
-            "\nrevision {} is undone in {} s unless `sluice confirm` comes",
-            waiting.revision, waiting.seconds_left
-        ));
+        let Unconfirmed { revision, seconds_left, undone } = waiting;
+        text.push_str(&if *undone {
+            format!(
+                "\nrevision {revision} is undone, but the configuration file cannot be written and still says it; tried again in \
+                 {seconds_left} s"
+            )
+        } else {
+            format!("\nrevision {revision} is undone in {seconds_left} s unless `sluice confirm` comes")
+        });
     }
     text
 }

@@ -102,6 +102,17 @@ fn what_cannot_be_kept_is_not_done() {
     refused(&lab, "backend set-weight web web1 8 --confirm-within 60s", 1, "chattr -i");
     drop(immutable);
     unchanged("immutable");
+    // What nobody confirms is undone all the same, and the file is written as soon as it can be.
+    done(&lab, "backend set-weight web web1 8 --confirm-within 60s");
+    let immutable = Immutable::new(lab.config_file());
+    refused(&lab, "rollback", 1, "cannot be replaced");
+    assert_eq!(weight(&agent, "web1"), 100);
+    refused(&lab, "confirm", 1, "is undone, but");
+    refused(&lab, "backend set-weight web web1 9", 1, "cannot be written and still says it");
+    assert!(sluice(&lab, "history").out.contains("revision 2 is undone, but"));
+    drop(immutable);
+    done(&lab, "rollback");
+    assert_eq!((weight(&agent, "web1"), file(&lab)), (100.into(), before.clone()));
     still_served(&mut shoppers, "after changes that were taken back");
 
     let by_hand = before.replace("weight = 100", "weight = 50");

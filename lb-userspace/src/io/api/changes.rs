@@ -137,6 +137,8 @@ pub struct ApplyReport {
     pub rings: Vec<RingChange>,
     /// Live flows that lose their backend.
     pub flows_lost: u64,
+    /// Live flows that may lose it, for their service gives up some of its VIPs: of which VIP a flow is, the flow table does not tell.
+    pub flows_in_doubt: u64,
     /// How many actions the datapath takes for it; 0 if the tables are as the configuration says.
     pub actions: usize,
     /// Seconds in which it must be confirmed.
@@ -171,6 +173,9 @@ pub struct Unconfirmed {
     pub revision: u64,
     /// Seconds that are left.
     pub seconds_left: u64,
+    /// Whether it is undone already, but for the configuration file, which cannot be written: what is left then is the time until that
+    /// is tried again.
+    pub undone: bool,
 }
 
 /// Who asks.
