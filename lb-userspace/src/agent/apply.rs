@@ -150,6 +150,7 @@ impl Agent {
             revision: self.revision,
             changes: diff(&self.config, config),
             flows_lost: rings.iter().map(|change| change.flows_lost).sum(),
+            flows_in_doubt: rings.iter().map(|change| change.flows_in_doubt).sum(),
             rings,
             actions: plan.actions.len(),
             confirm_within_seconds: None,

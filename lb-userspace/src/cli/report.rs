@@ -39,6 +39,12 @@ pub(super) fn render(report: &ApplyReport) -> String {
     }
     let lose = if report.dry_run { "would lose" } else { "lose" };
     lines.push(format!("{} live flows {lose} their backend", report.flows_lost));
+    lines.extend(report.rings.iter().filter(|ring| ring.flows_in_doubt > 0).map(|ring| {
+        format!(
+            "service {}: up to {} more {lose} theirs, for it gives up a VIP; which VIP a flow is of, the flow table does not tell",
+            ring.service, ring.flows_in_doubt
+        )
+    }));
     lines.push(match (report.dry_run, report.confirm_within_seconds) {
         (true, _) => "dry run: nothing was changed".to_owned(),
         (false, None) => format!("in force, revision {}", report.revision),

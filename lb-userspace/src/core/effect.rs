@@ -11,6 +11,7 @@ use std::sync::Arc;
 use lb_common::abi::{RING_SIZE, Ring};
 use serde::{Deserialize, Serialize};
 
+use super::cut::Cut;
 use super::image::Image;
 use super::plan::Plan;
 use super::ring::slots_by_id;
@@ -26,6 +27,8 @@ pub struct RingChange {
     pub live_flows: u64,
     /// Those of them that lose their backend.
     pub flows_lost: u64,
+    /// Those of the others that may lose it, for the service gives up a VIP: which VIP a flow is of, the flow table does not tell.
+    pub flows_in_doubt: u64,
     /// Share of the others that only the flow table keeps with their backend from then on, 0 to 1: the ring names another
     /// one. Each backend's live flows times the share of its slots that it loses.
     pub on_table_alone: f64,
@@ -66,7 +69,7 @@ pub fn effects(
     let mut changes: Vec<RingChange> = Vec::new();
     for (&id, service) in &image.services {
         let (gone, after) = (!plan.services.contains(&id), plan.rings.get(&id));
-        if !gone && after.is_none() && !losing.contains(&id) {
+        if !gone && after.is_none() && !losing.contains(&id) && !plan.cut.contains_key(&id) {
             continue;
         }
         let before = service.ring.as_ref().and_then(|(slot, _)| loaded(*slot));
@@ -84,7 +87,7 @@ pub fn effects(
         };
         let service = Service { id, name: &service.name, gone, rings: [before, after] };
         let change = effect(image, plan, flows, &service);
-        if change.slots_changed > 0.0 || change.flows_lost > 0 {
+        if change.slots_changed > 0.0 || change.flows_lost > 0 || change.flows_in_doubt > 0 {
             changes.push(change);
         }
     }
@@ -109,15 +112,17 @@ fn effect(image: &Image, plan: &Plan, flows: &BTreeMap<u16, u64>, service: &Serv
         slots_changed: if service.gone { 1.0 } else { changed as f64 / RING_SIZE as f64 },
         live_flows: 0,
         flows_lost: 0,
+        flows_in_doubt: 0,
         on_table_alone: 0.0,
         backends: Vec::new(),
     };
+    let cut = plan.cut.get(&service.id);
     let mut on_table = 0.0;
     for (id, backend) in image.backends.iter().filter(|(_, backend)| backend.service == service.id) {
         let count = |of: &BTreeMap<u16, usize>| of.get(id).copied().unwrap_or(0);
         let (slots, slots_lost) = (count(&before), count(&lost_slots));
         let live_flows = flows.get(id).copied().unwrap_or(0);
-        let flows_lost = backend.enabled && !plan.kept.contains(id);
+        let flows_lost = backend.enabled && (cut == Some(&Cut::Whole) || !plan.kept.contains(id));
         change.live_flows += live_flows;
         if flows_lost {
             change.flows_lost += live_flows;
@@ -138,6 +143,9 @@ fn effect(image: &Image, plan: &Plan, flows: &BTreeMap<u16, u64>, service: &Serv
         }
     }
     let kept = change.live_flows - change.flows_lost;
+    if cut == Some(&Cut::Part) {
+        change.flows_in_doubt = kept;
+    }
     if kept > 0 {
         change.on_table_alone = on_table / kept as f64;
     }
@@ -184,6 +192,17 @@ mod tests {
         kept: &[u16],
         flows: &BTreeMap<u16, u64>,
     ) -> Vec<RingChange> {
+        changes_with_cut(before, after, kept, flows, BTreeMap::new())
+    }
+
+    /// The same where the service is cut off from flows.
+    fn changes_with_cut(
+        before: Members<'_>,
+        after: Option<Members<'_>>,
+        kept: &[u16],
+        flows: &BTreeMap<u16, u64>,
+        cut: BTreeMap<u32, Cut>,
+    ) -> Vec<RingChange> {
         let loaded = recipe(before).and_then(|recipe| recipe.build());
         let known = loaded.as_ref().map(|ring| (0, Arc::new(Known::of(ring, recipe(before)))));
         let image = Image {
@@ -199,6 +218,7 @@ mod tests {
                 .into_iter()
                 .collect(),
             kept: kept.iter().copied().collect::<BTreeSet<u16>>(),
+            cut,
             ..Plan::default()
         };
         effects(&image, &plan, flows, |_| loaded.clone())
@@ -242,6 +262,16 @@ mod tests {
         // Already without slots, but not without flows.
         let drained = changes(&[("b", 2, 1)], Some(&[("b", 2, 1)]), &[2], &flows);
         assert_eq!((drained[0].flows_lost, drained[0].slots_changed), (30, 0.0));
+    }
+
+    #[test]
+    fn who_gives_up_a_vip_gives_up_its_flows() {
+        let flows = BTreeMap::from([(1, 30), (2, 10)]);
+        let cut = |cut| changes_with_cut(&BOTH, Some(&BOTH), &[1, 2], &flows, [(0, cut)].into());
+        let whole = cut(Cut::Whole);
+        assert_eq!((whole[0].flows_lost, whole[0].flows_in_doubt, whole[0].backends.len()), (40, 0, 2));
+        let part = cut(Cut::Part);
+        assert_eq!((part[0].flows_lost, part[0].flows_in_doubt), (0, 40));
     }
 
     #[test]

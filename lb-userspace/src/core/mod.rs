@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod clients;
 pub mod config;
+pub mod cut;
 pub mod decap;
 pub mod diff;
 pub mod doctor;

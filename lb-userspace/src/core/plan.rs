@@ -10,6 +10,7 @@ use std::sync::Arc;
 use lb_common::abi::{ServiceWord, VipBucket, VipTable};
 use lb_common::net::{Address, Protocol};
 
+use super::cut::{Cut, cut_off};
 use super::image::{
     Capacity, Globals, Image, LoadedBackend, VipKey, VipTarget, Wanted, WantedBackend, WantedService,
 };
@@ -102,6 +103,8 @@ pub struct Plan {
     pub rings: BTreeMap<u32, Option<Arc<Planned>>>,
     /// Backends that then may keep their flows, by id.
     pub kept: BTreeSet<u16>,
+    /// Services that stay, but not for all of their flows, by id.
+    pub cut: BTreeMap<u32, Cut>,
 }
 
 /// Plans the way from `loaded` to `wanted`.
@@ -143,13 +146,15 @@ fn way(loaded: &Image, wanted: &Wanted, cache: &mut RingCache, extent: Extent) -
     }
     make_backends(loaded, wanted, &ids, &mut actions);
     switch_services(loaded, wanted, &ids, &rings, &mut actions)?;
+    let mut cut = BTreeMap::new();
     if extent == Extent::All {
         switch_vips(loaded, wanted, &ids, &mut actions)?;
+        cut = cut_off(loaded, ids.of(wanted).map(|of| (of.id, of.service)));
     }
     break_rest(loaded, wanted, &ids, &mut actions);
     let kept = ids.backends(wanted).filter(|(_, backend, _)| backend.enabled).map(|(.., id)| id).collect();
     let services = ids.of(wanted).map(|service| service.id).collect();
-    Ok(Plan { actions, services, rings, kept })
+    Ok(Plan { actions, services, rings, kept, cut })
 }
 
 /// What was found out about rings that another agent has loaded, by service id: which recipe makes them.

@@ -30,6 +30,10 @@ fn a_prediction_counts_what_then_happens() {
     let [ring] = dry["rings"].as_array().expect("rings").as_slice() else { panic!("{dry}") };
     let alone = ring["on_table_alone"].as_f64().expect("a share");
     assert!((web3 as f64 / 60.0..web3 as f64 / 60.0 + 0.1).contains(&alone), "{web3} of 60, and some: {dry}");
+    // Connections of a VIP that goes have no way to their backend any more, though the backend stays.
+    let other = lab.vip(81);
+    let moved = sluice(&lab, &format!("service set web --vip {other} --dry-run -o json"));
+    assert_eq!(moved.json()["flows_lost"], 60, "{}", moved.out);
     let after = (file(&lab), agent.service("web").expect("service")["backends"].clone());
     assert_eq!(before, after, "a dry run changes nothing");
 
