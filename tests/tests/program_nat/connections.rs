@@ -14,9 +14,11 @@ use crate::support::nat_frames::{FAMILIES, Family, Nat, Setup, answer, answered}
 use crate::support::packets::{ACK, FIN, Packet, RST, SYN};
 use crate::support::parity::{INTERFACE, Twins};
 
-/// Shifts that make time go on by two, by four, and by so much that nothing is a retransmission any more.
+/// Shifts that make time go on by two, by four, and by so much that nothing is a retransmission any more: by eight, when other packets
+/// would change nothing, and by far more.
 const START: u32 = 31;
 const SOON: u32 = 30;
+const ANEW: u32 = 29;
 const LATER: u32 = 26;
 
 fn tcp(family: Family) -> Setup {
@@ -49,7 +51,8 @@ fn a_retransmitted_syn_keeps_its_translation() {
 fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
     let setup = tcp(Family::V4);
     let mut nat = Nat::any();
-    for history in [&[SYN, ACK][..], &[SYN, ACK, ACK | FIN], &[SYN, RST], &[ACK]] {
+    let histories = [&[SYN, ACK][..], &[SYN, ACK, ACK | FIN], &[SYN, RST], &[ACK]];
+    for (history, later) in histories.into_iter().flat_map(|history| [(history, ANEW), (history, LATER)]) {
         nat.change(setup);
         nat.twins.set_time(START);
         let mut first = None;
@@ -58,7 +61,7 @@ fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
             assert_eq!(way(&left), way(first.get_or_insert(left.clone())));
         }
         let first = first.unwrap();
-        nat.twins.set_time(LATER);
+        nat.twins.set_time(later);
         let (second, outcome) = nat.forward(&setup.customer(40_000, SYN, b""));
         assert!(outcome.new_flow(), "{history:?}");
         assert_ne!(way(&second), way(&first), "{history:?}");

@@ -126,11 +126,14 @@ struct Known<'a> {
 impl<'a> Known<'a> {
     #[inline(always)]
     fn find<T: Tables>(tables: &'a T, control: &'a Control, parsed: &Parsed) -> Option<Self> {
+        let transport = parsed.transport;
+        // A SYN may begin another connection.
+        if transport.opens() {
+            return None;
+        }
         let entry = Translations::new(tables, control).entry_soon(&TupleKey::of(&parsed.tuple))?;
         let (translation, tag) = entry.read()?;
-        let transport = parsed.transport;
-        let note =
-            Note::new(tables.now(control).0, transport.opens(), transport.closes(), transport.resets());
+        let note = Note::new(tables.now(control).0, false, transport.closes(), transport.resets());
         tag.is_much_like(tag.noted(note)).then_some(Self { entry, tag, note, translation })
     }
 
