@@ -46,6 +46,29 @@ fn a_retransmitted_syn_keeps_its_translation() {
     }
 }
 
+/// Nearly all packets change nothing but the time of their flow.
+#[test]
+fn every_packet_keeps_its_translation_from_expiring() {
+    for setup in Setup::all().filter(|setup| setup.tcp) {
+        let mut nat = Nat::new(setup);
+        nat.twins.set_time(START);
+        let customers = setup.customer(40_000, ACK, b"");
+        let left =
+            [&setup.customer(40_000, SYN, b""), &customers, &customers].map(|packet| nat.forward(packet).0);
+        let answer = answer(&left[0], ACK, b"");
+        let back = answered(&customers, &answer);
+        nat.back(&answer, &back);
+        nat.back(&answer, &back);
+        nat.twins.set_time(SOON);
+        nat.forward(&customers);
+        nat.back(&answer, &back);
+        let now = nat.twins.memory.now.0;
+        let ticks: Vec<u32> =
+            nat.twins.kernel.tables().translations().map(|(.., state)| state.tick).collect();
+        assert_eq!(ticks, [now, now]);
+    }
+}
+
 /// What came before the SYN decides whether it opens a new connection.
 #[test]
 fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
