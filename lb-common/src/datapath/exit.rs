@@ -106,7 +106,8 @@ mod tests {
     #[test]
     fn exits_survive_the_round_trip() {
         use Stage::{Answer, Icmp, IcmpError, Nat, NatError, NatKnown, NatNew, NatReturn, None, Plain, Rare};
-        for stage in [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, NatKnown, Answer] {
+        for stage in [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, NatKnown, Answer]
+        {
             for &verdict in Verdict::ALL {
                 let exit = Exit { verdict, stage, mtu: 1_480 };
                 assert_eq!(Exit::from_word(exit.to_word()), exit);

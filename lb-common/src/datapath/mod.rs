@@ -33,8 +33,8 @@ pub use tables::{Header, Packet, Refusal, Step, Tables};
 use network_types::eth::EthHdr;
 
 use crate::abi::{
-    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VIP_PROBES, VipBucket, VipFlags, VipSlot,
-    VipTable, interface_slot, vip_key,
+    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VIP_PROBES, VipBucket, VipFlags, VipSlot, VipTable,
+    interface_slot, vip_key,
 };
 use crate::hash;
 use crate::net::{Address, Be16, EtherType, Protocol, Tuple};

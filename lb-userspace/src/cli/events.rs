@@ -8,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
 use tokio::time::sleep;
 
-use super::client::Client;
+use super::client::{ANSWER, Client};
 use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
 use crate::core::events::{Event, Filter, Recorded, Severity, parse_since};
 use crate::io::events::{Events, are_kept, from_folder};
@@ -81,7 +81,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
             }
             Err(Failure::Unreachable(_)) => {
                 if !gone {
-                    eprintln!("sluice: the agent is gone; waiting for it");
+                    eprintln!("sluice: the agent does not answer; waiting for it");
                 }
                 gone = true;
                 sleep(RETRY).await;
@@ -109,7 +109,8 @@ fn filter(arguments: &Arguments) -> Filter {
 
 async fn ask(client: &Client, filter: &Filter) -> Result<Events, Failure> {
     let query = serde_urlencoded::to_string(filter).map_err(Failure::failed)?;
-    client.get(&format!("/v1/events?{query}")).await
+    let limit = ANSWER + Duration::from_secs(filter.wait);
+    client.get_within(limit, &format!("/v1/events?{query}")).await
 }
 
 /// What an agent that no longer runs has kept.

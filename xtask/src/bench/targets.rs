@@ -126,7 +126,11 @@ fn outcome(target: &Target, groups: &[Group]) -> Option<Outcome> {
         Shared(who, to, among) => {
             let of = |who: &str| group.figures().into_iter().find(|figure| figure.who == who);
             let share = (of(who)?.value.median - of(to)?.value.median) / f64::from(among);
-            (format!("{}: {who}", target.group), share, format!(" {} above {to}, if one in {among} is", group.unit))
+            (
+                format!("{}: {who}", target.group),
+                share,
+                format!(" {} above {to}, if one in {among} is", group.unit),
+            )
         }
         Ratio(who, to) => {
             let what = format!("{}: {who}", target.group);

@@ -129,12 +129,8 @@ impl<'a> Known<'a> {
         let entry = Translations::new(tables, control).entry_soon(&TupleKey::of(&parsed.tuple))?;
         let (translation, tag) = entry.read()?;
         let transport = parsed.transport;
-        let note = Note::new(
-            tables.now(control).0,
-            transport.opens(),
-            transport.closes(),
-            transport.resets(),
-        );
+        let note =
+            Note::new(tables.now(control).0, transport.opens(), transport.closes(), transport.resets());
         tag.is_much_like(tag.noted(note)).then_some(Self { entry, tag, note, translation })
     }
 

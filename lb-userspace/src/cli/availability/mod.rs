@@ -4,6 +4,7 @@ mod page;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -18,6 +19,8 @@ use crate::io::report::{Question, report};
 
 /// Lines of a list in the table: the last ones. JSON has more.
 const LINES: usize = 20;
+/// How long the agent may take: it reads all that it has kept.
+const READING: Duration = Duration::from_secs(30);
 
 /// Report how available each service was: what a review of service levels asks for
 ///
@@ -50,7 +53,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
         return Err(Failure::Invalid(vec!["--until: must be later than --since".to_owned()]));
     }
     let query = serde_urlencoded::to_string(&question).map_err(Failure::failed)?;
-    let mut report = match client.get(&format!("/v1/report?{query}")).await {
+    let mut report = match client.get_within(READING, &format!("/v1/report?{query}")).await {
         Err(Failure::Unreachable(unreachable)) => kept(arguments, &question, unreachable)?,
         report => report?,
     };
