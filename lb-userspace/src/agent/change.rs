@@ -78,7 +78,8 @@ impl Agent {
                         EditError::Invalid(errors) => ApiError { kind: ErrorKind::Invalid, errors },
                         error => ApiError::invalid(error),
                     })?;
-                if config == self.config {
+                // What is taken out of the file goes, although its default holds then.
+                if config == self.config && (text == self.text || !edit.takes_away()) {
                     return self.predict(&config, dry_run);
                 }
                 self.change(config, Origin { text, what: edit.to_string(), uid }, terms).await

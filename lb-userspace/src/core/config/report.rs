@@ -15,7 +15,15 @@ pub struct ConfigError {
     pub message: String,
 }
 
+/// How the message about a key that nobody asks for begins.
+pub(super) const UNKNOWN_KEY: &str = "unknown key; ";
+
 impl ConfigError {
+    /// Whether it is about a key that nobody knows.
+    pub fn is_unknown_key(&self) -> bool {
+        self.message.starts_with(UNKNOWN_KEY)
+    }
+
     /// This error as `file:line: path: message`.
     pub fn at(&self, file: &str) -> impl fmt::Display {
         InFile { file: file.to_owned(), error: self.clone() }
