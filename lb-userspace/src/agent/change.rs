@@ -101,12 +101,15 @@ impl Agent {
         }
     }
 
-    /// Reads a configuration; most are nearly that in force.
+    /// Reads a configuration that can be brought into force; most are nearly that in force.
     fn parse(&self, text: &str, name: &str) -> Result<Config, ApiError> {
         if let Some(config) = parse_beside(text, &self.text, &self.config) {
             return Ok(config);
         }
-        parse_config(text, name).map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })
+        let config =
+            parse_config(text, name).map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
+        self.refuse_what_needs_a_restart(&config, text, name)?;
+        Ok(config)
     }
 
     /// The text of a revision, by default of that before the last change.
@@ -157,7 +160,6 @@ impl Agent {
         origin: Origin,
         terms: Terms,
     ) -> Result<ApplyReport, ApiError> {
-        self.refuse_what_needs_a_restart(&config)?;
         let written = self.write_aside(&origin.text, terms.overwrite);
         if terms.dry_run {
             let mut report = self.predict(&config, true)?;
@@ -278,7 +280,7 @@ impl Agent {
 
     async fn reload_with(&mut self, text: String, config: Config) -> Result<(), ApiError> {
         self.refuse_while_waiting()?;
-        self.refuse_what_needs_a_restart(&config)?;
+        self.refuse_what_needs_a_restart(&config, &text, &self.options.config.display().to_string())?;
         let (_, mut report) = self.put_in_force(config).await?;
         self.note(Origin { text, what: "reload".to_owned(), uid: None }, &mut report);
         Ok(())

@@ -84,10 +84,10 @@ impl Report {
     }
 
     /// Records a syntax error; of several on one line only the first, for the rest follow from it.
-    pub(super) fn syntax(&self, offset: usize, message: String) {
+    pub(super) fn syntax(&self, offset: usize, path: String, message: String) {
         let line = self.line_of(offset);
         if self.spoilt_lines.borrow_mut().insert(line) {
-            self.errors.borrow_mut().push(ConfigError { line, path: String::new(), message });
+            self.errors.borrow_mut().push(ConfigError { line, path, message });
         }
     }
 
