@@ -12,7 +12,7 @@ use super::client::Client;
 use super::history::{when, who};
 use super::output::Columns;
 use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
-use crate::core::events::{duration, parse_since};
+use crate::core::events::{duration, parse_since, printable};
 use crate::core::report::{Failover, Gap, GapCause, Outage, Record, Report, ServiceReport, Spans};
 use crate::io::events::are_kept;
 use crate::io::report::{Question, report};
@@ -243,7 +243,7 @@ fn changes(report: &Report) -> String {
             change.revision.to_string(),
             when(change.at),
             change.uid.map_or("agent".to_owned(), who),
-            change.what.clone(),
+            printable(&change.what),
             format!("{} values", change.values),
             format!("{} flows lost", change.flows_lost),
         ]);
