@@ -1,12 +1,13 @@
 //! A change that is asked for → in force and in the agent's file, or neither.
 
 use super::AgentError;
+use super::confirm::check_within;
 use super::start::{self, parse_config};
 use super::state::Agent;
 use crate::core::config::Config;
 use crate::core::diff::diff;
 use crate::core::edit::{EditError, edited_from, parse_beside};
-use crate::core::events::Event;
+use crate::core::events::{Event, printable};
 use crate::io::api::{ApiError, ApplyReport, ApplyRequest, Asked, EditRequest, ErrorKind, RollbackRequest};
 use crate::io::history::Entry;
 use crate::io::probes::TlsClients;
@@ -136,8 +137,9 @@ impl Agent {
         }
     }
 
-    /// Refuses what rests on another configuration than the one in force.
+    /// Refuses what rests on another configuration than the one in force, or could not be kept to.
     fn admit(&self, terms: Terms) -> Result<(), ApiError> {
+        check_within(terms.confirm_within_seconds)?;
         self.refuse_stale(terms.if_revision)?;
         if terms.dry_run { Ok(()) } else { self.refuse_while_waiting() }
     }
@@ -272,7 +274,7 @@ impl Agent {
         };
         if let Err(error) = applied {
             for line in &error.errors {
-                log::error!("{line}");
+                log::error!("{}", printable(line));
             }
             self.record(Event::refused("reload", &error.errors));
         }

@@ -68,7 +68,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
     if !show(arguments, &found.events)? || !arguments.follow {
         return Ok(());
     }
-    filter = Filter { limit: usize::MAX, wait: WAIT_SECONDS, after: found.last, ..filter };
+    filter = Filter { limit: usize::MAX, wait: WAIT_SECONDS, after: Some(found.last), ..filter };
     let mut gone = false;
     loop {
         match ask(client, &filter).await {
@@ -76,7 +76,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
                 if !show(arguments, &found.events)? {
                     return Ok(());
                 }
-                filter.after = found.last;
+                filter.after = Some(found.events.last().map_or(found.last, |event| event.seq));
                 gone = false;
             }
             Err(Failure::Unreachable(_)) => {
