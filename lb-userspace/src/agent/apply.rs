@@ -7,7 +7,7 @@ use super::packet_log;
 use super::start::{self, capacity_beside};
 use super::state::{Agent, Server};
 use crate::core::capture::EndReason;
-use crate::core::config::{Config, Service};
+use crate::core::config::{Config, Service, line_of_agent_key};
 use crate::core::diff::diff;
 use crate::core::effect::effects;
 use crate::core::events::Event;
@@ -95,16 +95,25 @@ impl Agent {
         Ok((before, report))
     }
 
-    /// What cannot change while the agent runs.
-    pub(super) fn refuse_what_needs_a_restart(&self, config: &Config) -> Result<(), ApiError> {
+    /// What cannot change while the agent runs; `text` says the configuration, and `name` is what it is called.
+    pub(super) fn refuse_what_needs_a_restart(
+        &self,
+        config: &Config,
+        text: &str,
+        name: &str,
+    ) -> Result<(), ApiError> {
         let mut errors = Vec::new();
+        let mut refuse = |key: &str, why: &str| {
+            let line = line_of_agent_key(text, key);
+            errors.push(format!("{name}:{line}: agent.{key}: {why}"));
+        };
         let restart = "restart the agent to change it (the data plane goes on meanwhile)";
         let detach = "a link keeps its mode; to change it, run `sluice detach` and start the agent again";
         if config.agent.interfaces != self.config.agent.interfaces {
-            errors.push(format!("agent.interfaces: {restart}"));
+            refuse("interfaces", restart);
         }
         if config.agent.xdp_mode != self.config.agent.xdp_mode {
-            errors.push(format!("agent.xdp_mode: {detach}"));
+            refuse("xdp_mode", detach);
         }
         if errors.is_empty() { Ok(()) } else { Err(ApiError { kind: ErrorKind::Invalid, errors }) }
     }

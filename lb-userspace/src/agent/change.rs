@@ -1,12 +1,13 @@
 //! A change that is asked for → in force and in the agent's file, or neither.
 
 use super::AgentError;
+use super::confirm::check_within;
 use super::start::{self, parse_config};
 use super::state::Agent;
 use crate::core::config::Config;
 use crate::core::diff::diff;
 use crate::core::edit::{EditError, edited_from, parse_beside};
-use crate::core::events::Event;
+use crate::core::events::{Event, printable};
 use crate::io::api::{ApiError, ApplyReport, ApplyRequest, Asked, EditRequest, ErrorKind, RollbackRequest};
 use crate::io::history::Entry;
 use crate::io::probes::TlsClients;
@@ -78,7 +79,8 @@ impl Agent {
                         EditError::Invalid(errors) => ApiError { kind: ErrorKind::Invalid, errors },
                         error => ApiError::invalid(error),
                     })?;
-                if config == self.config {
+                // What is taken out of the file goes, although its default holds then.
+                if config == self.config && (text == self.text || !edit.takes_away()) {
                     return self.predict(&config, dry_run);
                 }
                 self.change(config, Origin { text, what: edit.to_string(), uid }, terms).await
@@ -100,12 +102,15 @@ impl Agent {
         }
     }
 
-    /// Reads a configuration; most are nearly that in force.
+    /// Reads a configuration that can be brought into force; most are nearly that in force.
     fn parse(&self, text: &str, name: &str) -> Result<Config, ApiError> {
         if let Some(config) = parse_beside(text, &self.text, &self.config) {
             return Ok(config);
         }
-        parse_config(text, name).map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })
+        let config =
+            parse_config(text, name).map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
+        self.refuse_what_needs_a_restart(&config, text, name)?;
+        Ok(config)
     }
 
     /// The text of a revision, by default of that before the last change.
@@ -132,8 +137,9 @@ impl Agent {
         }
     }
 
-    /// Refuses what rests on another configuration than the one in force.
+    /// Refuses what rests on another configuration than the one in force, or could not be kept to.
     fn admit(&self, terms: Terms) -> Result<(), ApiError> {
+        check_within(terms.confirm_within_seconds)?;
         self.refuse_stale(terms.if_revision)?;
         if terms.dry_run { Ok(()) } else { self.refuse_while_waiting() }
     }
@@ -156,7 +162,6 @@ impl Agent {
         origin: Origin,
         terms: Terms,
     ) -> Result<ApplyReport, ApiError> {
-        self.refuse_what_needs_a_restart(&config)?;
         let written = self.write_aside(&origin.text, terms.overwrite);
         if terms.dry_run {
             let mut report = self.predict(&config, true)?;
@@ -269,7 +274,7 @@ impl Agent {
         };
         if let Err(error) = applied {
             for line in &error.errors {
-                log::error!("{line}");
+                log::error!("{}", printable(line));
             }
             self.record(Event::refused("reload", &error.errors));
         }
@@ -277,7 +282,7 @@ impl Agent {
 
     async fn reload_with(&mut self, text: String, config: Config) -> Result<(), ApiError> {
         self.refuse_while_waiting()?;
-        self.refuse_what_needs_a_restart(&config)?;
+        self.refuse_what_needs_a_restart(&config, &text, &self.options.config.display().to_string())?;
         let (_, mut report) = self.put_in_force(config).await?;
         self.note(Origin { text, what: "reload".to_owned(), uid: None }, &mut report);
         Ok(())

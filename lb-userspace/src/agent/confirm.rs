@@ -69,6 +69,17 @@ pub(super) fn undo_unconfirmed(config: &Path, history: &mut History) -> Result<(
     Ok(())
 }
 
+/// Refuses a time for a confirmation that none can have.
+pub(super) fn check_within(seconds: Option<u64>) -> Result<(), ApiError> {
+    match seconds {
+        Some(seconds) if !(1..=MAX_WAIT_SECONDS).contains(&seconds) => Err(ApiError::invalid(format!(
+            "--confirm-within: must be 1s to {}m, not {seconds}s",
+            MAX_WAIT_SECONDS / 60
+        ))),
+        _ => Ok(()),
+    }
+}
+
 impl Agent {
     /// When a change must have been confirmed.
     pub(super) fn confirm_by(&self) -> Option<Instant> {
@@ -107,12 +118,6 @@ impl Agent {
         within_seconds: Option<u64>,
     ) -> Result<Option<Waiting>, ApiError> {
         let Some(seconds) = within_seconds.filter(|_| new.text != self.text) else { return Ok(None) };
-        if !(1..=MAX_WAIT_SECONDS).contains(&seconds) {
-            return Err(ApiError::invalid(format!(
-                "--confirm-within: must be 1s to {}m, not {seconds}s",
-                MAX_WAIT_SECONDS / 60
-            )));
-        }
         let pending = Pending {
             revision: self.revision.max(self.history.last_revision()) + 1,
             uid: new.uid,

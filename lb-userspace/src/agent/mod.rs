@@ -36,7 +36,7 @@ use crate::core::trend::STEP;
 use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
 use crate::io::datapath::Datapath;
 use crate::io::host::{give_back_memory, keep_little_memory};
-use crate::io::{events, report};
+use crate::io::{console, events, report};
 
 /// How often idle flows are swept out of the flow table.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
@@ -104,6 +104,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     agent.refresh_network().await;
     let routes = api::control_routes(request_sender)
         .merge(events::routes(agent.events.clone()))
+        .merge(console::routes(agent.events.clone()))
         .merge(report::routes(agent.events.clone()));
     let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Peer>()).into_future();
     tokio::pin!(server);

@@ -45,6 +45,7 @@ pub(super) async fn run(arguments: Arguments, client: Client) -> Result<(), Fail
     };
     agent::run(options).await.map_err(|error| match error {
         AgentError::Config(errors) => Failure::Invalid(errors),
+        AgentError::Store(error) => Failure::unread(&error),
         error => Failure::failed(error),
     })
 }

@@ -25,7 +25,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
     let Terms { dry_run, if_revision, confirm_within, format } = arguments.terms;
     let request = ApplyRequest {
-        config: store::read(&arguments.file).map_err(Failure::failed)?,
+        config: store::read(&arguments.file).map_err(|error| Failure::unread(&error))?,
         name: arguments.file.display().to_string(),
         dry_run,
         if_revision,

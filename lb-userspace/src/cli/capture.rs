@@ -44,7 +44,7 @@ pub(super) struct Arguments {
     #[arg(short, long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
     /// End after this time, an hour at most
-    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = some_time)]
     duration: Duration,
     /// End before the file is larger than so many MiB
     #[arg(long, value_name = "MIB", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
@@ -172,9 +172,9 @@ impl Recording<'_> {
     }
 
     fn finish(mut self, reason: EndReason, counts: Counts) -> Result<(), Failure> {
-        let flushed = self.file.flush();
-        if self.ends != Some(NOBODY) {
-            flushed.map_err(|error| failed(self.arguments, &error))?;
+        match self.file.flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.ends = Some(NOBODY),
+            flushed => flushed.map_err(|error| failed(self.arguments, &error))?,
         }
         let summary = Summary {
             file: self.arguments.write.display().to_string(),
@@ -203,6 +203,12 @@ impl Summary {
             counts.seen, counts.wanted, counts.lost
         )
     }
+}
+
+/// A time that is none at all would capture nothing.
+fn some_time(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).map_err(|error| error.to_string())?;
+    if time.is_zero() { Err("must be more than 0s".to_owned()) } else { Ok(time) }
 }
 
 fn request(arguments: &Arguments) -> CaptureRequest {

@@ -34,10 +34,13 @@ struct Finding {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let text = store::read(&arguments.file).map_err(Failure::failed)?;
     let file = arguments.file.display().to_string();
-    let parsed = config::parse(&text)
-        .map_err(|errors| errors.iter().map(|error| error.at(&file).to_string()).collect::<Vec<_>>());
+    let parsed = match store::read(&arguments.file) {
+        Ok(text) => config::parse(&text)
+            .map_err(|errors| errors.iter().map(|error| error.at(&file).to_string()).collect::<Vec<_>>()),
+        Err(error) if error.is_content() => Err(vec![error.to_string()]),
+        Err(error) => return Err(Failure::failed(error)),
+    };
     if arguments.format.output == Format::Json {
         output::json(&finding(&parsed))?;
     } else if let Ok(config) = &parsed {

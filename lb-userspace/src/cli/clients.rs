@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::client::Client;
+use super::client::{ANSWER, Client};
 use super::output::{Columns, percent};
 use super::{Failure, Format, output};
 use crate::core::capture::{CaptureLine, CaptureRequest};
@@ -90,7 +90,9 @@ async fn sample(
     let mut lines = client.post_for_lines("/v1/capture", &request).await?;
     let (mut before, mut began) = (now.packets, Instant::now());
     loop {
-        let line = lines.next().await.map_err(|error| client.broken(error))?;
+        // Counts come every so often, and the end at the latest when it was to come.
+        let next = async { lines.next().await.map_err(|error| client.broken(error)) };
+        let line = client.within(duration + ANSWER, next).await?;
         let line = line.ok_or_else(|| Failure::Unreachable("the agent ended amid the sample".to_owned()))?;
         match serde_json::from_slice(&line).map_err(Failure::failed)? {
             CaptureLine::Started { .. } => {

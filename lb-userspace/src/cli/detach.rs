@@ -68,7 +68,14 @@ async fn detach(pins: &PinDir, client: &Client) -> Result<Detached, Failure> {
 }
 
 async fn ask(client: &Client, pin_dir: Option<PathBuf>) -> Result<Option<Detached>, Failure> {
-    client.post_if_listening("/v1/detach", &DetachRequest { pin_dir }).await
+    client.post_if_listening("/v1/detach", &DetachRequest { pin_dir }).await.map_err(|error| match error {
+        // What it holds is not taken from under it: it might go on amid that.
+        Failure::Unreachable(why) => Failure::Unreachable(format!(
+            "{why}. To detach without it: `kill -KILL` that process, then `sluice detach` again, with the --pin-dir that it \
+             was started with"
+        )),
+        error => error,
+    })
 }
 
 async fn from_pins(pins: &PinDir, patience: Duration) -> Result<Detached, PinError> {

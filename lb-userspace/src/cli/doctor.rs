@@ -92,7 +92,7 @@ fn config_path(arguments: &Arguments, agent: Option<&Snapshot>, client: &Client)
 }
 
 fn read(path: &Path) -> Result<Config, Failure> {
-    let text = store::read(path).map_err(Failure::failed)?;
+    let text = store::read(path).map_err(|error| Failure::unread(&error))?;
     let name = path.display().to_string();
     config::parse(&text)
         .map_err(|errors| Failure::Invalid(errors.iter().map(|error| error.at(&name).to_string()).collect()))

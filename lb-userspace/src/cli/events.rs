@@ -8,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use jiff::Timestamp;
 use tokio::time::sleep;
 
-use super::client::Client;
+use super::client::{ANSWER, Client};
 use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
 use crate::core::events::{Event, Filter, Recorded, Severity, parse_since};
 use crate::io::events::{Events, are_kept, from_folder};
@@ -68,7 +68,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
     if !show(arguments, &found.events)? || !arguments.follow {
         return Ok(());
     }
-    filter = Filter { limit: usize::MAX, wait: WAIT_SECONDS, after: found.last, ..filter };
+    filter = Filter { limit: usize::MAX, wait: WAIT_SECONDS, after: Some(found.last), ..filter };
     let mut gone = false;
     loop {
         match ask(client, &filter).await {
@@ -76,12 +76,12 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
                 if !show(arguments, &found.events)? {
                     return Ok(());
                 }
-                filter.after = found.last;
+                filter.after = Some(found.events.last().map_or(found.last, |event| event.seq));
                 gone = false;
             }
             Err(Failure::Unreachable(_)) => {
                 if !gone {
-                    eprintln!("sluice: the agent is gone; waiting for it");
+                    eprintln!("sluice: the agent does not answer; waiting for it");
                 }
                 gone = true;
                 sleep(RETRY).await;
@@ -109,7 +109,8 @@ fn filter(arguments: &Arguments) -> Filter {
 
 async fn ask(client: &Client, filter: &Filter) -> Result<Events, Failure> {
     let query = serde_urlencoded::to_string(filter).map_err(Failure::failed)?;
-    client.get(&format!("/v1/events?{query}")).await
+    let limit = ANSWER + Duration::from_secs(filter.wait);
+    client.get_within(limit, &format!("/v1/events?{query}")).await
 }
 
 /// What an agent that no longer runs has kept.

@@ -110,15 +110,28 @@ fn packets(arguments: &Arguments) -> Result<(Vec<PacketSpec>, bool), Failure> {
         return Ok((vec![packet], false));
     }
     let frame = arguments.frame.clone().unwrap_or_default();
-    if !Path::new(&frame).is_file() {
+    let path = Path::new(&frame);
+    if !path.is_file() && is_hex(&frame) {
         return Ok((vec![PacketSpec::Frame(frame)], false));
     }
-    let frames = pcap::frames(Path::new(&frame), MAX_PACKETS).map_err(Failure::failed)?;
+    let frames = pcap::frames(path, MAX_PACKETS).map_err(|error| {
+        if is_hex(&frame) || path.is_file() {
+            return Failure::failed(error);
+        }
+        Failure::Invalid(vec![format!(
+            "--frame: neither hexadecimal nor a capture that can be read: {error}"
+        )])
+    })?;
     let cut = frames.iter().filter(|frame| frame.bytes.len() < frame.length).count();
     if cut > 0 {
         eprintln!("sluice: {cut} packets were cut by the capture: capture with -s 0");
     }
     Ok((frames.iter().map(|frame| PacketSpec::Frame(to_hex(&frame.bytes))).collect(), true))
+}
+
+/// Whether a text can be a frame rather than a file's name.
+fn is_hex(text: &str) -> bool {
+    text.chars().all(|c| c.is_ascii_hexdigit() || c.is_whitespace() || c == ':')
 }
 
 /// Answers from the pinned tables, which are only read.

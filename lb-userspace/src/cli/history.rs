@@ -7,6 +7,7 @@ use super::client::Client;
 use super::output::{Columns, percent};
 use super::terms::{Terms, revision};
 use super::{Failure, Format, OutputFlag, output, report};
+use crate::core::events::printable;
 use crate::io::api::{Confirmed, HistoryReport, RollbackRequest, Unconfirmed};
 use crate::io::history::Entry;
 
@@ -68,7 +69,7 @@ fn render(report: &HistoryReport) -> String {
             entry.revision.to_string(),
             when(entry.at),
             entry.uid.map_or("agent".to_owned(), who),
-            entry.what.clone(),
+            printable(&entry.what),
             effect(entry),
         ]);
     }

@@ -30,6 +30,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::io::store::StoreError;
+
 /// Where the agent's API is, unless told otherwise.
 const DEFAULT_SOCKET: &str = "/run/sluice/sluice.sock";
 /// Where the agent pins, unless told otherwise.
@@ -116,6 +118,11 @@ enum Failure {
 impl Failure {
     fn failed(error: impl ToString) -> Self {
         Self::Failed(error.to_string())
+    }
+
+    /// A configuration file could not be read.
+    fn unread(error: &StoreError) -> Self {
+        if error.is_content() { Self::Invalid(vec![error.to_string()]) } else { Self::failed(error) }
     }
 
     fn exit_code(&self) -> u8 {

@@ -70,6 +70,35 @@ pub enum Edit {
     },
 }
 
+impl Edit {
+    /// Whether it takes keys out of the file.
+    pub fn takes_away(&self) -> bool {
+        self.set().is_some_and(|set| set.values().any(serde_json::Value::is_null))
+    }
+
+    fn set(&self) -> Option<&Settings> {
+        match self {
+            Self::ServiceAdd { set, .. }
+            | Self::ServiceSet { set, .. }
+            | Self::BackendAdd { set, .. }
+            | Self::BackendSet { set, .. } => Some(set),
+            Self::ServiceRemove { .. } | Self::BackendRemove { .. } => None,
+        }
+    }
+
+    /// The same with a value for each key that is to be taken away, so that a key that nobody knows shows.
+    fn giving_instead(mut self) -> Self {
+        if let Self::ServiceAdd { set, .. }
+        | Self::ServiceSet { set, .. }
+        | Self::BackendAdd { set, .. }
+        | Self::BackendSet { set, .. } = &mut self
+        {
+            set.values_mut().filter(|value| value.is_null()).for_each(|value| *value = "".into());
+        }
+        self
+    }
+}
+
 /// As the command that makes it.
 impl fmt::Display for Edit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -147,6 +176,31 @@ pub fn edited_from(text: &str, config: &Config, edit: &Edit) -> Result<(String, 
 
 /// The same, if nobody knows what the text says before.
 pub fn edited(text: &str, edit: &Edit) -> Result<(String, Config), EditError> {
+    if edit.takes_away() {
+        refuse_unknown(text, edit)?;
+    }
+    let (mut document, after) = carried_out(text, edit)?;
+    match config::parse(&after) {
+        Ok(config) => Ok((after, config)),
+        Err(errors) => {
+            Err(EditError::Invalid(errors.iter().map(|error| by_name(error, &mut document)).collect()))
+        }
+    }
+}
+
+/// A key that is not there can be taken away, but only if there is such a key.
+fn refuse_unknown(text: &str, edit: &Edit) -> Result<(), EditError> {
+    let (mut document, after) = carried_out(text, &edit.clone().giving_instead())?;
+    let errors = config::parse(&after).err().unwrap_or_default();
+    let unknown: Vec<String> = errors
+        .iter()
+        .filter(|error| error.is_unknown_key())
+        .map(|error| by_name(error, &mut document))
+        .collect();
+    if unknown.is_empty() { Ok(()) } else { Err(EditError::Invalid(unknown)) }
+}
+
+fn carried_out(text: &str, edit: &Edit) -> Result<(Document, String), EditError> {
     let mut document = Document::parse(text)?;
     match edit {
         Edit::ServiceAdd { service, set } => document.add_service(service, set)?,
@@ -157,12 +211,7 @@ pub fn edited(text: &str, edit: &Edit) -> Result<(String, Config), EditError> {
         Edit::BackendSet { service, backend, set } => document.set_backend(service, backend, set)?,
     }
     let after = document.text();
-    match config::parse(&after) {
-        Ok(config) => Ok((after, config)),
-        Err(errors) => {
-            Err(EditError::Invalid(errors.iter().map(|error| by_name(error, &mut document)).collect()))
-        }
-    }
+    Ok((document, after))
 }
 
 /// An error in a text that nobody has seen: named by service and backend rather than by line and number.

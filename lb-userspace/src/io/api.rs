@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
+use axum::handler::Handler;
 use axum::http::{Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{self, MethodRouter};
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -135,7 +136,6 @@ pub fn control_routes(requests: Requests) -> Router {
         .route("/v1/explain", post(explain))
         .route("/v1/detach", post(detach))
         .fallback(no_such_path)
-        .method_not_allowed_fallback(no_such_method)
         .layer(Extension(Turn::default()))
         .with_state(requests)
 }
@@ -145,9 +145,22 @@ async fn no_such_path(uri: Uri) -> Response {
     (StatusCode::NOT_FOUND, Json(error)).into_response()
 }
 
-async fn no_such_method(method: Method, uri: Uri) -> Response {
-    let other = if method == Method::GET { Method::POST } else { Method::GET };
-    let error = ApiError::invalid(format!("{} takes {other}, not {method}", uri.path()));
+/// A route that is read; another method is told which it takes.
+pub(super) fn get<H: Handler<T, S>, T: 'static, S: Clone + Send + Sync + 'static>(
+    handler: H,
+) -> MethodRouter<S> {
+    routing::get(handler).fallback(async |method, uri| no_such_method("GET and HEAD", &method, &uri))
+}
+
+/// A route that does something.
+pub(super) fn post<H: Handler<T, S>, T: 'static, S: Clone + Send + Sync + 'static>(
+    handler: H,
+) -> MethodRouter<S> {
+    routing::post(handler).fallback(async |method, uri| no_such_method("POST", &method, &uri))
+}
+
+fn no_such_method(taken: &str, method: &Method, uri: &Uri) -> Response {
+    let error = ApiError::invalid(format!("{} takes {taken}, not {method}", uri.path()));
     (StatusCode::METHOD_NOT_ALLOWED, Json(error)).into_response()
 }
 

@@ -5,9 +5,9 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::get;
 use ring::digest::{SHA256, digest};
 
+use super::api::get;
 use super::events::{EventLog, Events};
 
 /// The page, with its style and script inside.

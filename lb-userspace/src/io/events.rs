@@ -9,13 +9,12 @@ use std::time::{Duration, SystemTime};
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::routing::get;
 use axum::{Json, Router};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::api::ApiError;
+use super::api::{ApiError, get};
 use crate::core::events::{Event, Filter, Journal, MAX_LIMIT, Recorded, Severity};
 
 /// The file that is written, in the state directory: one JSON object a line.
@@ -129,8 +128,8 @@ impl EventLog {
     async fn select(&self, mut filter: Filter) -> Events {
         let mut last = self.0.last.subscribe();
         // Numbers beyond the last one are those of a log that was lost.
-        if filter.after > *last.borrow() {
-            filter.after = 0;
+        if filter.after > Some(*last.borrow()) {
+            filter.after = Some(0);
         }
         if filter.wait == 0 {
             return self.now(&filter).await;
@@ -159,14 +158,23 @@ impl EventLog {
         if complete {
             return Events { events, last };
         }
+        let is_from_there_on = filter.after.is_some();
         let (folder, filter) = (self.0.folder.clone(), filter.clone());
         let older = tokio::task::spawn_blocking(move || from_folder(&folder, &filter)).await;
         match older {
             // If the disk could not be written, memory knows more.
-            Ok(older) if older.len() > events.len() => Events { events: older, last },
+            Ok(older)
+                if older.len() > events.len() || (is_from_there_on && begins_before(&older, &events)) =>
+            {
+                Events { events: older, last }
+            }
             _ => Events { events, last },
         }
     }
+}
+
+fn begins_before(one: &[Recorded], other: &[Recorded]) -> bool {
+    one.first().zip(other.first()).is_some_and(|(one, other)| one.seq < other.seq)
 }
 
 impl Inner {
@@ -211,8 +219,12 @@ pub fn last_sign_of_life(folder: &Path) -> Option<Timestamp> {
 pub fn from_folder(folder: &Path, filter: &Filter) -> Vec<Recorded> {
     let limit = filter.limit.min(MAX_LIMIT);
     read(folder, |events| {
+        let mut wanted = events.filter(|event| filter.wants(event));
+        if filter.after.is_some() {
+            return wanted.by_ref().take(limit).collect();
+        }
         let mut found = VecDeque::new();
-        for event in events.filter(|event| filter.wants(event)) {
+        for event in wanted {
             if found.len() >= limit {
                 found.pop_front();
             }
@@ -244,6 +256,7 @@ async fn events(
     filter: Result<Query<Filter>, QueryRejection>,
 ) -> Result<Json<Events>, ApiError> {
     let Query(filter) = filter.map_err(|error| ApiError::invalid(error.body_text()))?;
+    filter.check().map_err(ApiError::invalid)?;
     Ok(Json(log.select(filter).await))
 }
 

@@ -5,12 +5,11 @@ use std::path::Path;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::routing::get;
 use axum::{Json, Router};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::api::ApiError;
+use super::api::{ApiError, get};
 use super::events::{self, EventLog};
 use super::history::{Entry, History};
 use super::store::StoreError;
@@ -61,6 +60,9 @@ async fn answer(
     question: Result<Query<Question>, QueryRejection>,
 ) -> Result<Json<Report>, ApiError> {
     let Query(question) = question.map_err(|error| ApiError::invalid(error.body_text()))?;
+    if question.until.is_some_and(|until| until <= question.since) {
+        return Err(ApiError::invalid("until: must be later than since"));
+    }
     // Megabytes are read: not on the thread that everything else runs on.
     let reported = tokio::task::spawn_blocking(move || report(log.folder(), &question, true)).await;
     reported.map_err(ApiError::failed)?.map(Json).map_err(ApiError::failed)

@@ -22,7 +22,7 @@ fn not_replaced(cause: io::Error) -> io::Error {
 
 /// A file that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {cause}", path = path.display())]
+#[error("{path}:{line}{cause}", path = path.display(), line = line_of(cause))]
 pub struct StoreError {
     /// The file.
     pub path: PathBuf,
@@ -30,9 +30,39 @@ pub struct StoreError {
     pub cause: io::Error,
 }
 
+/// What a file holds is no text.
+#[derive(Debug, thiserror::Error)]
+#[error("not UTF-8; write the file in UTF-8")]
+struct NotUtf8 {
+    /// The line, from 1, with the first byte that is none.
+    line: usize,
+}
+
+impl StoreError {
+    /// Whether the file is there and can be read, but what it holds is wrong.
+    pub fn is_content(&self) -> bool {
+        not_utf8(&self.cause).is_some()
+    }
+}
+
+fn not_utf8(cause: &io::Error) -> Option<&NotUtf8> {
+    cause.get_ref()?.downcast_ref()
+}
+
+/// What stands between a file's name and what is wrong with it.
+fn line_of(cause: &io::Error) -> String {
+    not_utf8(cause).map_or_else(|| " ".to_owned(), |NotUtf8 { line }| format!("{line}: "))
+}
+
 /// Reads a configuration file.
 pub fn read(path: &Path) -> Result<String, StoreError> {
-    fs::read_to_string(path).map_err(|cause| StoreError { path: path.to_owned(), cause })
+    let bytes = fs::read(path).map_err(|cause| StoreError { path: path.to_owned(), cause })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
+        let line = 1 + good.filter(|byte| **byte == b'\n').count();
+        let cause = io::Error::new(io::ErrorKind::InvalidData, NotUtf8 { line });
+        StoreError { path: path.to_owned(), cause }
+    })
 }
 
 /// Reads a configuration file; none if there is no such file.
@@ -189,6 +219,19 @@ mod tests {
         fn drop(&mut self) {
             fs::remove_dir_all(&self.0).unwrap();
         }
+    }
+
+    #[test]
+    fn what_is_no_text_is_told_with_its_line() {
+        let path = std::env::temp_dir().join(format!("sluice-utf8-{}.toml", std::process::id()));
+        fs::write(&path, b"[agent]\n# caf\xe9\n").unwrap();
+        let error = read(&path).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        assert!(error.is_content());
+        assert_eq!(error.to_string(), format!("{}:2: not UTF-8; write the file in UTF-8", path.display()));
+        let missing = read(&path).unwrap_err();
+        assert!(!missing.is_content());
+        assert!(missing.to_string().starts_with(&format!("{}: No such file", path.display())), "{missing}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod page;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Timestamp;
 
@@ -11,13 +12,15 @@ use super::client::Client;
 use super::history::{when, who};
 use super::output::Columns;
 use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
-use crate::core::events::{duration, parse_since};
+use crate::core::events::{duration, parse_since, printable};
 use crate::core::report::{Failover, Gap, GapCause, Outage, Record, Report, ServiceReport, Spans};
 use crate::io::events::are_kept;
 use crate::io::report::{Question, report};
 
 /// Lines of a list in the table: the last ones. JSON has more.
 const LINES: usize = 20;
+/// How long the agent may take: it reads all that it has kept.
+const READING: Duration = Duration::from_secs(30);
 
 /// Report how available each service was: what a review of service levels asks for
 ///
@@ -50,7 +53,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
         return Err(Failure::Invalid(vec!["--until: must be later than --since".to_owned()]));
     }
     let query = serde_urlencoded::to_string(&question).map_err(Failure::failed)?;
-    let mut report = match client.get(&format!("/v1/report?{query}")).await {
+    let mut report = match client.get_within(READING, &format!("/v1/report?{query}")).await {
         Err(Failure::Unreachable(unreachable)) => kept(arguments, &question, unreachable)?,
         report => report?,
     };
@@ -240,7 +243,7 @@ fn changes(report: &Report) -> String {
             change.revision.to_string(),
             when(change.at),
             change.uid.map_or("agent".to_owned(), who),
-            change.what.clone(),
+            printable(&change.what),
             format!("{} values", change.values),
             format!("{} flows lost", change.flows_lost),
         ]);

@@ -91,16 +91,7 @@ impl Watcher {
             let events: Events = self.client.get(&format!("/v1/events?limit={EVENTS}")).await?;
             Ok((snapshot, at, events))
         };
-        let (snapshot, at, events) = match tokio::time::timeout(PATIENCE, answers).await {
-            Ok(answers) => answers?,
-            Err(_) => {
-                let socket = self.client.socket().display();
-                return Err(Failure::Unreachable(format!(
-                    "{socket}: no answer for {} s",
-                    PATIENCE.as_secs()
-                )));
-            }
-        };
+        let (snapshot, at, events) = self.client.within(PATIENCE, answers).await?;
         let seconds =
             self.former.as_ref().map_or(0.0, |(_, before)| at.duration_since(*before).as_secs_f64());
         let now = live(self.former.as_ref().map(|(snapshot, _)| snapshot), &snapshot, seconds);
@@ -183,6 +174,7 @@ async fn carry(wish: &Wish, client: &Client) -> String {
         EditRequest { edit, dry_run: false, if_revision: Some(*revision), confirm_within_seconds: None };
     match client.post::<ApplyReport>("/v1/edit", &request).await {
         Ok(report) => format!("{backend} of {service}: {state} is in force, revision {}", report.revision),
+        Err(Failure::Unreachable(why)) => why.replace('\n', "; "),
         Err(failure) => format!("nothing was changed: {failure}").replace('\n', "; "),
     }
 }

@@ -37,6 +37,16 @@ pub fn parse(text: &str) -> Result<Config, Vec<ConfigError>> {
     }
 }
 
+/// The line of a valid text in which a key of `[agent]` stands, or else that table's.
+pub fn line_of_agent_key(text: &str, key: &str) -> usize {
+    let report = Report::new(text);
+    let root = syntax::read(text, &report);
+    let agent = root.get_ref().get_key_value("agent");
+    let key = agent.and_then(|(_, agent)| agent.get_ref().as_table()?.get_key_value(key)).map(|(key, _)| key);
+    let place = key.or(agent.map(|(agent, _)| agent));
+    place.map_or(1, |place| report.line_of(place.span().start))
+}
+
 fn read_config(mut root: Section<'_>) -> Option<Config> {
     let (mut sources, mut taken) = (Sources::default(), Taken::default());
     let agent = root.required_table("agent").and_then(|section| agent::read(section, &mut sources));

@@ -3,7 +3,7 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::report::{Place, Report};
+use super::report::{Place, Report, UNKNOWN_KEY};
 
 /// A table being read. Keys asked for are known; [`Section::finish`] complains about the others.
 pub(super) struct Section<'a> {
@@ -216,7 +216,7 @@ impl<'a> Section<'a> {
     pub(super) fn finish(self) {
         for key in self.table.keys().map(|key| key.get_ref().as_ref()) {
             if !self.known.contains(&key) {
-                self.wrong(key, format!("unknown key; {}", suggest(key, &self.known)));
+                self.wrong(key, format!("{UNKNOWN_KEY}{}", suggest(key, &self.known)));
             }
         }
     }

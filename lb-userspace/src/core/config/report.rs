@@ -15,7 +15,15 @@ pub struct ConfigError {
     pub message: String,
 }
 
+/// How the message about a key that nobody asks for begins.
+pub(super) const UNKNOWN_KEY: &str = "unknown key; ";
+
 impl ConfigError {
+    /// Whether it is about a key that nobody knows.
+    pub fn is_unknown_key(&self) -> bool {
+        self.message.starts_with(UNKNOWN_KEY)
+    }
+
     /// This error as `file:line: path: message`.
     pub fn at(&self, file: &str) -> impl fmt::Display {
         InFile { file: file.to_owned(), error: self.clone() }
@@ -76,10 +84,10 @@ impl Report {
     }
 
     /// Records a syntax error; of several on one line only the first, for the rest follow from it.
-    pub(super) fn syntax(&self, offset: usize, message: String) {
+    pub(super) fn syntax(&self, offset: usize, path: String, message: String) {
         let line = self.line_of(offset);
         if self.spoilt_lines.borrow_mut().insert(line) {
-            self.errors.borrow_mut().push(ConfigError { line, path: String::new(), message });
+            self.errors.borrow_mut().push(ConfigError { line, path, message });
         }
     }
 

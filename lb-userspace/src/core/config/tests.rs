@@ -415,7 +415,7 @@ weight = 2
             "19: service[0].backend[0].weight: must be 0 to 65535",
             "23: service[0].backend[1].name: \"web1\" is already used by backend[0]",
             "25: service[0].backend[1].colour: unknown key",
-            "27: duplicate key",
+            "27: service[0].backend[1].weight: duplicate key; it is there already, in line 26: remove one",
         ],
     );
 }
@@ -542,4 +542,25 @@ proptest! {
         let parsed = parse(&with_backend(&format!("weight = {weight}")));
         prop_assert_eq!(parsed.is_ok(), (0..=65_535).contains(&weight));
     }
+}
+
+#[test]
+fn the_line_of_a_key_of_the_agent_is_told_for_what_needs_a_restart() {
+    let text = "# all\n[agent]\ninterfaces = [\"eth0\"]\nxdp_mode = \"auto\"\n";
+    assert_eq!(line_of_agent_key(text, "interfaces"), 3);
+    assert_eq!(line_of_agent_key(text, "xdp_mode"), 4);
+    assert_eq!(line_of_agent_key(text, "metrics"), 2, "the table's");
+    assert_eq!(line_of_agent_key("", "metrics"), 1);
+}
+
+#[test]
+fn a_table_that_is_there_twice_is_named() {
+    refused(
+        "[agent]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"a\"\nvips = [\"192.0.2.1:80\"]\n[agent]\n",
+        &["6: agent: duplicate key: remove one"],
+    );
+    refused(
+        &with_health("fall = 2\n[service.health]\nrise = 3"),
+        &["8: service[0].health: duplicate key: remove one"],
+    );
 }

@@ -459,3 +459,21 @@ fn a_text_is_read_beside_the_one_before_where_nothing_else_can_tell() {
     assert!(!read("name    = \"web2\"", "name = \"web1\""), "wrong");
     assert!(!read("name    = \"web2\"", "name = \"web2"), "broken");
 }
+
+#[test]
+fn only_keys_that_there_are_can_be_taken_away() {
+    let message = refused(&set("web", "web1", json!({"wieght": null})));
+    assert_eq!(message, "service[web].backend[web1].wieght: unknown key; did you mean \"weight\"?");
+    let service = |key: &str| Edit::ServiceSet { service: "dns".into(), set: settings(json!({key: null})) };
+    for key in ["colour", "health.colour"] {
+        let message = refused(&service(key));
+        assert!(message.starts_with(&format!("service[dns].{key}: unknown key; known here: ")), "{message}");
+    }
+    for key in ["affinity", "health.interval", "health"] {
+        assert_eq!(after(TEXT, &service(key)), TEXT, "{key} is not there");
+    }
+    // The default is the same, but the line goes.
+    let text = TEXT.replace("protocol = \"udp\"", "protocol = \"udp\"\naffinity = \"connection\"");
+    assert!(service("affinity").takes_away());
+    assert_eq!(after(&text, &service("affinity")), TEXT);
+}

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{Recorded, Severity};
+use super::{Event, Recorded, Severity};
 
 /// Events asked for at most.
 pub const MAX_LIMIT: usize = 10_000;
@@ -12,8 +12,9 @@ pub const MAX_LIMIT: usize = 10_000;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Filter {
-    /// Only those with a higher number.
-    pub after: u64,
+    /// Only those with a higher number; of these the first ones, so that who asks again with the last number misses none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<u64>,
     /// Only those at or after this time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<Timestamp>,
@@ -29,7 +30,7 @@ pub struct Filter {
     /// Only those that matter as much or more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub severity: Option<Severity>,
-    /// At most so many: the last ones.
+    /// At most so many: the last ones, unless `after` says where to begin.
     pub limit: usize,
     /// Seconds to wait for one if there is none yet.
     pub wait: u64,
@@ -38,7 +39,7 @@ pub struct Filter {
 impl Default for Filter {
     fn default() -> Self {
         Self {
-            after: 0,
+            after: None,
             since: None,
             service: None,
             backend: None,
@@ -51,9 +52,23 @@ impl Default for Filter {
 }
 
 impl Filter {
-    /// The last of these events, oldest first, that are wanted.
+    /// What no event can be.
+    pub fn check(&self) -> Result<(), String> {
+        let kinds = self.kind.iter().flat_map(|kinds| kinds.split(','));
+        match kinds.into_iter().find(|kind| !Event::KINDS.contains(kind)) {
+            Some(kind) => {
+                Err(format!("kind: {kind:?} is not known; known here: {}", Event::KINDS.join(", ")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Those of these events, oldest first, that are wanted: see `limit`.
     pub fn select<'a>(&self, events: impl DoubleEndedIterator<Item = &'a Recorded>) -> Vec<Recorded> {
         let limit = self.limit.min(MAX_LIMIT);
+        if self.after.is_some() {
+            return events.filter(|event| self.wants(event)).take(limit).cloned().collect();
+        }
         let mut found: Vec<Recorded> =
             events.rev().filter(|event| self.wants(event)).take(limit).cloned().collect();
         found.reverse();
@@ -66,7 +81,7 @@ impl Filter {
         let is = |wanted: &Option<String>, found: Option<&str>| {
             wanted.as_deref().is_none_or(|wanted| Some(wanted) == found)
         };
-        recorded.seq > self.after
+        self.after.is_none_or(|after| recorded.seq > after)
             && self.since.is_none_or(|since| recorded.time >= since)
             && is(&self.service, event.service())
             && is(&self.backend, event.backend())
@@ -94,5 +109,7 @@ pub fn parse_since(text: &str, now: Timestamp) -> Result<Timestamp, String> {
     };
     let count: i64 = digits.parse().map_err(|_| wrong())?;
     let ago_ms = count.saturating_mul(seconds).saturating_mul(1_000);
-    Ok(Timestamp::from_millisecond(now.as_millisecond().saturating_sub(ago_ms)).unwrap_or(Timestamp::MIN))
+    // Nothing was recorded before there was Unix.
+    let then = Timestamp::from_millisecond(now.as_millisecond().saturating_sub(ago_ms));
+    Ok(then.unwrap_or(Timestamp::MIN).max(Timestamp::UNIX_EPOCH))
 }

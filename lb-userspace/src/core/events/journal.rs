@@ -69,12 +69,15 @@ impl Journal {
         self.last
     }
 
-    /// The last events that the filter lets through, and whether these are all that there could be: older ones than are
+    /// The events that the filter wants of those that are kept here, and whether these are all that there could be: older ones than are
     /// kept here cannot be among them.
     pub fn select(&self, filter: &Filter) -> (Vec<Recorded>, bool) {
         let found = filter.select(self.events.iter());
-        let complete = found.len() >= filter.limit
-            || self.events.front().is_some_and(|first| first.seq <= filter.after.saturating_add(1))
+        let complete = (found.len() >= filter.limit && filter.after.is_none())
+            || self
+                .events
+                .front()
+                .is_some_and(|first| first.seq <= filter.after.unwrap_or(0).saturating_add(1))
             || self.events.front().zip(filter.since).is_some_and(|(first, since)| first.time < since);
         (found, complete)
     }

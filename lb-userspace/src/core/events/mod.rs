@@ -257,11 +257,21 @@ pub struct Recorded {
 impl Recorded {
     /// It in words, with how long the former state had lasted.
     pub fn line(&self) -> String {
+        let text = printable(&self.text);
         match self.lasted_ms {
-            Some(lasted) => format!("{} (after {})", self.text, duration(lasted)),
-            None => self.text.clone(),
+            Some(lasted) => format!("{text} (after {})", duration(lasted)),
+            None => text,
         }
     }
+}
+
+/// A text that others chose, for a line of a terminal: no new lines, nothing that a terminal obeys.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// A time in milliseconds as people read it: the two largest units, tenths below a minute.

@@ -43,7 +43,7 @@ fn memory_is_bounded_and_says_when_older_events_may_be_missing() {
     assert_eq!((kept.len(), kept[0].seq, complete), (1_000, 501, false));
     let complete = |filter: Filter| journal.select(&filter).1;
     assert!(complete(Filter { limit: 10, ..Filter::default() }), "enough was found");
-    assert!(complete(Filter { after: 500, limit: 5_000, ..Filter::default() }));
+    assert!(complete(Filter { after: Some(500), limit: 5_000, ..Filter::default() }));
     assert!(complete(Filter { since: Some(at(501)), limit: 5_000, ..Filter::default() }));
     assert!(!complete(Filter { since: Some(at(500)), limit: 5_000, ..Filter::default() }));
 }
@@ -60,7 +60,7 @@ fn every_field_of_a_filter_narrows() {
     let filter = Filter::default;
     assert_eq!(select(filter()), [1, 2, 3, 4]);
     assert_eq!(select(Filter { limit: 2, ..filter() }), [3, 4], "the last ones, in their order");
-    assert_eq!(select(Filter { after: 3, ..filter() }), [4]);
+    assert_eq!(select(Filter { after: Some(3), ..filter() }), [4]);
     assert_eq!(select(Filter { since: Some(at(1)), ..filter() }), [2, 3, 4]);
     assert_eq!(select(Filter { service: text("web"), ..filter() }), [1, 2, 4]);
     assert_eq!(select(Filter { backend: text("web2"), ..filter() }), [2]);
@@ -144,6 +144,7 @@ fn times_ago_and_times_are_read() {
     assert_eq!(ago("15m"), Ok(900));
     assert_eq!(ago("2h"), Ok(7_200));
     assert_eq!(ago("30d"), Ok(2_592_000));
+    assert_eq!(parse_since("99999999d", now), Ok(Timestamp::UNIX_EPOCH));
     assert_eq!(parse_since("2027-01-15T08:00:00.123Z", now), Ok(now));
     for wrong in ["", "5", "m", "-5m", "5 m", "yesterday"] {
         assert!(parse_since(wrong, now).is_err(), "{wrong:?}");
@@ -154,4 +155,28 @@ fn times_ago_and_times_are_read() {
 fn lasting_is_told_in_two_units() {
     let told = [0, 1_250, 59_999, 61_000, 7_260_000, 90_000_000].map(duration);
     assert_eq!(told, ["0.0 s", "1.2 s", "59.9 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]);
+}
+
+#[test]
+fn names_from_a_request_cannot_write_on_a_terminal() {
+    let mut journal = Journal::default();
+    let refused = Event::refused("backend set we\nb\u{1b}[31m ü weight=5", &["no".to_owned()]);
+    let line = journal.record(refused, at(0)).line();
+    assert!(line.starts_with("backend set we\\nb\\u{1b}[31m ü weight=5: refused"), "{line}");
+    assert!(!line.contains(char::is_control), "{line}");
+}
+
+#[test]
+fn after_a_number_come_the_first_ones() {
+    let mut journal = Journal::default();
+    for second in 0..1_500 {
+        journal.record(Event::NotReconciled { cause: second.to_string() }, at(second));
+    }
+    let select = |after, limit| {
+        let (events, complete) = journal.select(&Filter { after, limit, ..Filter::default() });
+        (seqs(&events), complete)
+    };
+    assert_eq!(select(None, 2), (vec![1_499, 1_500], true));
+    assert_eq!(select(Some(700), 2), (vec![701, 702], true));
+    assert!(!select(Some(0), 2).1, "the first ones are not here any more");
 }

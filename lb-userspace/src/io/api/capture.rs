@@ -6,13 +6,12 @@ use axum::body::Body as Streamed;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
 use bytes::Bytes;
 use futures_util::stream;
 use tokio::sync::{mpsc, oneshot};
 
 use super::changes::Body;
-use super::{ApiError, Request, Requests, ask};
+use super::{ApiError, Request, Requests, ask, post};
 use crate::core::capture::CaptureRequest;
 use crate::io::datapath::{CapturePrograms, LoadError};
 

@@ -5,7 +5,6 @@ use std::fmt;
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{DefaultBodyLimit, FromRequest, OptionalFromRequest, State};
 use axum::http::header;
-use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
@@ -13,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
-use super::{ApiError, Request, Requests, ask};
+use super::{ApiError, Request, Requests, ask, get, post};
 use crate::core::diff::Change;
 use crate::core::edit::Edit;
 use crate::core::effect::RingChange;

@@ -170,3 +170,16 @@ async fn what_is_no_request_is_told_as_every_other_error() {
         assert!(error.errors[0].contains(expected), "{path}: {error:?}");
     }
 }
+
+#[tokio::test]
+async fn another_method_is_told_which_the_path_takes() {
+    for (method, path, taken) in
+        [("PUT", "/v1/apply", "POST"), ("GET", "/v1/explain", "POST"), ("DELETE", "/metrics", "GET and HEAD")]
+    {
+        let request = format!("{method} {path} HTTP/1.1\r\nhost: sluice\r\nconnection: close\r\n\r\n");
+        let answer = exchange(request.into_bytes(), |_| panic!("nothing to ask the agent")).await;
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+        assert!(answer.contains(&format!("\"{path} takes {taken}, not {method}\"")), "{answer}");
+        assert!(answer.contains(&format!("allow: {}\r\n", taken.replace(" and ", ","))), "{answer}");
+    }
+}

@@ -64,6 +64,10 @@ async fn the_disk_is_bounded_and_tells_what_memory_has_forgotten() {
     assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 2);
     let found = log.select(Filter { limit: 3_000, ..Filter::default() }).await.events;
     assert_eq!((found.len(), found.last().unwrap().seq), (3_000, 10_000));
+    // Who asks on and on misses none, wherever they are.
+    let first = found.first().unwrap().seq;
+    let next = log.select(Filter { after: Some(first), limit: 500, ..Filter::default() }).await.events;
+    assert_eq!(seqs(&next), (first + 1..=first + 500).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -71,7 +75,7 @@ async fn a_question_waits_for_the_next_event_that_is_wanted() {
     let folder = Folder::new();
     let log = EventLog::open(&folder.0);
     log.record(failure("before"));
-    let wanted = Filter { after: 1, wait: 20, kind: Some("attached".into()), ..Filter::default() };
+    let wanted = Filter { after: Some(1), wait: 20, kind: Some("attached".into()), ..Filter::default() };
     let asked = tokio::spawn({
         let log = log.clone();
         async move { log.select(wanted).await }
@@ -83,7 +87,7 @@ async fn a_question_waits_for_the_next_event_that_is_wanted() {
     log.record(Event::Attached { interface: "eth0".into() });
     assert_eq!(seqs(&asked.await.unwrap().events), [3]);
     // Numbers of a log that is gone are no reason to be told nothing.
-    assert_eq!(log.select(Filter { after: 99, ..Filter::default() }).await.events.len(), 3);
+    assert_eq!(log.select(Filter { after: Some(99), ..Filter::default() }).await.events.len(), 3);
 }
 
 #[tokio::test]
@@ -94,4 +98,11 @@ async fn without_a_place_on_the_disk_memory_serves() {
     log.record(failure("a"));
     assert_eq!(log.select(everything()).await.events.len(), 1);
     fs::remove_file(&folder.0).unwrap();
+}
+
+#[test]
+fn a_kind_that_there_is_not_is_refused() {
+    let of = |kind: &str| Filter { kind: Some(kind.to_owned()), ..Filter::default() }.check();
+    assert_eq!(of("health,applied"), Ok(()));
+    assert!(of("health,nope").unwrap_err().starts_with("kind: \"nope\" is not known; known here: ready, "));
 }
