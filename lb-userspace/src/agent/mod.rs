@@ -35,6 +35,7 @@ use crate::core::events::Event;
 use crate::core::trend::STEP;
 use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
 use crate::io::datapath::Datapath;
+use crate::io::events::EventLog;
 use crate::io::host::{give_back_memory, keep_little_memory};
 use crate::io::{events, report};
 
@@ -94,9 +95,13 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
         control = listen_control(&options.socket) => control?,
         () = end.received() => return Ok(()),
     };
+    let mut events = None;
     let mut agent = tokio::select! {
-        agent = start::start(options, request_sender.clone(), report_sender, &mut reports) => agent?,
-        () = end.received() => return Ok(()),
+        agent = start::start(options, request_sender.clone(), report_sender, &mut reports, &mut events) => agent?,
+        () = end.received() => {
+            end_early(events);
+            return Ok(());
+        }
     };
     let ControlSocket { file, listener } = control;
     let mut changes = agent.resolver.changes();
@@ -203,6 +208,7 @@ impl Agent {
         match due {
             Due::Recheck => self.refresh_network().await,
             Due::Retry => {
+                self.refresh_interfaces().await;
                 self.retry_hops().await;
                 self.tell_capture_names();
             }
@@ -216,6 +222,16 @@ impl Agent {
                 give_back_memory();
             }
         }
+    }
+}
+
+/// Tells that the agent ends which has not begun to serve; in its log of events, if it has that already.
+fn end_early(events: Option<EventLog>) {
+    let data_plane = "the agent had not begun to serve; what is attached goes on forwarding".to_owned();
+    let event = Event::Ending { data_plane };
+    match events {
+        Some(events) => events.record(event),
+        None => log::info!("{event}"),
     }
 }
 

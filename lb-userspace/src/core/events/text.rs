@@ -36,6 +36,12 @@ impl Display for Event {
                 write!(f, "{interface}: detached; it is no longer in agent.interfaces")
             }
             Self::InterfaceReplaced { interface } => write!(f, "{interface}: the interface was made anew"),
+            Self::TakenOff { interface } => {
+                write!(f, "{interface}: the program was taken off; it is attached again")
+            }
+            Self::NotAttached { interface, cause } => {
+                write!(f, "{interface}: not attached, so packets go past the program: {cause}; trying again")
+            }
             Self::Health { service, backend, from, to, reason } => {
                 write!(f, "service {service}: backend {backend}: {from} → {to}")?;
                 reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
