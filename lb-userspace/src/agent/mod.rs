@@ -86,12 +86,11 @@ enum Next {
 pub async fn run(options: Options) -> Result<(), AgentError> {
     // A wrong configuration is told as such, whatever else stands in the way.
     start::read_config(&options)?;
-    raise_file_limit();
-    keep_little_memory();
+    set_limits();
     let (mut end, mut reload) = (EndSignals::new()?, listen(SignalKind::hangup())?);
     let (request_sender, mut requests) = mpsc::channel::<Request>(64);
     let (report_sender, mut reports) = mpsc::channel::<Report>(1_024);
-    let control = tokio::select! {
+    let ControlSocket { file, listener } = tokio::select! {
         control = listen_control(&options.socket) => control?,
         () = end.received() => return Ok(()),
     };
@@ -103,7 +102,6 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
             return Ok(());
         }
     };
-    let ControlSocket { file, listener } = control;
     let mut changes = agent.resolver.changes();
     // What changed while the agent started was told to nobody.
     agent.refresh_network().await;
@@ -262,8 +260,9 @@ async fn listen_control(path: &Path) -> Result<ControlSocket, ListenError> {
     }
 }
 
-/// Lets the agent open as many files as it may: each probe under way is one.
-fn raise_file_limit() {
+/// Lets the agent open as many files as it may, for each probe under way is one, and keep little memory.
+fn set_limits() {
+    keep_little_memory();
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {

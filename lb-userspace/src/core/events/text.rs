@@ -25,13 +25,7 @@ impl Display for Event {
                 "{interface}: the driver does not take the program ({cause}); running in the slower generic mode. Set \
                  agent.xdp_mode = \"driver\" to make this an error"
             ),
-            Self::ModeKept { interface, mode } => {
-                let slower = if mode == "generic" { "slower " } else { "" };
-                write!(
-                    f,
-                    "{interface}: stays in {slower}{mode} mode, in which a former agent attached it; `sluice detach` ends that"
-                )
-            }
+            Self::ModeKept { interface, mode } => mode_kept(f, interface, mode),
             Self::Detached { interface } => {
                 write!(f, "{interface}: detached; it is no longer in agent.interfaces")
             }
@@ -82,6 +76,14 @@ impl Display for Event {
             Self::Unknown => f.write_str("an event that this version does not know"),
         }
     }
+}
+
+fn mode_kept(f: &mut Formatter<'_>, interface: &str, mode: &str) -> fmt::Result {
+    let slower = if mode == "generic" { "slower " } else { "" };
+    write!(
+        f,
+        "{interface}: stays in {slower}{mode} mode, in which a former agent attached it; `sluice detach` ends that"
+    )
 }
 
 fn shown(f: &mut Formatter<'_>, reason: &str, counts: bool) -> fmt::Result {
