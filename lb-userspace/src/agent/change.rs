@@ -196,6 +196,7 @@ impl Agent {
         match &seen {
             Some(seen) if seen == text => return Ok(None),
             Some(seen) if *seen != self.text && !overwrite => return Err(self.changed_underneath()),
+            None if !overwrite => return Err(self.gone_underneath()),
             _ => {}
         }
         let prepared = store::prepare(path, text).map_err(ApiError::failed)?;
@@ -207,6 +208,14 @@ impl Agent {
         ApiError::conflict(format!(
             "{path}: was changed since the agent read it, and is left as it is; nothing was changed. To have what it \
              says: `sluice apply {path}`. To replace it: `sluice apply --overwrite` with another file"
+        ))
+    }
+
+    fn gone_underneath(&self) -> ApiError {
+        let path = self.options.config.display();
+        ApiError::conflict(format!(
+            "{path}: is gone since the agent read it; nothing was changed. Put it back, or have it made anew, for its \
+             owner alone to read: `sluice apply --overwrite FILE`"
         ))
     }
 

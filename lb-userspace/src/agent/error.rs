@@ -1,6 +1,7 @@
 //! What can keep the agent from starting.
 
 use std::io;
+use std::path::PathBuf;
 
 use crate::core::plan::PlanError;
 use crate::io::api::ListenError;
@@ -21,6 +22,9 @@ pub enum AgentError {
     /// The pin directory.
     #[error(transparent)]
     Pin(#[from] PinError),
+    /// Another agent keeps its history and events in the state directory.
+    #[error("{path}: another sluice agent keeps its history and events there; stop it first, or choose another --state-dir", path = .0.display())]
+    StateDir(PathBuf),
     /// The program cannot be loaded.
     #[error(transparent)]
     Load(#[from] LoadError),

@@ -10,10 +10,10 @@ use lb_common::abi;
 
 use super::state::Agent;
 use crate::core::config::Config;
-use crate::core::events::Event;
+use crate::core::events::{Event, clip};
 use crate::core::reach::{self, Target};
 use crate::io::datapath::Datapath;
-use crate::io::neighbours::{HopError, NextHop};
+use crate::io::neighbours::{HopError, Interface, InterfaceError, NextHop, XdpState};
 
 /// News that are told one by one.
 pub(super) const MAX_NEWS: usize = 10;
@@ -88,25 +88,57 @@ impl Agent {
         }
     }
 
-    /// Looks again at the interfaces: an own MAC address may change, and an interface be made anew under its name.
-    async fn refresh_interfaces(&mut self) {
+    /// Looks again at the interfaces: an own MAC address may change, an interface be made anew under its name, and the program
+    /// be taken off.
+    pub(super) async fn refresh_interfaces(&mut self) {
         for at in 0..self.interfaces.len() {
             let Some(known) = self.interfaces.get(at).cloned() else { continue };
-            let Ok(found) = self.resolver.interface(&known.name).await else { continue };
-            if found == known {
-                continue;
-            }
-            if found.ifindex != known.ifindex && self.options.attach {
-                self.record(Event::InterfaceReplaced { interface: known.name.clone() });
-                // On an error what is known stays, so that the next look tries again.
-                if let Err(error) = self.attach(&known.name).await {
-                    log::error!("{error}");
+            let (found, is_there) = match self.resolver.interface(&known.name).await {
+                Ok(found) => (found, true),
+                // Another one may come under its name.
+                Err(InterfaceError::NotFound { .. }) => {
+                    (Interface { xdp: XdpState::None, ..known.clone() }, false)
                 }
-            } else if let Some(interface) = self.interfaces.get_mut(at) {
+                Err(_) => continue,
+            };
+            if self.options.attach && is_there && !self.pins.is_linked(&known.name, found.ifindex) {
+                self.attach_again(&known.name, found.ifindex == known.ifindex).await;
+            } else if found != known
+                && let Some(interface) = self.interfaces.get_mut(at)
+            {
                 *interface = found;
+            } else {
+                continue;
             }
             self.publish_interfaces();
         }
+    }
+
+    /// Attaches the program to an interface that it is not on any more: it was taken off, or the interface made anew. What goes
+    /// wrong is told once; the next look tries again.
+    async fn attach_again(&mut self, name: &str, taken_off: bool) {
+        let told = self.observed.off.get(name).cloned();
+        if told.is_none() && !taken_off {
+            self.record(Event::InterfaceReplaced { interface: name.to_owned() });
+        }
+        let cause = match self.attach(name).await {
+            Ok(_) => {
+                self.observed.off.remove(name);
+                if taken_off && told.flatten().is_none() {
+                    self.record(Event::TakenOff { interface: name.to_owned() });
+                }
+                return;
+            }
+            Err(error) => error.to_string(),
+        };
+        // What a removed pin held goes a moment later: only who is in the way twice is.
+        let telling = told.as_ref().map(|_| cause.clone());
+        if let Some(told) = &told
+            && telling != *told
+        {
+            self.record(Event::NotAttached { interface: name.to_owned(), cause: clip(&cause) });
+        }
+        self.observed.off.insert(name.to_owned(), telling);
     }
 
     /// Tells the program which interfaces it is on.

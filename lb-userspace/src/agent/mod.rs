@@ -35,6 +35,7 @@ use crate::core::events::Event;
 use crate::core::trend::STEP;
 use crate::io::api::{self, ControlSocket, ListenError, Peer, Request, SocketFile};
 use crate::io::datapath::Datapath;
+use crate::io::events::EventLog;
 use crate::io::host::{give_back_memory, keep_little_memory};
 use crate::io::{console, events, report};
 
@@ -85,20 +86,22 @@ enum Next {
 pub async fn run(options: Options) -> Result<(), AgentError> {
     // A wrong configuration is told as such, whatever else stands in the way.
     start::read_config(&options)?;
-    raise_file_limit();
-    keep_little_memory();
+    set_limits();
     let (mut end, mut reload) = (EndSignals::new()?, listen(SignalKind::hangup())?);
     let (request_sender, mut requests) = mpsc::channel::<Request>(64);
     let (report_sender, mut reports) = mpsc::channel::<Report>(1_024);
-    let control = tokio::select! {
+    let ControlSocket { file, listener } = tokio::select! {
         control = listen_control(&options.socket) => control?,
         () = end.received() => return Ok(()),
     };
+    let mut events = None;
     let mut agent = tokio::select! {
-        agent = start::start(options, request_sender.clone(), report_sender, &mut reports) => agent?,
-        () = end.received() => return Ok(()),
+        agent = start::start(options, request_sender.clone(), report_sender, &mut reports, &mut events) => agent?,
+        () = end.received() => {
+            end_early(events);
+            return Ok(());
+        }
     };
-    let ControlSocket { file, listener } = control;
     let mut changes = agent.resolver.changes();
     // What changed while the agent started was told to nobody.
     agent.refresh_network().await;
@@ -204,6 +207,7 @@ impl Agent {
         match due {
             Due::Recheck => self.refresh_network().await,
             Due::Retry => {
+                self.refresh_interfaces().await;
                 self.retry_hops().await;
                 self.tell_capture_names();
             }
@@ -217,6 +221,16 @@ impl Agent {
                 give_back_memory();
             }
         }
+    }
+}
+
+/// Tells that the agent ends which has not begun to serve; in its log of events, if it has that already.
+fn end_early(events: Option<EventLog>) {
+    let data_plane = "the agent had not begun to serve; what is attached goes on forwarding".to_owned();
+    let event = Event::Ending { data_plane };
+    match events {
+        Some(events) => events.record(event),
+        None => log::info!("{event}"),
     }
 }
 
@@ -247,8 +261,9 @@ async fn listen_control(path: &Path) -> Result<ControlSocket, ListenError> {
     }
 }
 
-/// Lets the agent open as many files as it may: each probe under way is one.
-fn raise_file_limit() {
+/// Lets the agent open as many files as it may, for each probe under way is one, and keep little memory.
+fn set_limits() {
+    keep_little_memory();
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     if let Err(error) = raised {

@@ -1,6 +1,9 @@
 //! The options → a running agent: configuration, program, first health, tables, and only then packets.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
@@ -31,6 +34,7 @@ use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
 use crate::io::history::History;
 use crate::io::host::give_back_memory;
+use crate::io::lock::FolderLock;
 use crate::io::neighbours::{InterfaceError, Resolver, XdpState};
 use crate::io::probes::TlsClients;
 use crate::io::store::{self, StoreError};
@@ -46,10 +50,12 @@ pub(super) async fn start(
     requests: Requests,
     report_sender: mpsc::Sender<Report>,
     reports: &mut mpsc::Receiver<Report>,
+    log: &mut Option<EventLog>,
 ) -> Result<Agent, AgentError> {
     let pins = PinDir::new(&options.pin_dir);
     pins.create()?;
     let lock = pins.lock_within(HANDOVER).await?;
+    let state_lock = lock_state_dir(&options.state_dir).await?;
     let mut history = History::open(&options.state_dir);
     // Only now is it sure that the agent which was to be told has ended.
     undo_unconfirmed(&options.config, &mut history)?;
@@ -69,6 +75,7 @@ pub(super) async fn start(
     kernel.tables().sweep_orphans(&image.backends);
     let events = EventLog::open(&options.state_dir);
     events.note_lapse();
+    *log = Some(events.clone());
     if adopted {
         events.record(Event::Adopted { services: image.services.len() });
     }
@@ -82,7 +89,7 @@ pub(super) async fn start(
         waiting: None,
         started: Instant::now(),
         pins,
-        _lock: lock,
+        _locks: (lock, state_lock),
         kernel,
         resolver,
         interfaces,
@@ -113,6 +120,15 @@ pub(super) async fn start(
     agent.make_room_first(adopted)?;
     agent.begin(&image, reports).await?;
     Ok(agent)
+}
+
+/// Takes the state directory for this agent; none if there cannot be one, as its users will say.
+async fn lock_state_dir(folder: &Path) -> Result<Option<FolderLock>, AgentError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    match (made, FolderLock::take_within(folder, HANDOVER).await) {
+        (Ok(()), Ok(None)) => Err(AgentError::StateDir(folder.to_owned())),
+        (_, lock) => Ok(lock.ok().flatten()),
+    }
 }
 
 fn load(options: &Options, pins: &PinDir, capacity: Capacity) -> Result<(Kernel, bool), AgentError> {

@@ -29,10 +29,11 @@ use crate::core::stats::{
 use crate::core::trend::Trends;
 use crate::core::wanted::{BackendKey, Knowledge};
 use crate::io::api::Requests;
-use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, PinLock, ProbePath};
+use crate::io::datapath::{Datapath, DatapathError, Kernel, PinDir, ProbePath};
 use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
 use crate::io::history::History;
+use crate::io::lock::FolderLock;
 use crate::io::neighbours::{HopError, Interface, Resolver, XdpState};
 use crate::io::probes::TlsClients;
 use crate::io::received;
@@ -61,7 +62,8 @@ pub(super) struct Agent {
     pub(super) waiting: Option<Waiting>,
     pub(super) started: Instant,
     pub(super) pins: PinDir,
-    pub(super) _lock: PinLock,
+    /// The pin directory, and the state directory if there is one.
+    pub(super) _locks: (FolderLock, Option<FolderLock>),
     pub(super) kernel: Kernel,
     pub(super) resolver: Resolver,
     pub(super) interfaces: Vec<Interface>,
@@ -211,12 +213,16 @@ impl Agent {
         let received = received::by_interface();
         let interfaces = self.interfaces.iter().filter_map(|interface| {
             let received = received.get(&interface.name).copied();
-            Some(InterfaceStatus { received, ..interface_status(interface)? })
+            Some(InterfaceStatus { received, ..self.interface_status(interface)? })
         });
+        let not_attached =
+            self.interfaces.iter().filter(|interface| self.interface_status(interface).is_none());
         AgentStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             interfaces: interfaces.collect(),
+            not_attached: not_attached.map(|interface| interface.name.clone()).collect(),
+            no_attach: !self.options.attach,
             revision: self.revision,
             config: self.options.config.display().to_string(),
         }
@@ -268,7 +274,7 @@ impl Agent {
         let interfaces: Vec<String> = self
             .interfaces
             .iter()
-            .map(|interface| match interface_status(interface) {
+            .map(|interface| match self.interface_status(interface) {
                 Some(status) => format!("{} ({} mode)", status.name, status.xdp_mode),
                 None => format!("{} (not attached)", interface.name),
             })
@@ -290,13 +296,16 @@ impl Agent {
             "the program was not attached"
         }
     }
-}
 
-fn interface_status(interface: &Interface) -> Option<InterfaceStatus> {
-    let xdp_mode = match interface.xdp {
-        XdpState::None => return None,
-        XdpState::Driver => "driver",
-        XdpState::Generic => "generic",
-    };
-    Some(InterfaceStatus { name: interface.name.clone(), xdp_mode: xdp_mode.to_owned(), received: None })
+    /// How the program is attached to an interface; none if it is not.
+    fn interface_status(&self, interface: &Interface) -> Option<InterfaceStatus> {
+        let xdp_mode = match interface.xdp {
+            // Another program may be on it.
+            _ if self.observed.off.contains_key(&interface.name) => return None,
+            XdpState::None => return None,
+            XdpState::Driver => "driver",
+            XdpState::Generic => "generic",
+        };
+        Some(InterfaceStatus { name: interface.name.clone(), xdp_mode: xdp_mode.to_owned(), received: None })
+    }
 }

@@ -23,6 +23,8 @@ pub(super) struct Observed {
     statuses: BTreeMap<String, ServiceStatus>,
     pressure: PressureWatch,
     pub(super) signals: PassiveWatch,
+    /// Interfaces that the program is to be on and is not, with why, once that was told.
+    pub(super) off: BTreeMap<String, Option<String>>,
     /// Drained backends that are known to have no live flow left.
     drained: BTreeSet<BackendKey>,
 }

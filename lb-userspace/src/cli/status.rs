@@ -9,7 +9,7 @@ use crate::core::stats::{BackendStats, ServiceStats, Snapshot};
 /// Show what runs and how it is
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
-    /// Exit with 4 if a service is not healthy
+    /// Exit with 4 if a service is not healthy, or the program is not on an interface
     #[arg(long)]
     check: bool,
     #[command(flatten)]
@@ -22,12 +22,11 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
         Format::Json => output::json(&snapshot)?,
         Format::Table => output::print(&render(&snapshot))?,
     }
-    let unwell: Vec<String> = snapshot
-        .services
-        .iter()
-        .filter(|service| service.status != "healthy")
-        .map(|service| format!("service {} is {}", service.name, service.status))
-        .collect();
+    let off = snapshot.agent.not_attached.iter().filter(|_| !snapshot.agent.no_attach);
+    let off = off.map(|interface| format!("the program is not on {interface}"));
+    let unwell = snapshot.services.iter().filter(|service| service.status != "healthy");
+    let unwell = unwell.map(|service| format!("service {} is {}", service.name, service.status));
+    let unwell: Vec<String> = off.chain(unwell).collect();
     if arguments.check && !unwell.is_empty() {
         return Err(Failure::NotAsWished(unwell.join("; ")));
     }
@@ -44,7 +43,8 @@ fn render(snapshot: &Snapshot) -> String {
     let attached = if interfaces.is_empty() {
         "attached to nothing".to_owned()
     } else {
-        format!("on {}", interfaces.join(", "))
+        let not = agent.not_attached.iter().map(|name| format!(", NOT on {name}"));
+        format!("on {}{}", interfaces.join(", "), not.collect::<String>())
     };
     let mut parts = vec![format!(
         "sluice {}, up {} s, {attached}\nconfiguration {}, revision {}; flow table: {} of {} entries taken",

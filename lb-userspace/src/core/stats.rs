@@ -1,6 +1,6 @@
 //! Configuration, health and counters → the one snapshot that status, metrics and API render.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::abi::{RING_SIZE, Traffic, Verdicts};
 use lb_common::flow::Eviction;
@@ -35,6 +35,14 @@ pub struct Snapshot {
     pub program: Option<ProgramRuns>,
 }
 
+impl Snapshot {
+    /// The services that packets have been counted for.
+    pub fn counted(&self) -> BTreeSet<String> {
+        let seen = self.services.iter().filter(|service| service.packets > 0);
+        seen.map(|service| service.name.clone()).collect()
+    }
+}
+
 /// How long the program ran, the stages that it went on with included, since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramRuns {
@@ -53,6 +61,12 @@ pub struct AgentStatus {
     pub uptime_seconds: u64,
     /// The interfaces the program is attached to.
     pub interfaces: Vec<InterfaceStatus>,
+    /// Those of the configuration that it is not attached to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_attached: Vec<String>,
+    /// Whether the agent was told not to attach it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_attach: bool,
     /// Grows with every change of the configuration that came into force.
     pub revision: u64,
     /// The configuration file.

@@ -95,10 +95,14 @@ impl EventLog {
         self.0.last.send_replace(recorded.seq);
     }
 
-    /// Tells if the agent before ended without a word.
+    /// Tells if the agent that served last ended without a word. Those that never came to serve say nothing of it.
     pub fn note_lapse(&self) {
-        let last = self.latest(1).events.pop();
-        let Some(last) = last.filter(|last| !matches!(last.event, Event::Ending { .. })) else { return };
+        let kinds = Filter { kind: Some("ready,ending,lapsed".to_owned()), limit: 1, ..Filter::default() };
+        let told = from_folder(&self.0.folder, &kinds).pop();
+        if !told.is_some_and(|told| matches!(told.event, Event::Ready { .. })) {
+            return;
+        }
+        let Some(last) = self.latest(1).events.pop() else { return };
         let since = last_sign_of_life(&self.0.folder).map_or(last.time, |alive| alive.max(last.time));
         self.record(Event::Lapsed { since });
     }

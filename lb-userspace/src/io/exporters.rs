@@ -187,7 +187,8 @@ mod tests {
         let timing = Timing { buckets: [1; LATENCY_BUCKETS], sum: 1 };
         let tcp = serde_json::to_value(TcpStats::new(&Traffic::default(), &timing)).unwrap();
         let snapshot: Snapshot = serde_json::from_value(serde_json::json!({
-            "agent": {"version": "1", "uptime_seconds": 1, "revision": 1, "config": "", "interfaces": [
+            "agent": {"version": "1", "uptime_seconds": 1, "revision": 1, "config": "",
+                "not_attached": ["eth2"], "interfaces": [
                 {"name": "eth0", "xdp_mode": "driver", "received": {"packets": 5, "bytes": 6, "dropped": 7, "errors": 8}},
                 {"name": "eth1", "xdp_mode": "generic"}]},
             "cpus": [{"cpu": 0, "packets": 3}, {"cpu": 2, "packets": 0}],
@@ -212,6 +213,7 @@ mod tests {
             "sluice_cpu_packets_total{cpu=\"2\"} 0",
             "sluice_interface_attached{interface=\"eth0\",xdp_mode=\"driver\"} 1",
             "sluice_interface_attached{interface=\"eth1\",xdp_mode=\"generic\"} 1",
+            "sluice_interface_attached{interface=\"eth2\",xdp_mode=\"none\"} 0",
             "sluice_interface_received_packets_total{interface=\"eth0\"} 5",
             "sluice_interface_received_bytes_total{interface=\"eth0\"} 6",
             "sluice_interface_received_dropped_total{interface=\"eth0\"} 7",

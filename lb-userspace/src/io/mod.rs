@@ -8,6 +8,7 @@ pub mod events;
 pub mod exporters;
 pub mod history;
 pub mod host;
+pub mod lock;
 pub mod neighbours;
 pub mod pcap;
 pub mod pcapng;

@@ -83,7 +83,7 @@ pub struct Prepared {
 }
 
 /// Writes what [`Prepared::commit`] will put in the file's place, with its permissions and owner; a file that is not
-/// there any more is made anew. What can fail for want of space or permission fails here, mostly; it is [`Prepared::commit`] that
+/// there any more is made anew, for its owner alone. What can fail for want of space or permission fails here, mostly; it is [`Prepared::commit`] that
 /// waits for the disk.
 pub fn prepare(path: &Path, content: &str) -> Result<Prepared, StoreError> {
     let failed = |cause| StoreError { path: path.to_owned(), cause };
@@ -144,10 +144,8 @@ impl Aside {
         // One left behind by a process of the same number that was killed.
         let _ = fs::remove_file(&path);
         let mut options = OpenOptions::new();
-        options.write(true).create_new(true);
-        if former.is_some() {
-            options.mode(0o600);
-        }
+        // It may hold what not everybody is to read, and nothing says who may.
+        options.write(true).create_new(true).mode(0o600);
         let mut file = options.open(&path)?;
         let mut aside = Self { path: Some(path), file: None };
         if let Some(former) = former {
@@ -278,6 +276,11 @@ mod tests {
         fs::remove_file(&file).unwrap();
         prepare(&file, "newer").unwrap().commit().unwrap();
         assert_eq!(read(&link).unwrap(), "newer");
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600,
+            "nothing says who may read it"
+        );
         let error = prepare(&folder.join("none/sluice.toml"), "new").unwrap_err();
         assert!(error.to_string().contains("none/sluice.toml: No such file"), "{error}");
     }

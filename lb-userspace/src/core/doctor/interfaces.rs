@@ -19,6 +19,7 @@ pub(super) fn judge(config: &Config, interface: &InterfaceFacts, facts: &Facts) 
         found.push(finding("interface", Weight::Error, name, (what, why), fix));
     }
     found.extend(foreign_xdp(interface, link));
+    found.extend(not_attached(interface, link, facts));
     found.extend(mode(config, interface, link));
     found.extend(queues(interface, link, facts.host.cpus));
     found.extend(rss(config, interface));
@@ -30,17 +31,49 @@ pub(super) fn judge(config: &Config, interface: &InterfaceFacts, facts: &Facts) 
 
 fn foreign_xdp(interface: &InterfaceFacts, link: &LinkFacts) -> Option<Finding> {
     let name = &interface.name;
-    (link.xdp.is_some() && !interface.pinned).then(|| {
+    (link.xdp.is_some() && !interface.ours).then(|| {
         let what = "an XDP program that is not pinned here is attached";
         let why = "an interface takes one XDP program: the agent cannot attach its own";
-        let fix = [format!("ip link set dev {name} xdp off     # if it is not needed")];
+        let fix = match interface.held_by {
+            None => vec![format!("ip link set dev {name} xdp off     # if it is not needed")],
+            Some(link) => vec![
+                format!("bpftool link show id {link}     # what it is; end the process that holds it, if it is not needed"),
+                "sluice detach --pin-dir DIR     # if it is another Sluice's".to_owned(),
+            ],
+        };
         finding("foreign_xdp", Weight::Error, name, (what, why), fix)
     })
 }
 
+/// The program is to be on it, and nothing is.
+fn not_attached(interface: &InterfaceFacts, link: &LinkFacts, facts: &Facts) -> Option<Finding> {
+    if link.xdp.is_some() {
+        return None;
+    }
+    let (weight, what, fix) = match &facts.agent {
+        Some(agent) if agent.agent.no_attach => (
+            Weight::Warning,
+            "the program is not attached: the agent runs with --no-attach",
+            "start the agent without --no-attach",
+        ),
+        Some(_) => (
+            Weight::Error,
+            "the program is not attached",
+            "sluice events --kind taken_off,not_attached     # the agent attaches it again, or says what is in the way",
+        ),
+        None if interface.pinned => (
+            Weight::Error,
+            "the program was attached, and somebody took it off",
+            "systemctl start sluice     # the agent attaches it again",
+        ),
+        None => return None,
+    };
+    let why = "packets go past it, to the host, and are not balanced";
+    Some(finding("not_attached", weight, &interface.name, (what, why), [fix.to_owned()]))
+}
+
 fn mode(config: &Config, interface: &InterfaceFacts, link: &LinkFacts) -> Option<Finding> {
-    let generic =
-        link.xdp == Some("generic") && interface.pinned && config.agent.xdp_mode != XdpMode::Generic;
+    let generic = link.xdp == Some("generic") && interface.ours && config.agent.xdp_mode != XdpMode::Generic;
     generic.then(|| {
         let what =
             format!("the program runs in generic mode (driver: {})", or_unknown(&interface.nic.driver));

@@ -6,7 +6,7 @@ mod host;
 mod interfaces;
 mod network;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -65,6 +65,8 @@ pub struct Facts {
     pub local_vips: Vec<IpAddr>,
     /// For other VIPs: whether the gateway brings packets for it here. Absent where there is no gateway to be asked.
     pub routed_here: BTreeMap<IpAddr, bool>,
+    /// Services that packets have been counted for, by the agent or by what is pinned.
+    pub counted: BTreeSet<String>,
     /// What the agent says, if one runs.
     pub agent: Option<Snapshot>,
 }
@@ -101,8 +103,12 @@ pub struct InterfaceFacts {
     pub name: String,
     /// What it is; absent if there is none of this name.
     pub link: Option<LinkFacts>,
-    /// Whether a link of this pin directory is on it.
+    /// Whether a link is pinned for it, or the agent says that the program is on it.
     pub pinned: bool,
+    /// Whether the program on it is Sluice's.
+    pub ours: bool,
+    /// The BPF link that holds the program on it, if one does.
+    pub held_by: Option<u32>,
     /// Reverse-path filter in force: 0 off, 1 strict, 2 loose.
     pub rp_filter: Option<u32>,
     /// Whether it forwards IPv4 and IPv6.
@@ -120,6 +126,8 @@ pub struct LinkFacts {
     pub running: bool,
     /// Mode of the XDP program on it: `driver`, `generic`, or none.
     pub xdp: Option<&'static str>,
+    /// That program's number.
+    pub program: Option<u32>,
     /// The kind of a virtual device: `vlan`, `bond`, `veth`, …
     pub kind: String,
     /// The device it is part of, and that one's kind.
@@ -219,7 +227,7 @@ pub enum VipAnswer {
 }
 
 /// The names of all checks, in the order of their findings.
-pub const CHECKS: [&str; 25] = [
+pub const CHECKS: [&str; 26] = [
     "agent",
     "kernel",
     "btf",
@@ -230,6 +238,7 @@ pub const CHECKS: [&str; 25] = [
     "limits",
     "interface",
     "foreign_xdp",
+    "not_attached",
     "driver_mode",
     "queues",
     "rss",

@@ -247,10 +247,7 @@ fn routes(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
     let Some(first) = facts.interfaces.first() else { return found };
     for service in &config.services {
-        let counted = |snapshot: &crate::core::stats::Snapshot| {
-            snapshot.services.iter().any(|seen| seen.name == service.name && seen.packets > 0)
-        };
-        let seen = facts.agent.as_ref().is_some_and(counted);
+        let seen = facts.counted.contains(&service.name);
         for vip in service.vips.iter().map(|vip| vip.address) {
             if seen || facts.local_vips.contains(&vip) || !told.insert(vip) {
                 continue;

@@ -47,6 +47,8 @@ fn well(on_link: bool) -> Facts {
             name: "eth0".into(),
             link: Some(link),
             pinned: true,
+            ours: true,
+            held_by: None,
             rp_filter: Some(2),
             forwarding: [Some(true); 2],
             nic,
@@ -103,7 +105,7 @@ type Fault = (&'static str, Weight, &'static str, fn(&mut Facts));
 
 #[test]
 fn every_fault_of_the_host_is_found_by_itself() {
-    let faults: [Fault; 24] = [
+    let faults: [Fault; 26] = [
         ("kernel", Weight::Error, "install", |f| f.host.kernel = Some((5, 15))),
         ("btf", Weight::Error, "CONFIG_DEBUG_INFO_BTF", |f| f.host.btf = Some(false)),
         ("bpffs", Weight::Warning, "mount -t bpf bpf /sys/fs/bpf", |f| f.host.bpffs = Some(false)),
@@ -117,7 +119,11 @@ fn every_fault_of_the_host_is_found_by_itself() {
         }),
         ("interface", Weight::Error, "ip -brief link", |f| f.interfaces[0].link = None),
         ("interface", Weight::Error, "ip link set dev eth0 up", |f| link(f).running = false),
-        ("foreign_xdp", Weight::Error, "ip link set dev eth0 xdp off", |f| f.interfaces[0].pinned = false),
+        ("foreign_xdp", Weight::Error, "ip link set dev eth0 xdp off", |f| f.interfaces[0].ours = false),
+        ("foreign_xdp", Weight::Error, "bpftool link show id 7 ", |f| {
+            (f.interfaces[0].ours, f.interfaces[0].held_by) = (false, Some(7));
+        }),
+        ("not_attached", Weight::Error, "systemctl start sluice", |f| link(f).xdp = None),
         ("driver_mode", Weight::Warning, "sluice detach", |f| link(f).xdp = Some("generic")),
         ("queues", Weight::Warning, "ethtool -L eth0 combined 4", |f| {
             (nic(f).queues, nic(f).rss_queues) = (Some((1, 8)), None);
@@ -173,6 +179,31 @@ fn what_is_routed_here_or_counted_is_not_missing() {
     let vip = facts.local_vips.remove(0);
     facts.routed_here.insert(vip, true);
     assert!(!found(&config("l2-dsr"), &facts).iter().any(|(check, _)| check == "vip_route"));
+    facts.routed_here.clear();
+    facts.counted.insert("web".into());
+    assert!(!found(&config("l2-dsr"), &facts).iter().any(|(check, _)| check == "vip_route"));
+}
+
+#[test]
+fn an_agent_that_is_not_to_attach_is_only_warned_of() {
+    let agent = |no_attach: bool| {
+        serde_json::from_value(serde_json::json!({
+            "agent": {"version": "1", "uptime_seconds": 1, "revision": 1, "config": "", "interfaces": [],
+                "no_attach": no_attach},
+            "services": [], "verdicts": {}, "flow_table": {"size": 8, "entries": 0, "evictions": {}},
+            "nat": {"size": 0, "entries": 0},
+        }))
+        .unwrap()
+    };
+    for (no_attach, weight) in [(true, Weight::Warning), (false, Weight::Error)] {
+        let mut facts = well(true);
+        (link(&mut facts).xdp, facts.agent) = (None, Some(agent(no_attach)));
+        assert!(found(&config("l2-dsr"), &facts).contains(&("not_attached".into(), weight)), "{no_attach}");
+    }
+    // Nothing was ever loaded.
+    let mut facts = well(true);
+    (link(&mut facts).xdp, facts.interfaces[0].pinned, facts.interfaces[0].ours) = (None, false, false);
+    assert!(!found(&config("l2-dsr"), &facts).iter().any(|(check, _)| check == "not_attached"));
 }
 
 #[test]

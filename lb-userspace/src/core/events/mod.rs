@@ -112,6 +112,18 @@ pub enum Event {
         /// The interface.
         interface: String,
     },
+    /// Somebody took the program off an interface; it is attached again.
+    TakenOff {
+        /// The interface.
+        interface: String,
+    },
+    /// The program is not on an interface, and cannot be attached: packets go past it.
+    NotAttached {
+        /// The interface.
+        interface: String,
+        /// Why.
+        cause: String,
+    },
     /// A backend's health changed.
     Health {
         /// Its service.
@@ -287,7 +299,7 @@ pub fn duration(ms: u64) -> String {
 
 impl Event {
     /// The names of all kinds.
-    pub const KINDS: [&'static str; 23] = [
+    pub const KINDS: [&'static str; 25] = [
         "ready",
         "ending",
         "lapsed",
@@ -299,6 +311,8 @@ impl Event {
         "mode_kept",
         "detached",
         "interface_replaced",
+        "taken_off",
+        "not_attached",
         "health",
         "service_status",
         "applied",
@@ -372,6 +386,8 @@ impl Event {
             Self::ModeKept { .. } => "mode_kept",
             Self::Detached { .. } => "detached",
             Self::InterfaceReplaced { .. } => "interface_replaced",
+            Self::TakenOff { .. } => "taken_off",
+            Self::NotAttached { .. } => "not_attached",
             Self::Health { .. } => "health",
             Self::ServiceStatus { .. } => "service_status",
             Self::Applied { .. } => "applied",
@@ -391,11 +407,12 @@ impl Event {
     /// How much it matters.
     pub fn severity(&self) -> Severity {
         match self {
-            Self::Refused { .. } | Self::NotReconciled { .. } => Severity::Error,
+            Self::Refused { .. } | Self::NotReconciled { .. } | Self::NotAttached { .. } => Severity::Error,
             Self::Lapsed { .. }
             | Self::ModeFallback { .. }
             | Self::ModeKept { .. }
             | Self::InterfaceReplaced { .. }
+            | Self::TakenOff { .. }
             | Self::NextHopLost { .. } => Severity::Warn,
             Self::Resized { flows_lost: 1.., .. } => Severity::Warn,
             Self::Health { to, .. } if to == "unhealthy" => Severity::Warn,

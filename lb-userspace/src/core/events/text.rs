@@ -25,17 +25,17 @@ impl Display for Event {
                 "{interface}: the driver does not take the program ({cause}); running in the slower generic mode. Set \
                  agent.xdp_mode = \"driver\" to make this an error"
             ),
-            Self::ModeKept { interface, mode } => {
-                let slower = if mode == "generic" { "slower " } else { "" };
-                write!(
-                    f,
-                    "{interface}: stays in {slower}{mode} mode, in which a former agent attached it; `sluice detach` ends that"
-                )
-            }
+            Self::ModeKept { interface, mode } => mode_kept(f, interface, mode),
             Self::Detached { interface } => {
                 write!(f, "{interface}: detached; it is no longer in agent.interfaces")
             }
             Self::InterfaceReplaced { interface } => write!(f, "{interface}: the interface was made anew"),
+            Self::TakenOff { interface } => {
+                write!(f, "{interface}: the program was taken off; it is attached again")
+            }
+            Self::NotAttached { interface, cause } => {
+                write!(f, "{interface}: not attached, so packets go past the program: {cause}; trying again")
+            }
             Self::Health { service, backend, from, to, reason } => {
                 write!(f, "service {service}: backend {backend}: {from} → {to}")?;
                 reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
@@ -76,6 +76,14 @@ impl Display for Event {
             Self::Unknown => f.write_str("an event that this version does not know"),
         }
     }
+}
+
+fn mode_kept(f: &mut Formatter<'_>, interface: &str, mode: &str) -> fmt::Result {
+    let slower = if mode == "generic" { "slower " } else { "" };
+    write!(
+        f,
+        "{interface}: stays in {slower}{mode} mode, in which a former agent attached it; `sluice detach` ends that"
+    )
 }
 
 fn shown(f: &mut Formatter<'_>, reason: &str, counts: bool) -> fmt::Result {

@@ -167,13 +167,16 @@ impl Reporter {
     }
 
     fn revise(&mut self, at: i64, services: &BTreeMap<String, BTreeSet<String>>) {
-        let status = if self.watching { Status::Healthy } else { Status::Unknown };
+        let watching = self.watching;
         for (name, backends) in services {
-            match self.services.get_mut(name) {
-                None => drop(self.services.insert(name.clone(), Service::new(self.window, at, status))),
-                Some(service) if service.exists() => service.keep_backends(at, backends),
-                Some(service) => service.add_again(at, status),
+            let is_well = watching && !backends.is_empty();
+            let status = if is_well { Status::Healthy } else { Status::Unknown };
+            let known = self.services.entry(name.clone());
+            let service = known.or_insert_with(|| Service::new(self.window, at, status));
+            if !service.exists() {
+                service.add_again(at, status);
             }
+            service.note_backends(at, backends, watching);
         }
         for (name, service) in &mut self.services {
             if service.exists() && !services.contains_key(name) {
@@ -200,7 +203,7 @@ impl Reporter {
         self.watching = true;
         let mut found = std::mem::take(&mut self.found);
         for (name, service) in self.services.iter_mut().filter(|(_, service)| service.exists()) {
-            service.turn(at, None, found.remove(name).unwrap_or(Status::Healthy));
+            service.watched(at, found.remove(name));
         }
         for (name, status) in found {
             self.services.insert(name, Service::new(self.window, at, status));

@@ -89,6 +89,10 @@ pub(super) struct Service {
     status: Status,
     /// When the status began.
     began: i64,
+    /// Whether it has no backend.
+    bare: bool,
+    /// Whether its status follows from that alone, so that no event tells when it ends.
+    inferred: bool,
     /// Whether the next transition will tell what the status is.
     untold: bool,
     by_status: BTreeMap<Status, i64>,
@@ -107,6 +111,8 @@ impl Service {
             removed: None,
             status,
             began: at,
+            bare: false,
+            inferred: false,
             untold: false,
             by_status: BTreeMap::new(),
             periods: Last::default(),
@@ -133,7 +139,7 @@ impl Service {
             self.status = from;
             self.note_outage(self.began, from);
         }
-        self.untold = false;
+        (self.untold, self.inferred) = (false, false);
         if to == self.status {
             return;
         }
@@ -207,6 +213,24 @@ impl Service {
         for backend in gone {
             self.backend_back(at, &backend);
         }
+    }
+
+    /// A configuration gives it these backends. Until the first one comes it is only beginning: neither available nor out.
+    pub(super) fn note_backends(&mut self, at: i64, backends: &BTreeSet<String>, watching: bool) {
+        self.keep_backends(at, backends);
+        self.bare = backends.is_empty();
+        if self.bare {
+            self.inferred |= watching && self.status == Status::Unknown;
+        } else if std::mem::take(&mut self.inferred) {
+            self.turn(at, None, Status::Healthy);
+        }
+    }
+
+    /// An agent begins to watch, and told this of it. What it does not tell of is well, unless it has no backend.
+    pub(super) fn watched(&mut self, at: i64, told: Option<Status>) {
+        let untold = if self.bare { Status::Down } else { Status::Healthy };
+        self.turn(at, None, told.unwrap_or(untold));
+        self.inferred = self.bare && told.is_none();
     }
 
     /// It is removed.

@@ -234,6 +234,27 @@ fn services_count_from_when_they_are_known_until_they_are_gone() {
 }
 
 #[test]
+fn a_service_without_a_backend_is_not_available() {
+    let revisions = vec![
+        revision(1, 0, &[("old", &[])]),
+        revision(2, 100, &[("old", &[]), ("new", &[])]),
+        revision(3, 150, &[("old", &["a"]), ("new", &["a"])]),
+    ];
+    let report = Story { revisions, ..Story::default() }.report(&[(0, ready()), (900, ending())]);
+    // One that is there when the agent starts is down; one that is added begins with its first backend.
+    assert_eq!(seconds(service(&report, "old")), [750.0, 0.0, 0.0, 150.0, 100.0]);
+    assert_eq!(seconds(service(&report, "new")), [750.0, 0.0, 0.0, 0.0, 150.0]);
+    assert_eq!(service(&report, "new").outages.count, 0);
+    let lost = vec![revision(1, 0, &WEB), revision(2, 100, &[("web", &[])]), revision(3, 300, &WEB)];
+    let report = Story { revisions: lost, ..Story::default() }.report(&[
+        (0, ready()),
+        (100, status("web", Some("healthy"), "down")),
+        (310, status("web", Some("down"), "healthy")),
+    ]);
+    assert_eq!(seconds(service(&report, "web")), [790.0, 0.0, 0.0, 210.0, 0.0], "as events tell");
+}
+
+#[test]
 fn a_backend_that_is_out_from_the_very_beginning_is_told() {
     let report = Story { revisions: vec![revision(1, 2, &WEB)], ..Story::default() }.report(&[
         (0, health("web1", "unhealthy")),

@@ -2,9 +2,10 @@
 
 use std::io;
 
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::{FdLink, LinkInfo, LinkType, PinnedLink};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode};
+use aya::programs::{ProgramError, Xdp, XdpMode as AyaMode, loaded_links};
+use nix::net::if_::if_nametoindex;
 
 use super::kernel::{Kernel, LoadError, chain};
 use super::pins::{PinDir, PinError};
@@ -24,7 +25,8 @@ pub enum AttachError {
     NoInterface(String),
     /// Another XDP program is on the interface.
     #[error(
-        "{0}: another XDP program is attached; `ip link set dev {0} xdp off` removes it, if it is not needed"
+        "{0}: another XDP program is attached; if it is not needed: `ip link set dev {0} xdp off`, or, where a BPF link holds \
+         it (`bpftool link` shows it), end the process that does, or `sluice detach --pin-dir DIR` if it is another Sluice's"
     )]
     Busy(String),
     /// The driver does not take it.
@@ -61,20 +63,14 @@ pub enum Attached {
 impl Kernel {
     /// Attaches the program to an interface, through its pinned link if there is one.
     pub fn attach(&mut self, pins: &PinDir, interface: &str, mode: XdpMode) -> Result<Attached, AttachError> {
-        let path = pins.link(interface);
+        let ifindex = if_nametoindex(interface).unwrap_or(0);
         let program = self.program()?;
-        if path.exists() {
-            match replace(program, pins, interface) {
-                Ok(()) => return Ok(Attached::Replaced),
-                // The interface it was on is gone; this one only has its name.
-                Err(ProgramError::SyscallError(error))
-                    if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
-                {
-                    pins.remove(&path)?;
-                }
-                Err(error) => return Err(other(interface, &error)),
-            }
+        if pins.is_linked(interface, ifindex) {
+            let replaced = replace(program, pins, interface).map_err(|error| other(interface, &error));
+            return replaced.map(|()| Attached::Replaced);
         }
+        // It was taken off, or the interface it was on is gone or has another name; this one only has its old one.
+        pins.remove_link(interface)?;
         let attached = match mode {
             XdpMode::Driver => {
                 create(program, pins, interface, AyaMode::Driver)?;
@@ -95,6 +91,15 @@ impl Kernel {
         };
         Ok(attached)
     }
+}
+
+/// The number of the BPF link that holds an XDP program of this number on an interface; none if no link does, or this user may
+/// not know.
+pub fn link_of(program: u32) -> Option<u32> {
+    let is_its = |link: &LinkInfo| {
+        link.program_id() == program && link.link_type().is_ok_and(|kind| kind == LinkType::Xdp)
+    };
+    loaded_links().filter_map(Result::ok).find(is_its).map(|link| link.id())
 }
 
 /// Puts the program onto the link that is pinned; the pin keeps the link.

@@ -28,7 +28,8 @@ pub enum DecapAttachError {
     NoInterface(String),
     /// Another XDP program is on the interface.
     #[error(
-        "{0}: another XDP program is attached; `ip link set dev {0} xdp off` removes it, if it is not needed"
+        "{0}: another XDP program is attached; if it is not needed: `ip link set dev {0} xdp off`, or, where a BPF link holds \
+         it (`bpftool link` shows it), end the process that does, or `sluice detach --pin-dir DIR` if it is another Sluice's"
     )]
     Busy(String),
     /// Anything else.

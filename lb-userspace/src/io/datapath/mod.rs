@@ -24,13 +24,13 @@ mod rings;
 mod tables;
 mod translations;
 
-pub use attach::{AttachError, Attached};
+pub use attach::{AttachError, Attached, link_of};
 pub use capture::{CaptureFeed, CapturePrograms, CaptureRecords, forget_capture, since_epoch_ns};
 pub use counts::PacketsByCpu;
 pub use decap::{DecapAttachError, Decapsulator};
 pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
-pub use pins::{PinDir, PinError, PinLock};
+pub use pins::{PinDir, PinError};
 pub use probe_path::{ProbeCounts, ProbePath, ProbePathError};
 pub use region::Access;
 pub use resize::Resized;

@@ -66,16 +66,37 @@ where
     program.try_into().map_err(|error: ProgramError| part(chain(&error)))
 }
 
-/// Has the kernel verify and load a program of the object.
+/// How often the kernel is asked again to load a program, when it broke off because a signal came.
+const INTERRUPTED_LOADS: u32 = 10;
+
+/// Has the kernel verify and load a program of the object. A signal that comes meanwhile makes it break off.
 pub(super) fn load_program<'a, P: 'a>(
     bpf: &'a mut Ebpf,
     name: &'static str,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+    load: impl Fn(&mut P) -> Result<(), ProgramError>,
 ) -> Result<(), LoadError>
 where
     &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
 {
-    Ok(load(program(bpf, name)?)?)
+    Ok(again_if_interrupted(program(bpf, name)?, load, is_interrupted)?)
+}
+
+fn is_interrupted(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::LoadError { io_error, .. } if io_error.raw_os_error() == Some(libc::EAGAIN))
+}
+
+fn again_if_interrupted<P, E>(
+    program: &mut P,
+    load: impl Fn(&mut P) -> Result<(), E>,
+    is_interrupted: fn(&E) -> bool,
+) -> Result<(), E> {
+    for _ in 0..INTERRUPTED_LOADS {
+        match load(program) {
+            Err(error) if is_interrupted(&error) => {}
+            result => return result,
+        }
+    }
+    load(program)
 }
 
 /// Loads the programs of the stages, and lets the main one go on with them. A program that is attached meanwhile goes on with
@@ -92,4 +113,27 @@ fn load_stages(bpf: &mut Ebpf) -> Result<(), LoadError> {
         stages.set(stage as u32, descriptor, 0).map_err(failed)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Loads that fail with this error so many times: how many there are, and whether the last one is well.
+    fn loads(error: libc::c_int, failures: u32) -> (u32, bool) {
+        let mut loads = 0;
+        let load = |loads: &mut u32| {
+            *loads += 1;
+            if *loads > failures { Ok(()) } else { Err(error) }
+        };
+        let loaded = again_if_interrupted(&mut loads, load, |error| *error == libc::EAGAIN);
+        (loads, loaded.is_ok())
+    }
+
+    #[test]
+    fn a_load_that_a_signal_breaks_off_is_begun_again() {
+        assert_eq!(loads(libc::EAGAIN, 3), (4, true));
+        assert_eq!(loads(libc::EAGAIN, u32::MAX), (INTERRUPTED_LOADS + 1, false));
+        assert_eq!(loads(libc::EACCES, 1), (1, false), "what the verifier refuses");
+    }
 }

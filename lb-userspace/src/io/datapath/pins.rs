@@ -3,7 +3,7 @@
 mod link;
 
 use std::ffi::CString;
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
@@ -13,11 +13,11 @@ use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::abi::{self, Control, map};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
-use tokio::time::{Instant, sleep};
 
 use super::probe_path;
 use super::region::{Access, Region};
 use crate::core::image::Capacity;
+use crate::io::lock::FolderLock;
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS: FsType = FsType(0xcafe_4a11);
@@ -29,8 +29,6 @@ const LINK_PREFIX: &str = "link-";
 const MAPS: &str = "maps";
 /// Where those are that are being filled, or that were in force before and are not emptied yet.
 const OTHER_MAPS: &str = "maps_other";
-/// How often to look whether another process has let go of the directory.
-const LOCK_POLL: Duration = Duration::from_millis(50);
 
 /// What is wrong with the pin directory.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +79,6 @@ pub struct PinDir {
     root: PathBuf,
     maps: &'static str,
 }
-
-/// Keeps other agents away for as long as it lives.
-#[derive(Debug)]
-pub struct PinLock(#[expect(dead_code, reason = "held, not used")] File);
 
 /// What a pin directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +154,11 @@ impl PinDir {
         self.root.join(format!("{LINK_PREFIX}{}", escape(interface)))
     }
 
+    /// Whether the link that is pinned for an interface is on it. It is not if it was taken off, or its pin removed.
+    pub fn is_linked(&self, interface: &str, ifindex: u32) -> bool {
+        link::ifindex(&self.link(interface)).is_ok_and(|found| found != 0 && found == ifindex)
+    }
+
     /// Whether there is such a directory.
     pub fn exists(&self) -> Result<bool, PinError> {
         self.has(&self.root)
@@ -206,25 +205,10 @@ impl PinDir {
         self.create_maps()
     }
 
-    /// Takes the directory for this process.
-    pub fn lock(&self) -> Result<PinLock, PinError> {
-        let folder = File::open(&self.root).map_err(|cause| self.io(&self.root, cause))?;
-        match folder.try_lock() {
-            Ok(()) => Ok(PinLock(folder)),
-            Err(TryLockError::WouldBlock) => Err(PinError::Locked(self.root.clone())),
-            Err(TryLockError::Error(cause)) => Err(self.io(&self.root, cause)),
-        }
-    }
-
     /// Takes the directory for this process; one that another process holds may be let go of within this time.
-    pub async fn lock_within(&self, patience: Duration) -> Result<PinLock, PinError> {
-        let deadline = Instant::now() + patience;
-        loop {
-            match self.lock() {
-                Err(PinError::Locked(_)) if Instant::now() < deadline => sleep(LOCK_POLL).await,
-                result => return result,
-            }
-        }
+    pub async fn lock_within(&self, patience: Duration) -> Result<FolderLock, PinError> {
+        let taken = FolderLock::take_within(&self.root, patience).await;
+        taken.map_err(|cause| self.io(&self.root, cause))?.ok_or_else(|| PinError::Locked(self.root.clone()))
     }
 
     /// What is pinned. Maps that another version would misread are an error: the loader would adopt them silently.

@@ -49,7 +49,13 @@ fn link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.facts.mtu = *mtu,
             LinkAttribute::Controller(index) => link.master = Some(*index),
             LinkAttribute::Link(index) => link.lower = Some(*index),
-            LinkAttribute::Xdp(values) => link.facts.xdp = xdp(values),
+            LinkAttribute::Xdp(values) => {
+                link.facts.xdp = xdp(values);
+                link.facts.program = values.iter().find_map(|value| match value {
+                    LinkXdp::ProgId(program) => Some(*program),
+                    _ => None,
+                });
+            }
             LinkAttribute::LinkInfo(values) => {
                 let kind = values.iter().find_map(|value| match value {
                     LinkInfo::Kind(kind) => Some(kind.to_string()),

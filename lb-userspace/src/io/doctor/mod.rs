@@ -5,7 +5,7 @@ mod links;
 mod probes;
 mod wire;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -16,10 +16,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream;
 use nix::ifaddrs::getifaddrs;
-use nix::net::if_::if_indextoname;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use nix::sys::resource::{Resource, getrlimit};
 
-use super::datapath::PinDir;
+use super::datapath::{Access, Datapath, Kernel, PinDir, link_of};
 use super::host;
 use super::neighbours::{HopError, NextHop, Resolver};
 use crate::core::config::{BackendState, Config};
@@ -50,10 +50,13 @@ pub async fn facts(
         let agent = agent.iter().flat_map(|snapshot| &snapshot.agent.interfaces);
         agent.into_iter().any(|interface| interface.name == name)
     };
+    let is_linked = |name: &str| pins.is_linked(name, if_nametoindex(name).unwrap_or(0));
     let interface = |name: &String| InterfaceFacts {
         name: name.clone(),
         link: links.get(name).cloned(),
         pinned: pins.link(name).exists() || is_agents(name),
+        ours: is_linked(name) || is_agents(name),
+        held_by: links.get(name).and_then(|link| link_of(link.program?)),
         rp_filter: rp_filter(name),
         forwarding: ["ipv4", "ipv6"].map(|family| {
             setting::<u32>(&format!("net/{family}/conf/{name}/forwarding")).map(|value| value != 0)
@@ -66,6 +69,7 @@ pub async fn facts(
         interfaces,
         ways: ways.iter().map(|(key, way)| (*key, told(way))).collect(),
         local_vips: local_vips(config)?,
+        counted: agent.as_ref().map_or_else(|| counted(pins), Snapshot::counted),
         agent,
         ..Facts::default()
     };
@@ -129,6 +133,16 @@ fn addresses() -> io::Result<Vec<(String, IpAddr)>> {
     let entries = getifaddrs()?;
     let own = entries.filter_map(|entry| Some((entry.interface_name, host::ip(&entry.address?)?)));
     Ok(own.collect())
+}
+
+/// The services that what is pinned has counted packets for; none if it cannot be read.
+fn counted(pins: &PinDir) -> BTreeSet<String> {
+    let Ok(kernel) = Kernel::open(pins, Access::Read) else { return BTreeSet::new() };
+    let Ok(forwarded) = kernel.forwarded() else { return BTreeSet::new() };
+    let names = kernel.tables().service_names();
+    let seen =
+        names.into_iter().filter(|(id, _)| forwarded.services.get(id).is_some_and(|seen| seen.packets > 0));
+    seen.map(|(_, name)| name).collect()
 }
 
 /// The reverse-path filter in force: the stricter setting is the smaller number, but the larger one counts.

@@ -106,3 +106,25 @@ fn a_kind_that_there_is_not_is_refused() {
     assert_eq!(of("health,applied"), Ok(()));
     assert!(of("health,nope").unwrap_err().starts_with("kind: \"nope\" is not known; known here: ready, "));
 }
+
+#[test]
+fn only_an_agent_that_served_ends_without_a_word() {
+    let folder = Folder::new();
+    let lapses = |events: &[Event]| {
+        let log = EventLog::open(&folder.0);
+        events.iter().for_each(|event| log.record(event.clone()));
+        drop(log);
+        let log = EventLog::open(&folder.0);
+        log.note_lapse();
+        matches!(log.latest(1).events.pop().map(|last| last.event), Some(Event::Lapsed { .. }))
+    };
+    let ready = || Event::Ready { version: "1".into(), what: "services: 1".into() };
+    let ending = || Event::Ending { data_plane: "goes on".into() };
+    let adopted = || Event::Adopted { services: 1 };
+    assert!(!lapses(&[]), "the first one");
+    assert!(!lapses(&[adopted()]), "a start that failed");
+    assert!(lapses(&[ready(), failure("a")]));
+    assert!(!lapses(&[adopted()]), "that was told already");
+    assert!(!lapses(&[ready(), ending()]));
+    assert!(!lapses(&[adopted()]), "a start that failed, after one that ended");
+}

@@ -47,7 +47,7 @@ const OF_INTERFACES: [OfInterface; 4] = [
     ),
 ];
 
-/// Adds the lines: one for each CPU, five for each interface that the program is attached to.
+/// Adds the lines: one for each CPU, five for each interface that the program is attached to, one for each other one.
 pub(super) fn register(registry: &mut Registry, snapshot: &Snapshot) {
     let cpus = Family::<CpuLabel, Counter>::default();
     for stats in &snapshot.cpus {
@@ -61,8 +61,12 @@ pub(super) fn register(registry: &mut Registry, snapshot: &Snapshot) {
         let label = AttachedLabel { interface: interface.name.clone(), xdp_mode: interface.xdp_mode.clone() };
         attached.get_or_create(&label).set(1);
     }
-    let help =
-        "1 for each interface that the program is attached to, and how: driver, or generic, which is slower";
+    for interface in &snapshot.agent.not_attached {
+        let label = AttachedLabel { interface: interface.clone(), xdp_mode: "none".to_owned() };
+        attached.get_or_create(&label).set(0);
+    }
+    let help = "1 for each interface that the program is attached to, and how: driver, or generic, which is slower; 0 for \
+                one of agent.interfaces that it is not attached to";
     registry.register("interface_attached", help, attached);
     for (name, help, count) in OF_INTERFACES {
         let counters = Family::<InterfaceLabel, Counter>::default();

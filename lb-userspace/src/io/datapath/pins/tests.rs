@@ -1,4 +1,7 @@
+use std::fs::File;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::time::sleep;
 
 use super::*;
 
@@ -83,7 +86,7 @@ fn what_may_not_be_looked_at_is_not_taken_for_nothing() {
 #[tokio::test]
 async fn a_lock_that_is_let_go_of_in_time_is_taken() {
     let folder = Folder::new();
-    let held = folder.0.lock().unwrap();
+    let held = folder.0.lock_within(Duration::ZERO).await.unwrap();
     let error = folder.0.lock_within(Duration::from_millis(60)).await.unwrap_err();
     assert!(matches!(error, PinError::Locked(_)), "{error}");
     let release = tokio::spawn(async move {
