@@ -20,6 +20,7 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use axum::Router;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -105,10 +106,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     let mut changes = agent.resolver.changes();
     // What changed while the agent started was told to nobody.
     agent.refresh_network().await;
-    let routes = api::control_routes(request_sender)
-        .merge(events::routes(agent.events.clone()))
-        .merge(console::routes(agent.events.clone()))
-        .merge(report::routes(agent.events.clone()));
+    let routes = routes(request_sender, &agent.events);
     let server = axum::serve(listener, routes.into_make_service_with_connect_info::<Peer>()).into_future();
     tokio::pin!(server);
     let mut timers = Timers::new();
@@ -155,6 +153,14 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
     }
     hand_over(agent, file, server).await;
     Ok(())
+}
+
+/// What the control socket answers.
+fn routes(requests: mpsc::Sender<Request>, log: &EventLog) -> Router {
+    api::control_routes(requests)
+        .merge(events::routes(log.clone()))
+        .merge(console::routes(log.clone()))
+        .merge(report::routes(log.clone()))
 }
 
 /// What the agent does at regular times.
