@@ -199,7 +199,7 @@ fn a_capture_ends_by_its_bounds_and_with_whoever_wanted_it() {
     let load = Load::start(lab.customer(), lab.vip(80), "/", 2);
     let is_plain = || wait_until("the program is back", PATIENCE, || program(&lab) == plain).expect("back");
 
-    let mut interrupted = Capture::start(&lab, "interrupted", &[]);
+    let mut interrupted = Capture::start(&lab, "interrupted", &["--count", "1000000"]);
     assert_ne!(program(&lab), plain);
     let second = agent.sluice(&["capture", "-w", "-"]).expect("sluice");
     assert!(String::from_utf8_lossy(&second.stderr).contains("under way"), "{second:?}");
