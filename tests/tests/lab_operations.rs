@@ -19,6 +19,10 @@ fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// Whether an XDP program is on an interface of the edge host.
 fn has_program(lab: &Lab, interface: &str) -> bool {
     lab.edge().has_xdp(interface)
@@ -28,6 +32,21 @@ fn is_served(lab: &Lab) -> bool {
     HttpConnection::open(lab.customer(), lab.vip(80), None)
         .and_then(|connection| connection.get_and_close("/"))
         .is_ok_and(|answer| answer.status == 200)
+}
+
+#[test]
+fn a_program_that_somebody_takes_off_is_attached_again() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
+    let link = lab.pins().join("link-eth0");
+    // Nothing but its pin holds the link.
+    fs::remove_file(&link).expect("remove the pin");
+    wait_until("it is attached again", PATIENCE, || link.exists() && has_program(&lab, "eth0"))
+        .expect("again");
+    wait_until("customers are served", PATIENCE, || is_served(&lab)).expect("served");
+    let told = || stdout(&agent.sluice(&["events", "--kind", "taken_off"]).expect("sluice"));
+    wait_until("it is told", PATIENCE, || told().contains("eth0: the program was taken off")).expect("told");
+    assert!(agent.sluice(&["status", "--check"]).expect("sluice").status.success());
 }
 
 #[test]
