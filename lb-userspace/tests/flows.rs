@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use lb_common::abi::{Forwarding, NextHop};
+use lb_common::abi::{Forwarding, Moving, NextHop};
 use lb_common::datapath::Outcome;
 use lb_common::flow::{OPENING_IDLE_TICKS, RETRANSMISSION_TICKS, Tick};
 use lb_common::net::{Address, Protocol};
@@ -156,6 +156,25 @@ fn a_retransmitted_syn_keeps_its_backend_for_seconds_only() {
     let later = lab.syn();
     assert!(later.new_flow(), "retransmissions do not prolong themselves");
     assert_ne!(later.backend, first.backend);
+}
+
+/// What was carried to other tables before says so, too.
+#[test]
+fn while_tables_change_their_size_a_port_keeps_its_healthy_backend() {
+    for (change, stays) in [(drained as fn(&mut WantedBackend), true), (unhealthy, false), (disabled, false)]
+    {
+        let mut lab = Lab::new();
+        let first = lab.syn();
+        lab.ack();
+        lab.fin();
+        lab.change(first.backend, change);
+        lab.memory.tables().control().unwrap().moving.store(Moving::Out as u64);
+        let second = lab.syn();
+        assert!(second.new_flow());
+        assert_eq!(second.backend == first.backend, stays);
+        assert_eq!(lab.ack().backend, second.backend);
+        assert_eq!(lab.memory.tables().live_flows(lab.memory.now)[&second.backend], 1);
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::UdpSocket;
+use std::ops::Range;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -227,6 +228,58 @@ fn tables_grow_and_shrink_under_load_and_lose_nothing() {
     assert_eq!(agent.service("udp").expect("udp")["packets"], datagrams);
 }
 
+/// A connection after the other, each from the next port, on which two requests are made a moment apart; how many.
+fn reconnecting(lab: &Lab, vip_port: u16, ports: Range<u16>, stopping: &AtomicBool) -> anyhow::Result<u32> {
+    let mut done = 0;
+    for port in ports.cycle() {
+        if stopping.load(Ordering::Relaxed) {
+            break;
+        }
+        let mut connection = HttpConnection::open(lab.customer(), lab.vip(vip_port), Some(port))?;
+        let server = connection.get("/").context("the first answer")?.served_by().to_owned();
+        std::thread::sleep(Duration::from_millis(10));
+        let answer = connection.get_and_close("/").context("the second answer")?;
+        ensure!(answer.served_by() == server, "{server} became {}", answer.served_by());
+        done += 1;
+    }
+    Ok(done)
+}
+
+#[test]
+fn connections_that_open_while_tables_change_their_size_go_on() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = lab.start_healthy_agent(&config(&lab)).expect("an agent");
+    // Ports that the flow table knows with either server, from which only one server gets connections then.
+    let used = 20_000..22_000;
+    for port in used.clone() {
+        let connection = HttpConnection::open(lab.customer(), lab.vip(80), Some(port)).expect("connect");
+        connection.get_and_close("/").expect("answer");
+    }
+    apply(&lab, &sized(&lab, FLOWS, 131_072, 0));
+    let stopping = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (lab, stopping) = (&lab, &stopping);
+        let customers: Vec<_> = (0..4_u16)
+            .flat_map(|at| {
+                let again = used.start + at * 500..used.start + (at + 1) * 500;
+                // Few enough that they are used again.
+                let new = 30_000 + at * 350..30_000 + (at + 1) * 350;
+                [(80, again), (TRANSLATED_PORT, new)]
+            })
+            .map(|(vip_port, ports)| scope.spawn(move || reconnecting(lab, vip_port, ports, stopping)))
+            .collect();
+        for round in 0..12 {
+            let (flows, connections) = [(131_072, 262_144), (FLOWS, 131_072)][round % 2];
+            apply(lab, &sized(lab, flows, connections, 0));
+        }
+        stopping.store(true, Ordering::Relaxed);
+        let ended = customers.into_iter().map(|customer| customer.join().expect("a customer"));
+        let ended: Vec<_> = ended.map(|done| done.map_err(|error| format!("{error:#}"))).collect();
+        assert!(ended.iter().all(|done| done.as_ref().is_ok_and(|done| *done > 0)), "{ended:?}");
+    });
+    no_drops(&agent);
+}
+
 #[test]
 fn a_flow_table_is_not_made_smaller_than_what_it_holds() {
     let lab = Lab::builder().start().expect("a lab");
@@ -288,8 +341,9 @@ fn an_agent_killed_amid_a_change_of_sizes_leaves_what_the_next_one_adopts() {
     let mut packets = 0;
     amid_traffic(&lab, |flow_on| {
         for round in 0..8_u32 {
-            let (flows, services) = [(262_144, 40), (16_384, 80)][round as usize % 2];
-            let text = sized(&lab, flows, 131_072, services);
+            let (flows, connections, services) =
+                [(262_144, 262_144, 40), (16_384, 131_072, 80)][round as usize % 2];
+            let text = sized(&lab, flows, connections, services);
             let mut asking = spawn_apply(&lab, &text);
             wait_until("other maps are made", PATIENCE, || other.exists()).expect("a change of sizes");
             // From the first map made to the last one let go.

@@ -39,14 +39,31 @@ pub struct Control {
     pub snat_counts: [u32; 2],
     /// Sources for where the next hop names none, by family: IPv4, IPv6. All zero if there is none.
     pub sources: [Address; 2],
+    /// How far a change of the tables' sizes has come: see [`Moving`].
+    pub moving: Word,
     /// To the end of the cache line.
-    pub more_padding: [u8; 16],
+    pub more_padding: [u8; 8],
     /// `nat`: addresses that translated IPv4 packets are sent from, filled from the front.
     pub snat_v4: [Address; MAX_SOURCES],
     /// The same for IPv6.
     pub snat_v6: [Address; MAX_SOURCES],
     /// Where the program is attached, each entry at the first free [`interface_slot`] of its index.
     pub interfaces: [Interface; MAX_INTERFACES],
+}
+
+/// The word [`Control::moving`]: whether flows are being carried to tables of another size. Two programs see packets then, first
+/// the one with the former tables, then the one with the new ones, to which what was written to the former ones follows a little later.
+/// Meanwhile neither may write what makes the other's tables wrong: who opens a connection on the ports of a former one stays with its
+/// backend, if that is healthy, and its translation; and each program has ports of its own for new translations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Moving {
+    /// No.
+    No = 0,
+    /// Out of these tables.
+    Out = 1,
+    /// Into these tables. What they do not know of translations is left to the former program.
+    In = 2,
 }
 
 /// The word [`Control::vip_table`].
@@ -58,6 +75,20 @@ pub struct VipTable {
     pub any_port: bool,
     /// Whether a service is translated: else the lookup of replies is spared.
     pub nat: bool,
+}
+
+impl Control {
+    /// Whether tables are changing their size.
+    #[inline(always)]
+    pub fn is_moving(&self) -> bool {
+        self.moving.load() != Moving::No as u64
+    }
+
+    /// Whether the former program may know what these tables do not.
+    #[inline(always)]
+    pub fn is_moving_in(&self) -> bool {
+        self.moving.load() == Moving::In as u64
+    }
 }
 
 impl VipTable {

@@ -21,7 +21,9 @@ pub use capture::{
     CAPTURE_STAGES, CaptureControl, CaptureCounts, CaptureRecord, CaptureSeen, MAX_SNAP, NO_SERVICE,
     capture_map,
 };
-pub use control::{Control, Interface, MAC_MASK, NatPorts, Settings, VipTable, interface_slot, mac_word};
+pub use control::{
+    Control, Interface, MAC_MASK, Moving, NatPorts, Settings, VipTable, interface_slot, mac_word,
+};
 pub use counters::{Traffic, Verdicts};
 pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
 pub(crate) use exact::TRANSLATION_WORDS;
@@ -218,8 +220,8 @@ macro_rules! assert_layout {
 assert_layout! {
     Control: 960 {
         abi_version: 0, vip_table: 8, flow_buckets: 16, flow_key: 28, ring_key: 68, settings: 108, nat_ports: 112,
-        timed_openings: 116, translation_buckets: 120, icmp_budget: 128, snat_counts: 136, sources: 144, snat_v4: 192,
-        snat_v6: 448, interfaces: 704
+        timed_openings: 116, translation_buckets: 120, icmp_budget: 128, snat_counts: 136, sources: 144, moving: 176,
+        snat_v4: 192, snat_v6: 448, interfaces: 704
     }
     Interface: 16 { mac: 0, index: 8 }
     VipSlot: 32 { address: 0, key: 16, service: 20, flags: 22 }

@@ -29,6 +29,8 @@ pub enum Stage {
     Nat = 4,
     /// An ICMP error back to the sender: too big for the way on, or its time to live at its end.
     Answer = 5,
+    /// The former program with its tables, while they change their size: see [`Moving`](crate::abi::Moving).
+    Former = 11,
 }
 
 /// Why a packet leaves. Flat, as [`super::Outcome`] is.
@@ -79,6 +81,7 @@ impl Exit {
             8 => Stage::NatNew,
             9 => Stage::NatError,
             10 => Stage::NatKnown,
+            11 => Stage::Former,
             _ => Stage::None,
         };
         Self { verdict, stage, mtu: (word >> 16) as u16 }
@@ -105,8 +108,11 @@ mod tests {
 
     #[test]
     fn exits_survive_the_round_trip() {
-        use Stage::{Answer, Icmp, IcmpError, Nat, NatError, NatKnown, NatNew, NatReturn, None, Plain, Rare};
-        for stage in [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, NatKnown, Answer]
+        use Stage::{
+            Answer, Former, Icmp, IcmpError, Nat, NatError, NatKnown, NatNew, NatReturn, None, Plain, Rare,
+        };
+        for stage in
+            [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, NatKnown, Answer, Former]
         {
             for &verdict in Verdict::ALL {
                 let exit = Exit { verdict, stage, mtu: 1_480 };

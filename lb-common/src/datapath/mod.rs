@@ -149,7 +149,7 @@ pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -
         Stage::NatNew => nat::translate_new(packet, tables),
         Stage::NatError => nat::steer_error(packet, tables),
         Stage::Answer => answer::send(packet, tables, exit),
-        Stage::None => Err(exit),
+        Stage::None | Stage::Former => Err(exit),
     };
     match outcome {
         Ok(outcome) => {

@@ -105,8 +105,12 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
             Err(refusal) => tables.observe(Step::EntryRefused(refusal)),
         }
     }
-    let (id, backend, word) = match held(tables, flow, service) {
-        Some(held) => held,
+    let stays = match found {
+        Some(found) if control.is_moving() => stays(tables, found.entry, service),
+        _ => None,
+    };
+    let (id, backend, word) = match stays.or_else(|| held(tables, flow, service)) {
+        Some(chosen) => chosen,
         None if PLAIN => {
             if classified.flags.client_affinity() {
                 return Err(Stage::Rare.into());
@@ -213,6 +217,14 @@ fn advance(entry: Entry, transport: Transport, now: Tick) -> Entry {
 #[inline(always)]
 fn is_answered(before: Entry, after: Entry, transport: Transport) -> bool {
     transport.is_tcp() && before.state() == State::Opening && after.state() == State::Established
+}
+
+/// The backend that a former connection on the same ports was with, if it is healthy.
+#[inline(always)]
+fn stays<T: Tables>(tables: &T, entry: Entry, service: u32) -> Option<(u16, &Backend, BackendWord)> {
+    let backend = tables.backend(entry.backend())?;
+    let word = backend.load();
+    (word.serves(service) && word.is_healthy()).then_some((entry.backend(), backend, word))
 }
 
 /// The backend that a translation holds the flow with, if it still may.

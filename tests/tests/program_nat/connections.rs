@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
-use lb_common::abi::{NatPorts, Traffic, TranslationBucket};
+use lb_common::abi::{Moving, NatPorts, Traffic, TranslationBucket};
 use lb_common::flow::Tick;
 use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::translations::Buckets;
@@ -92,6 +92,60 @@ fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
         nat.unchanged(&answer(&first, ACK, b""), Verdict::PassNotVip);
         let new = answer(&second, SYN | ACK, b"");
         nat.back(&new, &answered(&setup.customer(40_000, SYN, b""), &new));
+    }
+}
+
+/// The former tables may know it. Here there is no program that has them, and nothing else is done with the packet.
+#[test]
+fn while_tables_change_their_size_what_is_not_known_is_left_to_the_former_program() {
+    let mut nat = Nat::any();
+    for setup in Setup::all() {
+        nat.change(setup);
+        let before = setup.customer(39_999, ACK, b"");
+        nat.forward(&before);
+        nat.twins.set_moving(Moving::In);
+        nat.forward(&before);
+        let unknown = setup.customer(40_000, ACK, b"");
+        nat.unchanged(&unknown, Verdict::DropInconsistent);
+        if setup.tcp {
+            let syn = setup.customer(40_001, SYN, b"");
+            let (left, _) = nat.forward(&syn);
+            let known = answer(&left, SYN | ACK, b"");
+            nat.back(&known, &answered(&syn, &known));
+            let unknown = Packet { source: setup.family.server(99), ..known };
+            nat.unchanged(&unknown, Verdict::DropInconsistent);
+            nat.twins.set_moving(Moving::No);
+            nat.unchanged(&unknown, Verdict::PassNotVip);
+        }
+        nat.twins.set_moving(Moving::No);
+        nat.forward(&unknown);
+    }
+}
+
+/// What is written to one program's tables must not make wrong what the other's say.
+#[test]
+fn while_tables_change_their_size_ports_keep_their_translations_and_programs_share_none() {
+    let setup = tcp(Family::V4);
+    let mut nat = Nat::any();
+    for (moving, odd) in [(Moving::Out, 0), (Moving::In, 1)] {
+        nat.change(setup);
+        nat.twins.set_time(START);
+        let (first, _) = nat.forward(&setup.customer(40_000, SYN, b""));
+        for flags in [ACK, ACK | FIN] {
+            nat.forward(&setup.customer(40_000, flags, b""));
+        }
+        nat.twins.set_time(ANEW);
+        nat.twins.set_moving(moving);
+        let (second, _) = nat.forward(&setup.customer(40_000, SYN, b""));
+        assert_eq!(way(&second), way(&first));
+        let ports = nat.twins.kernel.tables().control().unwrap().nat_ports;
+        for customer in 41_000..41_050 {
+            let (left, _) = nat.forward(&setup.customer(customer, SYN, b""));
+            let [port, _] = left.body.ports();
+            let number = (0..ports.count()).find(|number| ports.port(*number) == port).unwrap();
+            assert_eq!(number % 2, odd, "port {port}");
+        }
+        nat.twins.set_moving(Moving::No);
     }
 }
 

@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::abi::{
-    FragmentRoute, HEADROOM, NatPorts, Traffic, Translation, TranslationState, TupleKey, Verdicts, Word,
+    FragmentRoute, HEADROOM, Moving, NatPorts, Traffic, Translation, TranslationState, TupleKey, Verdicts,
+    Word,
 };
 use lb_common::datapath::{self, Action, Outcome, TimedOpenings};
 use lb_common::hash::Key;
@@ -124,6 +125,13 @@ impl Twins {
         let shift = (tick_shift..*TICK_SHIFTS.end()).find(|shift| !ends_soon(shift));
         self.kernel.tables_mut().control_mut().unwrap().tick_shift = shift.unwrap_or(*TICK_SHIFTS.end());
         self.memory.now = self.kernel.now().unwrap();
+    }
+
+    /// Says in both how far a change of the tables' sizes has come.
+    pub fn set_moving(&self, moving: Moving) {
+        for tables in [self.kernel.tables(), self.memory.tables()] {
+            tables.control().unwrap().moving.store(moving as u64);
+        }
     }
 
     /// Says in both how many ICMP answers have been sent in this tick.

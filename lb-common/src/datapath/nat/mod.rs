@@ -45,7 +45,10 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     work.key = TupleKey::of(&parsed.tuple);
     work.path = came_from(packet, parsed.ip_offset)?;
     let found = find(tables, control, work, parsed.transport, tables.now(control), true) && !work.found.reply;
-    if !found || work.found.over {
+    if !found && control.is_moving_in() && !parsed.transport.opens() {
+        return Err(Stage::Former.into());
+    }
+    if !found || work.found.over && !control.is_moving() {
         return Err(Stage::NatNew.into());
     }
     let pick = match known(tables, control, work, &parsed, classified.service) {
@@ -68,7 +71,7 @@ pub(super) fn steer_return<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> 
     work.key = TupleKey::of(&parsed.tuple);
     let now = tables.now(control);
     if !find(tables, control, work, parsed.transport, now, false) || !work.found.reply {
-        return Err(Verdict::PassNotVip.into());
+        return Err(if control.is_moving_in() { Stage::Former.into() } else { Verdict::PassNotVip.into() });
     }
     admit(packet, control).map_err(|_| Verdict::PassNotVip)?;
     answer(packet, tables, control, work, &parsed, fragment)

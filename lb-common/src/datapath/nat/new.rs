@@ -94,6 +94,18 @@ fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
     Err(Verdict::DropNatPorts.into())
 }
 
+/// The number of a port that no other program takes: while tables change their size, one has those with even numbers, the other
+/// those with odd ones.
+#[inline(always)]
+fn own_number(control: &Control, number: u32) -> u32 {
+    if !control.is_moving() {
+        return number;
+    }
+    let odd = u32::from(control.is_moving_in());
+    let number = number & !1 | odd;
+    if number < control.nat_ports.count() { number } else { odd }
+}
+
 /// Puts the key of the answers' translation, with the address and port that follow from a number, into the scratch room's [`Work`],
 /// where all else that it needs is; says whether there is an address to send from.
 #[inline(always)]
@@ -109,7 +121,7 @@ pub fn attempt<T: Tables>(tables: &T, sequence: u64) -> bool {
     if leaves.source.is_zero() {
         return false;
     }
-    let number = hash::reduce(sequence, control.nat_ports.count());
+    let number = own_number(control, hash::reduce(sequence, control.nat_ports.count()));
     leaves.ports = Ports::of(Be16::new(control.nat_ports.port(number)), leaves.ports.destination());
     work.key = reverse_key(leaves, protocol);
     true
@@ -140,14 +152,17 @@ fn add_forward<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Resul
     Err(verdict.into())
 }
 
-/// Removes the answers' translation under the key in [`Work`], and the other direction's, if both sides have ended the connection; says
-/// whether. On BPF the stack is short: what can be found again is not kept.
+/// Removes the answers' translation under the key in [`Work`], and the other direction's, if both sides have ended the connection, and
+/// tables do not change their size; says whether. On BPF the stack is short: what can be found again is not kept.
 #[inline(always)]
 pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
     let mut scratch = tables.scratch()?;
     let work = &mut scratch.work;
     let tag = {
         let control = tables.control()?;
+        if control.is_moving() {
+            return None;
+        }
         let (translation, tag) = entry_of(tables, control, &work.key)?.read()?;
         if !has_ended(tag, tables.now(control)) {
             return None;

@@ -8,15 +8,15 @@ use std::io;
 use std::time::Duration;
 
 use aya::Ebpf;
-use aya::maps::{Map, MapData, MapError, PerCpuArray, ProgramArray, RingBuf};
+use aya::maps::{Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, Xdp};
 use lb_common::abi::{self, CAPTURE_STAGES, CaptureControl, CaptureCounts, STAGE_PROGRAMS, capture_map, map};
 use nix::time::{ClockId, clock_gettime};
 
 use super::attach::replace;
-use super::kernel::{Kernel, LoadError, chain, pinned_map, sizes};
+use super::kernel::{Kernel, LoadError, chain, sizes};
 use super::loader;
-use super::object::{load_program, program};
+use super::object::{load_program, program, stages};
 use super::pins::PinDir;
 use super::region::{Access, Region};
 use crate::core::capture::{Counts, Wanted, WantedIds};
@@ -201,11 +201,6 @@ pub fn forget_capture(pins: &PinDir) -> Result<(), LoadError> {
         let _ = stages.clear_index(&(CAPTURE_STAGES + stage as u32));
     }
     Ok(())
-}
-
-fn stages(pins: &PinDir) -> Result<ProgramArray<MapData>, LoadError> {
-    ProgramArray::try_from(Map::ProgramArray(pinned_map(pins, map::STAGES)?))
-        .map_err(|error| LoadError::Part { name: map::STAGES, cause: chain(&error) })
 }
 
 /// Puts a program onto every link.

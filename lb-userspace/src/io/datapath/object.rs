@@ -1,11 +1,11 @@
 //! An eBPF object and the pin directory → programs in the kernel, over the maps that are pinned or over new ones.
 
 use aya::Ebpf;
-use aya::maps::{MapError, ProgramArray};
+use aya::maps::{Map, MapData, MapError, ProgramArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use lb_common::abi::{self, map};
 
-use super::kernel::{LoadError, chain, sizes};
+use super::kernel::{LoadError, chain, pinned_map, sizes};
 use super::loader;
 use super::pins::PinDir;
 use crate::core::image::Capacity;
@@ -113,6 +113,12 @@ fn load_stages(bpf: &mut Ebpf) -> Result<(), LoadError> {
         stages.set(stage as u32, descriptor, 0).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The map `stages` that is pinned.
+pub(super) fn stages(pins: &PinDir) -> Result<ProgramArray<MapData>, LoadError> {
+    ProgramArray::try_from(Map::ProgramArray(pinned_map(pins, map::STAGES)?))
+        .map_err(|error| LoadError::Part { name: map::STAGES, cause: chain(&error) })
 }
 
 #[cfg(test)]

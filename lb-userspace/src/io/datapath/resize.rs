@@ -2,20 +2,21 @@
 //!
 //! Maps whose size changes are made anew beside those in force, all others are shared. What the old ones hold is carried
 //! over; then the new ones take their place in the pin directory in one step, each interface's link is switched to a program
-//! that uses them, and what came to the old ones meanwhile follows. An agent that ends before the exchange leaves the old
-//! maps in force and pinned; one that ends after it leaves the new ones pinned and the old ones beside them, and whoever
-//! starts next goes on from the switch.
+//! that uses them, and what came to the old ones meanwhile follows. Until then the new program leaves to the old one what only
+//! that one can know. An agent that ends before the exchange leaves the old maps in force and pinned; one that ends after it
+//! leaves the new ones pinned and the old ones beside them, and whoever starts next goes on from the switch.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use aya::programs::ProgramError;
-use lb_common::abi::{Traffic, map};
+use lb_common::abi::{Moving, Traffic, map};
+use lb_common::datapath::Stage;
 
 use super::attach::replace;
 use super::carry::Lost;
 use super::kernel::{Kernel, LoadError, adopted_capacity, chain, pinned_map, sizes};
-use super::object::{load_programs, pin_programs};
+use super::object::{load_programs, pin_programs, stages};
 use super::pins::PinDir;
 use super::region::Access;
 use super::{Account, Datapath, DatapathError};
@@ -41,6 +42,7 @@ impl Kernel {
         let mut bpf = match made {
             Ok(bpf) => bpf,
             Err(error) => {
+                self.tables.set_moving(Moving::No);
                 pins.remove_other()?;
                 return Err(error);
             }
@@ -56,13 +58,18 @@ impl Kernel {
     }
 
     /// Makes maps and programs, and fills the maps.
-    fn make(&self, pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<aya::Ebpf, LoadError> {
+    fn make(&mut self, pins: &PinDir, capacity: Capacity, log_packets: bool) -> Result<aya::Ebpf, LoadError> {
         let other = pins.other();
         other.create_maps()?;
         share(pins, &other, self.tables.capacity(), capacity)?;
         let bpf = load_programs(&self.object, &other, capacity, log_packets)?;
+        self.tables.set_moving(Moving::Out);
+        self.grace().map_err(failed)?;
         let mut new = Self::open(&other, Access::Write)?;
         new.tables.take_over(&self.tables).map_err(failed)?;
+        new.tables.set_moving(Moving::In);
+        let set = stages(&other)?.set(Stage::Former as u32, self.program()?.fd()?, 0);
+        set.map_err(|error| LoadError::Part { name: map::STAGES, cause: chain(&error) })?;
         let lost = new.tables.carry_over(&self.tables, self.now().map_err(failed)?).map_err(failed)?;
         if lost.flows > 0 {
             return Err(LoadError::FlowTableTooSmall(lost.flows));
@@ -79,17 +86,18 @@ impl Kernel {
     /// Brings a change of sizes to its end that a former agent left.
     pub(super) fn finish_resize(&mut self, pins: &PinDir) -> Result<(), LoadError> {
         let other = pins.other();
-        if !other.has_maps()? {
-            return Ok(());
-        }
-        match adopted_capacity(&other) {
-            Ok(Some(_)) => {
-                let former = Self::open(&other, Access::Write)?;
-                self.take_the_place_of(&former, pins).map(drop)
+        if other.has_maps()? {
+            match adopted_capacity(&other) {
+                Ok(Some(_)) => {
+                    let former = Self::open(&other, Access::Write)?;
+                    self.take_the_place_of(&former, pins)?;
+                }
+                // They were never finished, so nothing has used them.
+                Ok(None) | Err(_) => pins.remove_other()?,
             }
-            // They were never finished, so nothing has used them.
-            Ok(None) | Err(_) => Ok(pins.remove_other()?),
         }
+        self.tables.set_moving(Moving::No);
+        Ok(())
     }
 
     /// Switches the links over from a former program with other maps, takes over what came to these meanwhile, and lets
@@ -104,12 +112,18 @@ impl Kernel {
                 result => result?,
             }
         }
+        // From here on the former program sees but what it alone may know.
+        self.grace().map_err(failed)?;
+        self.tables.carry_over(&former.tables, self.now().map_err(failed)?).map_err(failed)?;
+        self.tables.set_moving(Moving::No);
         // From here on nobody writes the former maps.
         self.grace().map_err(failed)?;
         let lost = self.tables.carry_over(&former.tables, self.now().map_err(failed)?).map_err(failed)?;
         if self.tables.capacity().backends != former.tables.capacity().backends {
             self.add_counted_since(former, &counted).map_err(failed)?;
         }
+        // Where there is none, there is nothing to be done.
+        let _ = stages(pins)?.clear_index(&(Stage::Former as u32));
         pins.remove_other()?;
         Ok(lost)
     }

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use lb_common::abi::{
-    Backend, BackendFlags, BackendWord, Control, FlowBucket, Latency, MAX_INTERFACES, Name, OPENING_SLOTS,
-    Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket, VipBucket, VipTable, Word,
-    interface_slot, mac_word,
+    Backend, BackendFlags, BackendWord, Control, FlowBucket, Latency, MAX_INTERFACES, Moving, Name,
+    OPENING_SLOTS, Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket, VipBucket,
+    VipTable, Word, interface_slot, mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::net::{Address, Be16};
@@ -122,6 +122,13 @@ impl TableSet {
     /// The record `control`, for what is set before packets are let in.
     pub fn control_mut(&mut self) -> Option<&mut Control> {
         self.control.records_mut().first_mut()
+    }
+
+    /// Says how far a change of sizes has come. Packets under way may still act on what was said before.
+    pub(super) fn set_moving(&self, moving: Moving) {
+        if let Some(control) = self.control() {
+            control.moving.store(moving as u64);
+        }
     }
 
     /// How much fits.
