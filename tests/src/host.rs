@@ -1,13 +1,13 @@
 //! One machine of the lab: turns a namespace into a place where commands, closures and an nginx run.
 
 use std::ffi::{CString, OsStr};
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{fs, io};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -160,6 +160,16 @@ impl Host {
     /// Opens a TCP connection from this host, from a chosen source port if one is given.
     pub fn connect(&self, to: SocketAddr, source_port: Option<u16>) -> io::Result<TcpStream> {
         self.run(|| connect(to, source_port)).map_err(io::Error::other)?
+    }
+
+    /// RST segments that its kernel has sent (RFC 4022, `tcpOutRsts`).
+    pub fn resets_sent(&self) -> Result<u64> {
+        let counters = self.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+        let mut lines = counters.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+        let names = lines.next().unwrap_or_default().split(' ');
+        let mut named = names.zip(lines.next().unwrap_or_default().split(' '));
+        let (_, value) = named.find(|(name, _)| *name == "OutRsts").context("no counter of RSTs")?;
+        Ok(value.parse()?)
     }
 
     /// Kills its nginx as a crash would.

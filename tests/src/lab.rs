@@ -226,6 +226,12 @@ impl Lab {
         [self.vip(port), self.vip6(port)]
     }
 
+    /// RST segments sent by the edge host and the web servers: who broke a connection.
+    pub fn resets_sent(&self) -> Result<Vec<(&str, u64)>> {
+        let hosts = std::iter::once(&self.edge).chain(&self.webs);
+        hosts.map(|host| Ok((host.name(), host.resets_sent()?))).collect()
+    }
+
     /// The authority that signed the web servers' certificate, for `curl --cacert`.
     pub fn authority(&self) -> &Path {
         &self.authority

@@ -151,7 +151,7 @@ fn amid_traffic(lab: &Lab, work: impl FnOnce(&dyn Fn())) -> u64 {
         worked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     let report = load.stop().expect("report");
-    assert_eq!(report.failed, 0, "{report:?}");
+    assert_eq!(report.failed, 0, "{report:?}; RSTs sent: {:?}", lab.resets_sent());
     assert!(report.answered > 50, "{report:?}");
     datagrams.load(Ordering::Relaxed)
 }

@@ -257,8 +257,12 @@ fn a_killed_web_server_refuses_and_comes_back() {
     let address = SocketAddr::from((lab.web(0).address(), 80));
     let load = Load::start(lab.customer(), address, "/", 1);
     wait_until("requests flow", Duration::from_secs(5), || load.done() > 20).expect("load");
+    let before = lab.resets_sent().expect("counters");
     lab.web(0).stop_nginx().expect("stop");
     assert!(lab.customer().connect(address, None).is_err());
+    let after = lab.resets_sent().expect("counters");
+    let grown: Vec<_> = after.iter().zip(&before).map(|(after, before)| after.1 > before.1).collect();
+    assert_eq!(grown, [false, true, false], "edge, web1, web2: {before:?}, {after:?}");
     lab.web(0).start_nginx().expect("start");
     let before = load.done();
     wait_until("requests flow", Duration::from_secs(5), || load.done() > before + 20).expect("load");

@@ -179,6 +179,20 @@ fn without_colour_there_is_none_and_what_is_wrong_is_still_marked() {
 }
 
 #[test]
+fn an_interface_that_the_program_is_not_on_is_named() {
+    let mut snapshot = snapshot(1);
+    snapshot.agent.not_attached = vec!["eth1".into()];
+    let mut head = |no_attach: bool| {
+        snapshot.agent.no_attach = no_attach;
+        let mut top = Top::default();
+        top.update(live(None, &snapshot, 1.0), events());
+        text(&buffer(&top, 80, 24, &PLAIN))
+    };
+    assert!(head(false).contains("eth0 (driver)") && head(false).contains("NOT ON eth1"), "{}", head(false));
+    assert!(!head(true).contains("NOT ON"), "it was not to be attached");
+}
+
+#[test]
 fn lines_are_sorted_filtered_and_opened() {
     let mut top = sample();
     let names = |top: &Top| -> Vec<String> {
