@@ -25,7 +25,7 @@ const KEY_WORDS: usize = 5;
 const TRANSLATION: usize = KEY_WORDS;
 /// Where its way back is.
 const PATH: usize = TRANSLATION + TRANSLATION_WORDS - 3;
-/// Free places from which on the first bucket is taken for a key whatever the second is like: so nearly all are found there.
+/// Free places from which on the first bucket is taken for a key whatever the second is like: so most are found there.
 const ROOMY: u32 = 4;
 /// Times that something is tried while others change the same place.
 const TRIES: u32 = 4;
@@ -264,7 +264,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         None
     }
 
-    /// The entry of a key if it is where nearly all are.
+    /// The entry of a key if it is where most are: what is there need not wait for a search.
     #[inline(always)]
     pub fn entry_soon(&self, key: &TupleKey) -> Option<Entry<'a>> {
         let place = self.place(key);

@@ -75,6 +75,7 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
     let signature = flow_signature(hash);
     let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
     let found = find(tables, bucket, index, signature, now);
+    let mut former = None;
     if let Some(found) = found {
         match keep(tables, found.entry, flow.transport, service, now) {
             Ok((backend, word)) => {
@@ -102,14 +103,18 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
                 }
                 return Ok(Pick { id: kept.backend(), backend, word, seen, hash, now });
             }
-            Err(refusal) => tables.observe(Step::EntryRefused(refusal)),
+            Err(refusal) => {
+                tables.observe(Step::EntryRefused(refusal));
+                if control.is_moving() {
+                    if PLAIN {
+                        return Err(Stage::Rare.into());
+                    }
+                    former = former_of(tables, found.entry, service);
+                }
+            }
         }
     }
-    let stays = match found {
-        Some(found) if control.is_moving() => stays(tables, found.entry, service),
-        _ => None,
-    };
-    let (id, backend, word) = match stays.or_else(|| held(tables, flow, service)) {
+    let (id, backend, word) = match former.or_else(|| held(tables, flow, service)) {
         Some(chosen) => chosen,
         None if PLAIN => {
             if classified.flags.client_affinity() {
@@ -221,7 +226,7 @@ fn is_answered(before: Entry, after: Entry, transport: Transport) -> bool {
 
 /// The backend that a former connection on the same ports was with, if it is healthy.
 #[inline(always)]
-fn stays<T: Tables>(tables: &T, entry: Entry, service: u32) -> Option<(u16, &Backend, BackendWord)> {
+fn former_of<T: Tables>(tables: &T, entry: Entry, service: u32) -> Option<(u16, &Backend, BackendWord)> {
     let backend = tables.backend(entry.backend())?;
     let word = backend.load();
     (word.serves(service) && word.is_healthy()).then_some((entry.backend(), backend, word))

@@ -14,7 +14,7 @@ use super::state::Leaves;
 use super::{came_from, check, observe, translate};
 use crate::abi::{Control, Translation, TupleKey};
 use crate::net::{Address, Be16, EtherType, Ports};
-use crate::translations::{Entry, Note, Tag, Translations};
+use crate::translations::{Entry, Location, Note, Tag, Translations};
 use crate::verdict::Verdict;
 
 /// Translates a packet that the first stage has parsed.
@@ -115,7 +115,7 @@ fn answer<P: Packet, T: Tables>(
     Ok(Outcome::without_backend(Verdict::ForwardReturn, interface))
 }
 
-/// A translation that is where nearly all are, and whose state a packet does not change.
+/// A translation whose state a packet does not change.
 struct Known<'a> {
     entry: Entry<'a>,
     tag: Tag,
@@ -131,7 +131,11 @@ impl<'a> Known<'a> {
         if transport.opens() {
             return None;
         }
-        let entry = Translations::new(tables, control).entry_soon(&TupleKey::of(&parsed.tuple))?;
+        let (translations, key) = (Translations::new(tables, control), TupleKey::of(&parsed.tuple));
+        let entry = match translations.entry_soon(&key) {
+            Some(entry) => entry,
+            None => translations.entry(Location::from_word(tables.locate(&key))?)?,
+        };
         let (translation, tag) = entry.read()?;
         let note = Note::new(tables.now(control).0, false, transport.closes(), transport.resets());
         tag.is_much_like(tag.noted(note)).then_some(Self { entry, tag, note, translation })
