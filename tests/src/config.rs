@@ -21,6 +21,7 @@ pub struct SluiceToml {
     interfaces: Vec<&'static str>,
     source_v4: Option<&'static str>,
     source_v6: Option<&'static str>,
+    metrics: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -58,6 +59,7 @@ impl SluiceToml {
             interfaces,
             source_v4: None,
             source_v6: None,
+            metrics: false,
         }
     }
 
@@ -124,6 +126,13 @@ impl SluiceToml {
         self
     }
 
+    /// Metrics and console are served, on the edge host alone: at port 9400 of 127.0.0.1.
+    #[must_use]
+    pub fn metrics(mut self) -> Self {
+        self.metrics = true;
+        self
+    }
+
     /// Weights in the order of the web servers; those not named keep theirs.
     #[must_use]
     pub fn weights(mut self, weights: &[u16]) -> Self {
@@ -171,6 +180,9 @@ impl SluiceToml {
             if let Some(source) = source {
                 writeln!(f, "{key} = \"{source}\"")?;
             }
+        }
+        if self.metrics {
+            writeln!(f, "metrics = \"127.0.0.1:9400\"")?;
         }
         Ok(())
     }

@@ -57,8 +57,7 @@ fn milliseconds(time: SystemTime) -> u64 {
 
 /// Checks that find a death as quickly as they can on a busy machine, and a console.
 fn start(lab: &Lab) -> Agent<'_> {
-    let config = lab.config().to_string();
-    let config = config.replace("[agent]\n", "[agent]\nmetrics = \"127.0.0.1:9400\"\ntime_openings = 1\n");
+    let config = lab.config().metrics().to_string().replace("[agent]\n", "[agent]\ntime_openings = 1\n");
     let config = config.replace("\"300ms\"", "\"200ms\"").replace("fall = 3", "fall = 2");
     let agent = lab.start_agent(&config).expect("an agent");
     agent.wait_until_healthy().expect("healthy");
@@ -233,8 +232,7 @@ fn all_numbers_are_those_of_the_packets_that_the_lab_sent() {
     let lab = Lab::builder().start().expect("a lab");
     let vip = SocketAddr::new(lab.vip(80).ip(), UDP_PORT);
     let _servers: Vec<_> = lab.webs().iter().map(|web| UdpEcho::start(web, vip).expect("a server")).collect();
-    let config = lab.config().udp(UDP_PORT).to_string();
-    let config = config.replace("[agent]\n", "[agent]\nmetrics = \"127.0.0.1:9400\"\n");
+    let config = lab.config().udp(UDP_PORT).metrics().to_string();
     let agent = lab.start_agent(&config).expect("an agent");
     let mut browser = Browser::start(lab.edge(), lab.directory()).expect("a browser");
     browser.open(CONSOLE).expect("the page");

@@ -12,10 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const CONSOLE: &str = "http://127.0.0.1:9400";
 
 fn lab_with_console(lab: &Lab) -> Agent<'_> {
-    let config = lab.config().to_string().replace("[agent]\n", "[agent]\nmetrics = \"127.0.0.1:9400\"\n");
-    let agent = lab.start_agent(&config).expect("an agent");
-    agent.wait_until_healthy().expect("healthy");
-    agent
+    lab.start_healthy_agent(&lab.config().metrics()).expect("an agent")
 }
 
 fn get(lab: &Lab, path: &str) -> Value {

@@ -67,10 +67,8 @@ fn is_whole(status: &Value) {
 #[test]
 fn packets_are_counted_by_the_cpu_and_the_interface_that_took_them() {
     let lab = Lab::builder().start().expect("a lab");
-    let text = lab.config().udp(UDP_PORT).to_string();
-    let text = text.replace("[agent]\n", "[agent]\nmetrics = \"127.0.0.1:9400\"\n");
-    let agent = lab.start_agent(&text).expect("an agent");
-    agent.wait_until_healthy().expect("healthy");
+    let config = lab.config().udp(UDP_PORT).metrics();
+    let agent = lab.start_healthy_agent(&config).expect("an agent");
     let vip = SocketAddr::new(lab.vip(80).ip(), UDP_PORT);
 
     let online = aya::util::online_cpus().expect("CPUs");
@@ -103,7 +101,7 @@ fn packets_are_counted_by_the_cpu_and_the_interface_that_took_them() {
     // IPv4 and UDP headers before 100 bytes; veth leaves Ethernet out.
     assert!(bytes >= sent * 128 && (dropped, errors) == (0, 0), "{bytes}, {dropped}, {errors}");
 
-    no_change_moves_packets_to_another_cpu(&lab, &agent, &text);
+    no_change_moves_packets_to_another_cpu(&lab, &agent, &config.to_string());
     the_metrics_say_the_same(&lab, &agent);
 }
 

@@ -112,13 +112,12 @@ fn who_may_not_detach_is_told_so() {
 #[test]
 fn a_new_agent_waits_for_the_one_that_ends() {
     let lab = Lab::builder().start().expect("a lab");
-    let config = lab.config().to_string().replace("[agent]\n", "[agent]\nmetrics = \"127.0.0.1:9400\"\n");
-    let first = lab.start_agent(&config).expect("an agent");
-    first.wait_until_healthy().expect("healthy");
+    let config = lab.config().metrics();
+    let first = lab.start_healthy_agent(&config).expect("an agent");
     let load = Load::start(lab.customer(), lab.vip(80), "/", 1);
     wait_until("requests flow", PATIENCE, || load.done() > 20).expect("load");
     // The first one still answers for it.
-    let second = lab.start_agent(&config).expect("a new agent");
+    let second = lab.start_agent(&config.to_string()).expect("a new agent");
     std::thread::sleep(Duration::from_millis(500));
     assert!(first.terminate().expect("end").success());
     wait_until("the new agent is ready", PATIENCE, || second.log().contains("ready: "))
@@ -269,7 +268,7 @@ fn healthz_answers_only_when_packets_are_let_in() {
     let lab = Lab::builder().start().expect("a lab");
     // A server that does not answer makes the start take longer.
     lab.web(0).stop_nginx().expect("stop");
-    let config = lab.config().to_string().replace("[agent]\n", "[agent]\nmetrics = \"127.0.0.1:9400\"\n");
+    let config = lab.config().metrics().to_string();
     fs::write(lab.config_file(), config).expect("write");
     let mut command = lab.edge().command(sluice_binary().expect("sluice"));
     command.args(["agent", "--config", text(&lab.config_file())]);
