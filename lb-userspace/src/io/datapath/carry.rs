@@ -147,6 +147,11 @@ fn place(bucket: &FlowBucket, entry: Entry, now: Tick) -> bool {
 
 /// Whether an entry was written after another one of the same flow.
 fn is_younger(entry: Entry, other: Entry, now: Tick) -> bool {
+    // A connection on the ports of one that had ended when this was carried over: packets that came since do not tell.
+    let opened_anew = entry.state() == State::Opening && other.state() == State::Closing;
+    if opened_anew && entry.backend() == other.backend() {
+        return true;
+    }
     let (age, other_age) = (entry.age(now), other.age(now));
     // Within a tick: a flow only goes on from one state to the next, until its port is used anew.
     let further = entry.state() as u8 > other.state() as u8;

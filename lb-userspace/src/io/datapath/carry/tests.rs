@@ -110,6 +110,21 @@ fn what_came_to_the_former_table_follows_and_what_is_younger_stays() {
 }
 
 #[test]
+fn a_connection_on_the_ports_of_one_that_had_ended_is_not_taken_for_it() {
+    let (old, new) = (table(64), table(192));
+    let hash = hash::step(100);
+    send(&old, hash, entry(hash, State::Closing, 9));
+    carry(&old, &new, NOW);
+    send(&old, hash, entry(hash, State::Opening, 0));
+    let followed = found(&new, hash).unwrap().followed(false, NOW);
+    assert_eq!(followed.state(), State::Closing);
+    send(&new, hash, followed);
+    carry(&old, &new, NOW);
+    let carried = found(&new, hash).unwrap();
+    assert_eq!(carried.followed(false, NOW).state(), State::Established);
+}
+
+#[test]
 fn copies_count_once_and_go_when_the_flow_goes_on() {
     let (old, flows) = filled(64);
     let new = table(64 * 4);
