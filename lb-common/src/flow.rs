@@ -217,6 +217,28 @@ impl FlowBucket {
         None
     }
 
+    /// How many places are taken. Without branches, which nobody could foretell: every entry has the same bit.
+    #[inline(always)]
+    pub fn taken(&self) -> u64 {
+        let (mut taken, mut way) = (0, 0);
+        while way < FLOW_WAYS {
+            taken += self.ways[way].load() >> 32 & SIGNATURE as u64;
+            way += 1;
+        }
+        taken / SIGNATURE as u64
+    }
+
+    /// What is lost by giving up the entry at this place, if that is no established flow.
+    #[inline(always)]
+    pub fn light(&self, way: usize, now: Tick) -> Option<Eviction> {
+        let entry = Entry::from_word(self.ways.get(way)?.load())?;
+        match entry.rank(now) >> 16 {
+            2 => Some(Eviction::Expired),
+            1 => Some(Eviction::Probation),
+            _ => None,
+        }
+    }
+
     /// An empty place.
     #[inline(always)]
     pub fn room(&self) -> Option<usize> {

@@ -177,6 +177,31 @@ fn while_tables_change_their_size_a_port_keeps_its_healthy_backend() {
     }
 }
 
+/// One of a flood must not be forgotten with the next, whose first packets come in the same tick.
+#[test]
+fn in_a_flood_most_flows_outlive_the_next_and_established_ones_all() {
+    let lab = Lab::new();
+    let send = |number: u32, syn: bool| {
+        let source = (Ipv4Addr::from(0x0a00_0000 + number), 40_000).into();
+        let destination = (VIP, 80).into();
+        let spec = PacketSpec::Tuple { source, destination, protocol: SpecProtocol::Tcp, syn };
+        lab.send_frame(frame(&spec, Ingress::default()).unwrap())
+    };
+    let room = 4_096;
+    for number in 0..200 {
+        [true, false].map(|syn| send(number, syn));
+    }
+    // Twenty for each place.
+    (1_000..1_000 + 20 * room).for_each(|number| drop(send(number, true)));
+    (500..700).for_each(|number| drop(send(number, true)));
+    // One for each bucket, on average.
+    (100_000..100_000 + room / 8).for_each(|number| drop(send(number, true)));
+    let known = |flows: std::ops::Range<u32>| flows.filter(|&number| !send(number, false).new_flow()).count();
+    assert_eq!(known(0..200), 200);
+    let outlived = known(500..700);
+    assert!(outlived > 150, "{outlived} of 200");
+}
+
 #[test]
 fn a_syn_does_not_wait_for_a_dead_backend() {
     let mut lab = Lab::new();

@@ -129,7 +129,7 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
     }
     let way = match found {
         Some(found) => found.way,
-        None => make_way(tables, bucket, index, now),
+        None => make_way(tables, bucket, index, signature, now),
     };
     bucket.store(way, Entry::new(signature, id, State::Opening, now));
     if flow.transport.opens() {
@@ -310,17 +310,34 @@ impl<'a> Client<'a> {
     fn remember<T: Tables>(&self, tables: &T, id: u16, state: State, now: Tick) {
         let way = match self.bucket.find(self.signature) {
             Some(found) => found.way,
-            None => make_way(tables, self.bucket, self.index, now),
+            None => make_way(tables, self.bucket, self.index, self.signature, now),
         };
         self.bucket.store(way, Entry::new(self.signature, id, state, now));
     }
 }
 
 /// The place for a new entry; what is lost by that is counted.
+///
+/// Nearly always an empty one, or in a flood that of a flow on probation. Of these, chance takes one: the oldest would take a search,
+/// and of flows of the same tick always the same one, so that none outlived the next.
 #[inline(always)]
-fn make_way<T: Tables>(tables: &T, bucket: &FlowBucket, index: u32, now: Tick) -> usize {
-    if let Some(way) = bucket.room() {
-        return tables.forget(way as u64, index.into()) as usize & (FLOW_WAYS - 1);
+fn make_way<T: Tables>(tables: &T, bucket: &FlowBucket, index: u32, signature: u32, now: Tick) -> usize {
+    let place = |way: u64| tables.forget(way, index.into()) as usize & (FLOW_WAYS - 1);
+    let taken = bucket.taken();
+    if taken < FLOW_WAYS as u64 {
+        // They are taken from the front.
+        let next = place(taken);
+        if bucket.ways[next].load() == 0 {
+            return next;
+        }
+        if let Some(way) = bucket.room() {
+            return place(way as u64);
+        }
+    }
+    let chosen = place(u64::from(signature >> 29));
+    if let Some(eviction) = bucket.light(chosen, now) {
+        tables.count_eviction(eviction);
+        return chosen;
     }
     let Victim { way, eviction } = tables.victim(index, bucket, now);
     tables.count_eviction(eviction);
