@@ -142,6 +142,16 @@ pub enum Eviction {
 }
 
 impl Eviction {
+    /// That of an entry of this [`Entry::rank`].
+    #[inline(always)]
+    const fn of_rank(rank: u32) -> Self {
+        match rank >> 16 {
+            2 => Self::Expired,
+            1 => Self::Probation,
+            _ => Self::Established,
+        }
+    }
+
     /// Those that cost a flow its entry, with their names in metrics.
     pub const NAMED: [(Self, &'static str); 3] =
         [(Self::Expired, "expired"), (Self::Probation, "probation"), (Self::Established, "established")];
@@ -232,10 +242,9 @@ impl FlowBucket {
     #[inline(always)]
     pub fn light(&self, way: usize, now: Tick) -> Option<Eviction> {
         let entry = Entry::from_word(self.ways.get(way)?.load())?;
-        match entry.rank(now) >> 16 {
-            2 => Some(Eviction::Expired),
-            1 => Some(Eviction::Probation),
-            _ => None,
+        match Eviction::of_rank(entry.rank(now)) {
+            Eviction::Established => None,
+            lost => Some(lost),
         }
     }
 
@@ -267,12 +276,7 @@ impl FlowBucket {
             }
             way += 1;
         }
-        let eviction = match best_rank {
-            rank if rank >> 16 == 2 => Eviction::Expired,
-            rank if rank >> 16 == 1 => Eviction::Probation,
-            _ => Eviction::Established,
-        };
-        Victim { way: best, eviction }
+        Victim { way: best, eviction: Eviction::of_rank(best_rank) }
     }
 
     /// Writes an entry; a place outside the bucket is ignored.

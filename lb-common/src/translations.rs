@@ -278,13 +278,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         None
     }
 
-    /// Where that is.
-    #[inline(always)]
-    pub fn locate_soon(&self, key: &TupleKey) -> Option<Location> {
-        self.entry_soon(key).map(|entry| entry.location)
-    }
-
-    /// The entry there.
+    /// The entry at a place.
     #[inline(always)]
     pub fn entry(&self, location: Location) -> Option<Entry<'a>> {
         let bucket = self.buckets.translation_bucket(location.index())?;

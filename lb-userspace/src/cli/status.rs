@@ -22,8 +22,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
         Format::Json => output::json(&snapshot)?,
         Format::Table => output::print(&render(&snapshot))?,
     }
-    let off = snapshot.agent.not_attached.iter().filter(|_| !snapshot.agent.no_attach);
-    let off = off.map(|interface| format!("the program is not on {interface}"));
+    let off = snapshot.agent.missing().map(|interface| format!("the program is not on {interface}"));
     let unwell = snapshot.services.iter().filter(|service| service.status != "healthy");
     let unwell = unwell.map(|service| format!("service {} is {}", service.name, service.status));
     let unwell: Vec<String> = off.chain(unwell).collect();

@@ -73,6 +73,13 @@ pub struct AgentStatus {
     pub config: String,
 }
 
+impl AgentStatus {
+    /// The interfaces that the program should be on, and is not.
+    pub fn missing(&self) -> impl Iterator<Item = &String> {
+        self.not_attached.iter().filter(|_| !self.no_attach)
+    }
+}
+
 /// An interface the program is attached to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct InterfaceStatus {

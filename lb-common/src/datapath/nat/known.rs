@@ -10,11 +10,11 @@ use super::super::pick::may_stay;
 use super::super::rewrite::{UNTAGGED, address_frame};
 use super::super::signals::Seen;
 use super::super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify};
-use super::state::Leaves;
+use super::state::{Leaves, entry_soon};
 use super::{came_from, check, observe, translate};
 use crate::abi::{Control, Translation, TupleKey};
 use crate::net::{Address, Be16, EtherType, Ports};
-use crate::translations::{Entry, Location, Note, Tag, Translations};
+use crate::translations::{Entry, Note, Tag};
 use crate::verdict::Verdict;
 
 /// Translates a packet that the first stage has parsed.
@@ -131,11 +131,7 @@ impl<'a> Known<'a> {
         if transport.opens() {
             return None;
         }
-        let (translations, key) = (Translations::new(tables, control), TupleKey::of(&parsed.tuple));
-        let entry = match translations.entry_soon(&key) {
-            Some(entry) => entry,
-            None => translations.entry(Location::from_word(tables.locate(&key))?)?,
-        };
+        let entry = entry_soon(tables, control, &TupleKey::of(&parsed.tuple))?;
         let (translation, tag) = entry.read()?;
         let note = Note::new(tables.now(control).0, false, transport.closes(), transport.resets());
         tag.is_much_like(tag.noted(note)).then_some(Self { entry, tag, note, translation })

@@ -79,14 +79,7 @@ pub(super) fn find<T: Tables>(
     to_backend: bool,
 ) -> bool {
     let Work { key, found, path, .. } = work;
-    let translations = Translations::new(tables, control);
-    let location = match translations.locate_soon(key) {
-        Some(location) => location.to_word(),
-        None => tables.locate(key),
-    };
-    let Some(entry) = Location::from_word(location).and_then(|location| translations.entry(location)) else {
-        return false;
-    };
+    let Some(entry) = entry_soon(tables, control, key) else { return false };
     let Some((translation, tag)) = entry.read() else { return false };
     let opens = transport.opens();
     let note = Note::new(now.0, opens, transport.closes(), transport.resets());
@@ -111,6 +104,16 @@ pub(super) fn find<T: Tables>(
         answers.redirect(&translation.path, path);
     }
     true
+}
+
+/// The entry of a key, which mostly is where it is looked for first.
+#[inline(always)]
+pub(super) fn entry_soon<'a, T: Tables>(
+    tables: &'a T,
+    control: &'a Control,
+    key: &TupleKey,
+) -> Option<Entry<'a>> {
+    Translations::new(tables, control).entry_soon(key).or_else(|| entry_of(tables, control, key))
 }
 
 /// The entry of a key, for what is rare.

@@ -85,10 +85,7 @@ fn header(top: &Top, live: &Live, width: u16, look: &Look) -> Vec<Line<'static>>
             agent.revision
         )),
     ];
-    if !agent.no_attach {
-        let missing = agent.not_attached.iter();
-        first.extend(missing.map(|name| Span::styled(format!("  NOT ON {name}"), look.alarm(2))));
-    }
+    first.extend(agent.missing().map(|name| Span::styled(format!("  NOT ON {name}"), look.alarm(2))));
     if top.gone.is_some() {
         first.push(Span::styled("  THE AGENT DOES NOT ANSWER", look.alarm(2)));
     } else if top.paused {
