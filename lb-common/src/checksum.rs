@@ -77,14 +77,11 @@ impl Sum {
     }
 }
 
-/// One's complement sum of the 16-bit parts.
+/// One's complement sum of the 16-bit parts. Two halves added to the same exchanged: the upper one has the carry of the lower.
 #[inline(always)]
 const fn fold(sum: u64) -> u16 {
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum as u16
+    let sum = (sum.wrapping_add(sum.rotate_left(32)) >> 32) as u32;
+    (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
 }
 
 /// The checksum over `bytes`, from scratch; an odd last byte is padded with zero.

@@ -99,6 +99,12 @@ impl Entry {
         Self(self.0 & !0xffff | state | u64::from(now.0 & TICK_MASK))
     }
 
+    /// Whether it is established and was written in this tick: a packet that neither opens nor closes its flow changes nothing about it.
+    #[inline(always)]
+    pub fn is_settled(self, now: Tick) -> bool {
+        self.0 as u16 == (State::Established as u16) << 14 | (now.0 & TICK_MASK) as u16
+    }
+
     /// Ticks since the entry was last written, which an active flow does once a tick.
     #[inline(always)]
     pub fn age(self, now: Tick) -> u32 {
@@ -363,6 +369,16 @@ mod tests {
         }
         let kept = (1..=8).filter(|&signature| bucket.find(signature).is_some()).count();
         assert_eq!(kept, 7, "the flood takes one place and fights over that");
+    }
+
+    #[test]
+    fn settled_is_established_in_this_tick() {
+        for state in [State::Opening, State::Established, State::Closing] {
+            for age in [0, 1, TICK_MASK] {
+                let settled = state == State::Established && age == 0;
+                assert_eq!(aged(flow_signature(7), state, age).is_settled(NOW), settled, "{state:?} {age}");
+            }
+        }
     }
 
     proptest! {

@@ -11,7 +11,7 @@ mod tap;
 
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use lb_common::datapath::{Stage, Tables};
+use lb_common::datapath::{Exit, Stage, Tables};
 
 use maps::Maps;
 
@@ -20,7 +20,7 @@ use maps::Maps;
 #[inline(always)]
 pub fn prog(context: XdpContext) -> u32 {
     tap::enter(&context);
-    stages::enter(&context, Stage::Plain.into())
+    stages::enter(&context, Exit::enter(Stage::Plain))
 }
 
 /// Answers with the tick that entries are written with now. Never attached: the agent runs it.

@@ -39,6 +39,10 @@ impl SkbPacket<'_> {
     }
 }
 
+/// A header on the stack where words of any size are aligned: the verifier asks for that, and the compiler writes several parts at once.
+#[repr(align(8))]
+struct Aligned<T>(T);
+
 impl Packet for SkbPacket<'_> {
     #[inline(always)]
     fn read<T: Header>(&self, offset: usize) -> Option<T> {
@@ -53,7 +57,8 @@ impl Packet for SkbPacket<'_> {
 
     #[inline(always)]
     fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()> {
-        let (from, bytes) = ((&raw const header).cast(), size_of::<T>() as u32);
+        let header = Aligned(header);
+        let (from, bytes) = ((&raw const header.0).cast(), size_of::<T>() as u32);
         // SAFETY: the helper reads as many bytes as said.
         (unsafe { bpf_skb_store_bytes(self.skb(), offset as u32, from, bytes, 0) } == 0).then_some(())
     }

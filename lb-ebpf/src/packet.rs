@@ -66,6 +66,17 @@ impl Packet for XdpPacket<'_> {
     }
 
     #[inline(always)]
+    fn write_both<A: Header, B: Header>(&mut self, offset: usize, first: A, second: B) -> Option<()> {
+        let start = self.at(offset, size_of::<A>() + size_of::<B>())?;
+        // SAFETY: as above.
+        unsafe {
+            (start as *mut A).write_unaligned(first);
+            ((start + size_of::<A>()) as *mut B).write_unaligned(second);
+        }
+        Some(())
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, bytes: usize) -> Option<()> {
         // SAFETY: the context is the running program's; all addresses are taken from it anew at every access.
         (unsafe { bpf_xdp_adjust_head(self.0.ctx, -(bytes as i32)) } == 0).then_some(())

@@ -23,7 +23,7 @@ pub fn enter(context: &XdpContext, exit: Exit) -> u32 {
         Err(next) => next,
     };
     maps::hand_over(next);
-    maps::call(context, next.stage);
+    maps::call(context, next.stage());
     // There is no such program, or too many were called: a fault.
     Maps.count(Verdict::DropInconsistent);
     tap::leave(context, &Outcome::without_backend(Verdict::DropInconsistent, 0));
@@ -46,61 +46,61 @@ fn leave(context: &XdpContext, outcome: &Outcome) -> u32 {
 #[xdp(frags)]
 #[inline(always)]
 pub fn rare(context: XdpContext) -> u32 {
-    enter(&context, Stage::Rare.into())
+    enter(&context, Exit::enter(Stage::Rare))
 }
 
 /// See [`Stage::Icmp`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn icmp(context: XdpContext) -> u32 {
-    enter(&context, Stage::Icmp.into())
+    enter(&context, Exit::enter(Stage::Icmp))
 }
 
 /// See [`Stage::IcmpError`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn icmp_error(context: XdpContext) -> u32 {
-    enter(&context, Stage::IcmpError.into())
+    enter(&context, Exit::enter(Stage::IcmpError))
 }
 
 /// See [`Stage::NatKnown`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn nat_known(context: XdpContext) -> u32 {
-    enter(&context, Stage::NatKnown.into())
+    enter(&context, Exit::enter(Stage::NatKnown))
 }
 
 /// See [`Stage::Nat`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn nat(context: XdpContext) -> u32 {
-    enter(&context, Stage::Nat.into())
+    enter(&context, Exit::enter(Stage::Nat))
 }
 
 /// See [`Stage::NatReturn`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn nat_return(context: XdpContext) -> u32 {
-    enter(&context, Stage::NatReturn.into())
+    enter(&context, Exit::enter(Stage::NatReturn))
 }
 
 /// See [`Stage::NatNew`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn nat_new(context: XdpContext) -> u32 {
-    enter(&context, Stage::NatNew.into())
+    enter(&context, Exit::enter(Stage::NatNew))
 }
 
 /// See [`Stage::NatError`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn nat_error(context: XdpContext) -> u32 {
-    enter(&context, Stage::NatError.into())
+    enter(&context, Exit::enter(Stage::NatError))
 }
 
 /// See [`Stage::Answer`].
 #[xdp(frags)]
 #[inline(always)]
 pub fn answer(context: XdpContext) -> u32 {
-    enter(&context, Exit { stage: Stage::Answer, ..maps::handed_over() })
+    enter(&context, maps::handed_over().with_stage(Stage::Answer))
 }

@@ -29,6 +29,11 @@ impl Packet for Steered<'_> {
     }
 
     #[inline(always)]
+    fn write_both<A: Header, B: Header>(&mut self, offset: usize, first: A, second: B) -> Option<()> {
+        self.0.write_both(offset, first, second)
+    }
+
+    #[inline(always)]
     fn grow_head(&mut self, bytes: usize) -> Option<()> {
         self.0.grow_head(bytes)
     }

@@ -122,6 +122,15 @@ impl BackendWord {
         self.0 & (MAY | SERVICE) == MAY | (service as u64) << Self::SERVICE_SHIFT
     }
 
+    /// The same, and nothing about it needs another look: it is healthy, and its next hop is known.
+    #[inline(always)]
+    pub const fn serves_plainly(self, service: u32) -> bool {
+        const IS: u64 =
+            BackendWord::USED | BackendWord::ENABLED | BackendWord::HEALTHY | BackendWord::RESOLVED;
+        const SERVICE: u64 = (u16::MAX as u64) << BackendWord::SERVICE_SHIFT;
+        self.0 & (IS | SERVICE) == IS | (service as u64) << Self::SERVICE_SHIFT
+    }
+
     /// [`BackendFlags::port`].
     #[inline(always)]
     pub const fn port(self) -> Be16 {
@@ -146,6 +155,12 @@ impl BackendWord {
         self.0 & Self::RESOLVED != 0
     }
 
+    /// Whether the packet goes as it is, but for its MAC addresses.
+    #[inline(always)]
+    pub const fn is_l2_dsr(self) -> bool {
+        self.0 & 3 << Self::FORWARDING_SHIFT == (Forwarding::L2Dsr as u64) << Self::FORWARDING_SHIFT
+    }
+
     /// [`BackendFlags::forwarding`].
     #[inline(always)]
     pub const fn forwarding(self) -> Forwarding {
@@ -162,8 +177,7 @@ impl Backend {
     /// The next hop that a word of this backend puts in force.
     #[inline(always)]
     pub const fn hop(&self, word: BackendWord) -> &NextHop {
-        let [first, second] = &self.hops;
-        if word.0 & BackendWord::SECOND_HOP != 0 { second } else { first }
+        &self.hops[(word.0 / BackendWord::SECOND_HOP) as usize & 1]
     }
 
     /// The word as it is now.

@@ -29,7 +29,7 @@ const V6_TIME_EXCEEDED: u32 = u32::from_ne_bytes([3, 0, 0, 0]);
 /// 1812 section 4.3.2.7, RFC 4443 section 2.4).
 #[inline(always)]
 pub(super) fn send<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -> Result<Outcome, Exit> {
-    let Exit { verdict: unanswered, mtu, .. } = exit;
+    let (unanswered, mtu) = (exit.verdict(), exit.mtu());
     let control = tables.control().ok_or(Verdict::DropInconsistent)?;
     let (parsed, fragment) = parse::whole(packet)?;
     let (from, to) = (parsed.tuple.destination, parsed.tuple.source);

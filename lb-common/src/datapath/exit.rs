@@ -33,44 +33,64 @@ pub enum Stage {
     Former = 11,
 }
 
-/// Why a packet leaves. Flat, as [`super::Outcome`] is.
+/// Why a packet leaves: its verdict, the stage that looks after it, and for [`Stage::Answer`] an MTU. One word: of several fields the
+/// compiler would cut what a packet leaves with otherwise into pieces of their sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exit {
-    /// Its verdict, if `stage` is none or can do nothing for it.
-    pub verdict: Verdict,
-    /// The stage that looks after it.
-    pub stage: Stage,
-    /// For [`Stage::Answer`]: bytes of the largest IP packet that would have gone on; 0 if its time to live ended.
-    pub mtu: u16,
-}
+pub struct Exit(u32);
 
 impl Exit {
+    const STAGE_SHIFT: u32 = 8;
+    const MTU_SHIFT: u32 = 16;
+
+    /// To a stage, which gives this verdict if it can do nothing.
+    #[inline(always)]
+    const fn new(verdict: Verdict, stage: Stage, mtu: u16) -> Self {
+        Self(verdict as u32 | (stage as u32) << Self::STAGE_SHIFT | (mtu as u32) << Self::MTU_SHIFT)
+    }
+
+    /// To the stage that a program is.
+    #[inline(always)]
+    pub const fn enter(stage: Stage) -> Self {
+        Self::new(Verdict::DropInconsistent, stage, 0)
+    }
+
+    /// The same exit, to another stage.
+    #[inline(always)]
+    pub const fn with_stage(self, stage: Stage) -> Self {
+        Self(self.0 & !(0xff << Self::STAGE_SHIFT) | (stage as u32) << Self::STAGE_SHIFT)
+    }
+
     /// To the stage that tells the sender: no packet of more than `mtu` bytes by its IP header can go on.
     #[inline(always)]
     pub const fn too_big(mtu: u16) -> Self {
-        Self { verdict: Verdict::DropTooBig, stage: Stage::Answer, mtu }
+        Self::new(Verdict::DropTooBig, Stage::Answer, mtu)
     }
 
     /// To the stage that tells the sender: the packet's time to live ended.
     #[inline(always)]
     pub const fn expired() -> Self {
-        Self { verdict: Verdict::DropTimeExceeded, stage: Stage::Answer, mtu: 0 }
+        Self::new(Verdict::DropTimeExceeded, Stage::Answer, 0)
     }
 
-    /// As one word, to be handed from one program to another.
+    /// The verdict, if there is no stage or it can do nothing for the packet; of a word that is none, a fault's.
     #[inline(always)]
-    pub const fn to_word(self) -> u64 {
-        self.verdict as u64 | (self.stage as u64) << 8 | (self.mtu as u64) << 16
-    }
-
-    /// From that word; one that is none is a fault.
-    #[inline(always)]
-    pub const fn from_word(word: u64) -> Self {
-        let verdict = match Verdict::from_index((word & 0xff) as usize) {
+    pub const fn verdict(self) -> Verdict {
+        match Verdict::from_index((self.0 & 0xff) as usize) {
             Some(verdict) => verdict,
             None => Verdict::DropInconsistent,
-        };
-        let stage = match (word >> 8) as u8 {
+        }
+    }
+
+    /// Whether no stage looks after the packet: the verdict is found.
+    #[inline(always)]
+    pub(super) const fn is_settled(self) -> bool {
+        self.0 & 0xff << Self::STAGE_SHIFT == (Stage::None as u32) << Self::STAGE_SHIFT
+    }
+
+    /// The stage that looks after the packet.
+    #[inline(always)]
+    pub const fn stage(self) -> Stage {
+        match (self.0 >> Self::STAGE_SHIFT) as u8 {
             1 => Stage::Rare,
             2 => Stage::Icmp,
             3 => Stage::IcmpError,
@@ -83,22 +103,54 @@ impl Exit {
             10 => Stage::NatKnown,
             11 => Stage::Former,
             _ => Stage::None,
-        };
-        Self { verdict, stage, mtu: (word >> 16) as u16 }
+        }
+    }
+
+    /// For [`Stage::Answer`]: bytes of the largest IP packet that would have gone on; 0 if its time to live ended.
+    #[inline(always)]
+    pub const fn mtu(self) -> u16 {
+        (self.0 >> Self::MTU_SHIFT) as u16
+    }
+
+    /// As one word, to be handed from one program to another.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// From that word.
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Self(word as u32)
+    }
+
+    /// The exit itself. The compiler for BPF is not to know it: it would set a register to it on every packet's way, before the branch
+    /// that hardly any takes.
+    #[inline(always)]
+    fn taken(self) -> Self {
+        #[cfg(target_arch = "bpf")]
+        {
+            let mut word = self.to_word();
+            // SAFETY: the instruction adds nothing.
+            unsafe { core::arch::asm!("{0} += 0", inout(reg) word) };
+            return Self::from_word(word);
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        self
     }
 }
 
 impl From<Verdict> for Exit {
     #[inline(always)]
     fn from(verdict: Verdict) -> Self {
-        Self { verdict, stage: Stage::None, mtu: 0 }
+        Self::new(verdict, Stage::None, 0).taken()
     }
 }
 
 impl From<Stage> for Exit {
     #[inline(always)]
     fn from(stage: Stage) -> Self {
-        Self { verdict: Verdict::DropInconsistent, stage, mtu: 0 }
+        Self::enter(stage).taken()
     }
 }
 
@@ -115,8 +167,9 @@ mod tests {
             [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, NatKnown, Answer, Former]
         {
             for &verdict in Verdict::ALL {
-                let exit = Exit { verdict, stage, mtu: 1_480 };
-                assert_eq!(Exit::from_word(exit.to_word()), exit);
+                let exit = Exit::new(verdict, stage, 1_480);
+                let found = Exit::from_word(exit.to_word());
+                assert_eq!((found.verdict(), found.stage(), found.mtu()), (verdict, stage, 1_480));
             }
         }
     }

@@ -119,7 +119,7 @@ const MAX_STAGES: usize = 6;
 
 /// Sends one frame through the datapath. In the kernel a program a stage does the same.
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
-    let mut exit = match run_stage(packet, tables, Stage::Plain.into()) {
+    let mut exit = match run_stage(packet, tables, Exit::enter(Stage::Plain)) {
         Ok(outcome) => return outcome,
         Err(exit) => exit,
     };
@@ -138,7 +138,7 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Outcome {
 /// `Err` leads to another stage.
 #[inline(always)]
 pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -> Result<Outcome, Exit> {
-    let outcome = match exit.stage {
+    let outcome = match exit.stage() {
         Stage::Plain => steer(packet, tables),
         Stage::Rare => rare::steer(packet, tables),
         Stage::Icmp => icmp::steer(packet, tables),
@@ -160,7 +160,7 @@ pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -
             }
             Ok(outcome)
         }
-        Err(exit) if exit.stage == Stage::None => Ok(settled_as(tables, exit.verdict)),
+        Err(exit) if exit.is_settled() => Ok(settled_as(tables, exit.verdict())),
         Err(exit) => Err(exit),
     }
 }
@@ -212,14 +212,12 @@ fn steer_plain<P: Packet, T: Tables>(
     if classified.flags.nat() {
         return Err(Stage::NatKnown.into());
     }
-    admit_to(packet, control, destination)?;
+    let on = packet.interface();
+    admit_on(on, control, destination)?;
     let flow = pick::Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
     let pick = pick::pick_plain(tables, control, flow, classified)?;
-    if !pick.word.is_resolved() {
-        return Err(Stage::Rare.into());
-    }
     let hop = pick.backend.hop(pick.word);
-    let interface = rewrite::send(packet, tables, control, parsed, &pick, hop)?;
+    let interface = rewrite::send(packet, tables, control, parsed, &pick, hop, on)?;
     Ok(Outcome::forwarded(interface, classified.service, pick.id, parsed.bytes, pick.seen))
 }
 
@@ -307,23 +305,19 @@ fn find_in(bucket: &VipBucket, address: Address, key: u32) -> Option<Option<&Vip
 /// too.
 #[inline(always)]
 fn admit<P: Packet>(packet: &P, control: &Control) -> Result<(), Verdict> {
-    admit_to(packet, control, packet.read(0).ok_or(Verdict::PassMalformedEthernet)?)
+    admit_on(packet.interface(), control, packet.read(0).ok_or(Verdict::PassMalformedEthernet)?)
 }
 
-/// The same of a frame that begins with these eight bytes.
+/// The same of a frame that came in on this interface and begins with these eight bytes.
 #[inline(always)]
-fn admit_to<P: Packet>(packet: &P, control: &Control, frame: u64) -> Result<(), Verdict> {
-    let destination = frame & MAC_MASK;
-    let on = packet.interface();
+fn admit_on(on: u32, control: &Control, frame: u64) -> Result<(), Verdict> {
     let mut probe = 0;
     while probe < MAX_INTERFACES {
         let interface = &control.interfaces[interface_slot(on, probe)];
         let index = interface.index.load();
         if index == u64::from(on) {
-            if interface.mac.load() != destination {
-                return Err(Verdict::PassOtherHost);
-            }
-            break;
+            let other = interface.mac.load() != frame & MAC_MASK;
+            return if other { Err(Verdict::PassOtherHost) } else { Ok(()) };
         }
         if index == 0 {
             break;

@@ -66,6 +66,12 @@ impl Transport {
         self.0 == Self::TCP | Self::SYN
     }
 
+    /// Whether the packet neither opens a connection nor closes one.
+    #[inline(always)]
+    pub const fn goes_on(self) -> bool {
+        self.0 & Self::NEWS == 0
+    }
+
     /// Whether the packet closes a connection: FIN or RST.
     #[inline(always)]
     pub const fn closes(self) -> bool {

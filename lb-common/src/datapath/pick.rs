@@ -47,7 +47,7 @@ pub(super) fn pick<'a, T: Tables>(
     classified: Classified,
 ) -> Result<Pick<'a>, Verdict> {
     // Without `PLAIN` all is done here.
-    pick_in::<T, false>(tables, control, flow, classified).map_err(|exit| exit.verdict)
+    pick_in::<T, false>(tables, control, flow, classified).map_err(Exit::verdict)
 }
 
 /// The same in the first stage, which leaves to another what is to be remembered of clients.
@@ -69,40 +69,16 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
     classified: Classified,
 ) -> Result<Pick<'a>, Exit> {
     let service = classified.service;
-    let now = tables.now(control);
-    let hash = hash::flow(&control.flow_key, flow.tuple);
-    let index = hash::reduce(hash, control.flow_buckets);
-    let signature = flow_signature(hash);
-    let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
-    let found = find(tables, bucket, index, signature, now);
+    let place = Place::of(tables, control, flow.tuple)?;
+    let found = place.find(tables);
     let mut former = None;
     if let Some(found) = found {
-        match keep(tables, found.entry, flow.transport, service, now) {
-            Ok((backend, word)) => {
-                let kept = advance(found.entry, flow.transport, now);
-                let mut seen = Seen::of(flow.transport);
-                if kept != found.entry {
-                    let client = classified.flags.client_affinity() && found.entry.state() == State::Opening;
-                    // The other stage picks again, and it is that one's to note what is new.
-                    if PLAIN && (client || !word.is_resolved()) {
-                        return Err(Stage::Rare.into());
-                    }
-                    bucket.store(found.way, kept);
-                    if is_answered(found.entry, kept, flow.transport) {
-                        seen = seen.and_answered();
-                        signals::answered(tables, control, hash, kept.backend());
-                    }
-                    if client {
-                        Client::of(tables, control, flow.tuple, service)?.remember(
-                            tables,
-                            kept.backend(),
-                            State::Established,
-                            now,
-                        );
-                    }
-                }
-                return Ok(Pick { id: kept.backend(), backend, word, seen, hash, now });
-            }
+        if PLAIN && let Some(pick) = settled(tables, &place, found.entry, flow.transport, service) {
+            return Ok(pick);
+        }
+        let found = anywhere(tables, found);
+        match keep(tables, found.entry, flow.transport, service, place.now) {
+            Ok(to) => return stay::<T, PLAIN>(tables, control, &place, found, to, flow, classified),
             Err(refusal) => {
                 tables.observe(Step::EntryRefused(refusal));
                 if control.is_moving() {
@@ -122,13 +98,14 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
             }
             ring(tables, control, flow.tuple, service)?
         }
-        None => choose(tables, control, flow.tuple, classified, now)?,
+        None => choose(tables, control, flow.tuple, classified, place.now)?,
     };
     if PLAIN && !word.is_resolved() {
         return Err(Stage::Rare.into());
     }
+    let Place { bucket, index, signature, hash, now } = place;
     let way = match found {
-        Some(found) => found.way,
+        Some(found) => anywhere(tables, found).way,
         None => make_way(tables, bucket, index, signature, now),
     };
     bucket.store(way, Entry::new(signature, id, State::Opening, now));
@@ -136,6 +113,65 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
         signals::opened(tables, control, hash);
     }
     Ok(Pick { id, backend, word, seen: Seen::of(flow.transport).new_flow(true), hash, now })
+}
+
+/// Nearly every packet: it changes nothing about its flow, and nothing has changed about its backend.
+#[inline(always)]
+fn settled<'a, T: Tables>(
+    tables: &'a T,
+    place: &Place<'_>,
+    entry: Entry,
+    transport: Transport,
+    service: u32,
+) -> Option<Pick<'a>> {
+    if !entry.is_settled(place.now) || !transport.goes_on() {
+        return None;
+    }
+    let backend = tables.backend(entry.backend())?;
+    let word = backend.load();
+    let Place { hash, now, .. } = *place;
+    let id = entry.backend();
+    word.serves_plainly(service).then_some(Pick { id, backend, word, seen: Seen::of(transport), hash, now })
+}
+
+/// Has a packet stay with its flow's backend, and notes what it tells of the flow.
+#[inline(always)]
+fn stay<'a, T: Tables, const PLAIN: bool>(
+    tables: &'a T,
+    control: &Control,
+    place: &Place<'_>,
+    Found { way, entry }: Found,
+    (backend, word): (&'a Backend, BackendWord),
+    flow: Flow<'_>,
+    classified: Classified,
+) -> Result<Pick<'a>, Exit> {
+    // The other stage picks again, and it is that one's to note what is new.
+    if PLAIN && !word.is_resolved() {
+        return Err(Stage::Rare.into());
+    }
+    let Place { bucket, hash, now, .. } = *place;
+    let kept = advance(entry, flow.transport, now);
+    let mut seen = Seen::of(flow.transport);
+    if kept != entry {
+        let client = classified.flags.client_affinity() && entry.state() == State::Opening;
+        if PLAIN && client {
+            return Err(Stage::Rare.into());
+        }
+        bucket.store(way, kept);
+        if is_answered(entry, kept, flow.transport) {
+            seen = seen.and_answered();
+            signals::answered(tables, control, hash, kept.backend());
+        }
+        if client {
+            Client::of(tables, control, flow.tuple, classified.service)?.remember(
+                tables,
+                kept.backend(),
+                State::Established,
+                now,
+            );
+        }
+    }
+    Ok(Pick { id: kept.backend(), backend, word, seen, hash, now })
 }
 
 /// The backend that packets of a flow go to, without a trace in the tables: for what only quotes the flow.
@@ -147,12 +183,9 @@ pub(super) fn peek<'a, T: Tables>(
     classified: Classified,
 ) -> Result<Pick<'a>, Verdict> {
     let service = classified.service;
-    let now = tables.now(control);
-    let hash = hash::flow(&control.flow_key, tuple);
-    let index = hash::reduce(hash, control.flow_buckets);
-    let signature = flow_signature(hash);
-    let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
-    if let Some(found) = find(tables, bucket, index, signature, now)
+    let place = Place::of(tables, control, tuple)?;
+    let Place { hash, now, .. } = place;
+    if let Some(found) = place.find(tables)
         && let Some(backend) = tables.backend(found.entry.backend())
     {
         let word = backend.load();
@@ -168,17 +201,43 @@ pub(super) fn peek<'a, T: Tables>(
     Ok(Pick { id, backend, word, seen: Seen::NOTHING, hash, now })
 }
 
-/// Finds a flow's entry.
+/// A flow's place in the flow table, and the time.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    bucket: &'a FlowBucket,
+    index: u32,
+    signature: u32,
+    hash: u64,
+    now: Tick,
+}
+
+impl<'a> Place<'a> {
+    #[inline(always)]
+    fn of<T: Tables>(tables: &'a T, control: &Control, tuple: &Tuple) -> Result<Self, Verdict> {
+        let now = tables.now(control);
+        let hash = hash::flow(&control.flow_key, tuple);
+        let index = hash::reduce(hash, control.flow_buckets);
+        let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
+        Ok(Self { bucket, index, signature: flow_signature(hash), hash, now })
+    }
+
+    /// Finds the flow's entry.
+    #[inline(always)]
+    fn find<T: Tables>(&self, tables: &T) -> Option<Found> {
+        let found = self.bucket.find(self.signature);
+        tables.observe(Step::FlowLookup {
+            bucket: self.index,
+            signature: self.signature,
+            found: found.map(|found| (found.entry.backend(), found.entry.state(), found.entry.age(self.now))),
+        });
+        found
+    }
+}
+
+/// The same entry, of which the verifier does not know where it was found.
 #[inline(always)]
-fn find<T: Tables>(tables: &T, bucket: &FlowBucket, index: u32, signature: u32, now: Tick) -> Option<Found> {
-    let found = bucket.find(signature);
-    tables.observe(Step::FlowLookup {
-        bucket: index,
-        signature,
-        found: found.map(|found| (found.entry.backend(), found.entry.state(), found.entry.age(now))),
-    });
-    let Found { way, entry } = found?;
-    Some(Found { way: tables.forget(way as u64, entry.word()) as usize & (FLOW_WAYS - 1), entry })
+fn anywhere<T: Tables>(tables: &T, Found { way, entry }: Found) -> Found {
+    Found { way: tables.forget(way as u64, entry.word()) as usize & (FLOW_WAYS - 1), entry }
 }
 
 /// Whether a packet follows the entry found for it.

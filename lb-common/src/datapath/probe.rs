@@ -111,9 +111,9 @@ fn forward<P: OwnPacket, T: ProbeTables>(
     let hop = backend.hop(word);
     // A tag, if the way needs one, is the business of the interface that the host chose.
     rewrite::wrap(packet, control, &parsed, &pick, hop)?;
-    let interface = rewrite::address_frame(packet, hop.first, hop.rest, hop.interface)?;
+    rewrite::address_frame(packet, hop.first, hop.rest)?;
     target.sent.store(target.sent.load().wrapping_add(1));
-    Ok(interface)
+    Ok(rewrite::leaves_on(hop.interface, packet.interface()))
 }
 
 /// Takes a packet that came in, if it is the answer to a health check.

@@ -26,7 +26,7 @@ const VLAN_ID_MASK: u16 = 0x0fff;
 pub(super) const UNTAGGED: u16 = 0x1000;
 
 /// Rewrites a packet for its backend's forwarding mode. Yields the index of the interface to transmit on; 0 for the one the
-/// packet came from.
+/// packet came from, which `on` is.
 #[inline(always)]
 pub(super) fn send<P: Packet, T: Tables>(
     packet: &mut P,
@@ -35,11 +35,12 @@ pub(super) fn send<P: Packet, T: Tables>(
     parsed: &Parsed,
     pick: &Pick<'_>,
     hop: &NextHop,
+    on: u32,
 ) -> Result<u32, Exit> {
     if hop.vlan != 0 && hop.vlan != vlan(packet, parsed.ip_offset)? {
         return Err(Stage::Rare.into());
     }
-    dispatch(packet, tables, control, parsed, pick, hop)
+    dispatch(packet, tables, control, parsed, pick, hop, on)
 }
 
 /// Rewrites a packet whose frame has the tags that the next hop needs.
@@ -51,10 +52,12 @@ pub(super) fn dispatch<P: Packet, T: Tables>(
     parsed: &Parsed,
     pick: &Pick<'_>,
     hop: &NextHop,
+    on: u32,
 ) -> Result<u32, Exit> {
     wrap(packet, control, parsed, pick, hop)?;
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
-    address_frame(packet, hop.first, hop.rest, hop.interface)
+    address_frame(packet, hop.first, hop.rest)?;
+    Ok(leaves_on(hop.interface, on))
 }
 
 /// Puts in front of a packet what its backend's forwarding mode needs there.
@@ -66,6 +69,9 @@ pub(super) fn wrap<P: Packet>(
     pick: &Pick<'_>,
     hop: &NextHop,
 ) -> Result<(), Exit> {
+    if pick.word.is_l2_dsr() {
+        return Ok(());
+    }
     match pick.word.forwarding() {
         Forwarding::L2Dsr => Ok(()),
         Forwarding::Ipip => encapsulate(packet, control, parsed, pick, hop, false),
@@ -75,17 +81,17 @@ pub(super) fn wrap<P: Packet>(
     }
 }
 
-/// Writes both MAC addresses, given as [`NextHop`] has them. Yields the index of the interface to transmit on; 0 for the one the packet came from.
+/// Writes both MAC addresses, given as [`NextHop`] has them.
 #[inline(always)]
-pub(super) fn address_frame<P: Packet>(
-    packet: &mut P,
-    first: u64,
-    rest: u32,
-    interface: u32,
-) -> Result<u32, Exit> {
-    packet.write(8, rest).ok_or(Verdict::PassMalformedEthernet)?;
-    packet.write(0, first).ok_or(Verdict::PassMalformedEthernet)?;
-    Ok(if interface == packet.interface() { 0 } else { interface })
+pub(super) fn address_frame<P: Packet>(packet: &mut P, first: u64, rest: u32) -> Result<(), Exit> {
+    packet.write_both(0, first, rest).ok_or(Verdict::PassMalformedEthernet)?;
+    Ok(())
+}
+
+/// The interface that a packet which came in `on` one leaves on: 0 for the same.
+#[inline(always)]
+pub(super) const fn leaves_on(interface: u32, on: u32) -> u32 {
+    if interface == on { 0 } else { interface }
 }
 
 /// The frame's VLAN id, as [`NextHop::vlan`] has it.
@@ -183,27 +189,18 @@ pub(super) fn tag_as<P: Packet>(packet: &mut P, ip_offset: usize, wanted: u32) -
     packet.write(EthHdr::LEN - 2 + needs, ether_type).ok_or(Verdict::DropInconsistent)
 }
 
-/// What of the packet's own IP header the one in front takes over.
-struct Inner {
-    v4: bool,
-    /// Type of service or traffic class.
-    tos: u8,
-    /// Whether nobody on the way may fragment it.
-    whole: bool,
+/// Type of service or traffic class of a packet.
+#[inline(always)]
+fn tos<P: Packet>(packet: &P, parsed: &Parsed) -> Result<u8, Verdict> {
+    let [a, b]: [u8; 2] = packet.read(parsed.ip_offset).ok_or(Verdict::PassMalformedEthernet)?;
+    Ok(if parsed.tuple.destination.is_v4() { b } else { a << 4 | b >> 4 })
 }
 
-impl Inner {
-    #[inline(always)]
-    fn of<P: Packet>(packet: &P, parsed: &Parsed) -> Result<Self, Verdict> {
-        let v4 = parsed.tuple.destination.is_v4();
-        let [a, b, _, _, _, _, flags, _]: [u8; 8] =
-            packet.read(parsed.ip_offset).ok_or(Verdict::PassMalformedEthernet)?;
-        Ok(if v4 {
-            Self { v4, tos: b, whole: flags & 0x40 != 0 }
-        } else {
-            Self { v4, tos: a << 4 | b >> 4, whole: true }
-        })
-    }
+/// Whether nobody on the way may fragment a packet.
+#[inline(always)]
+fn is_whole<P: Packet>(packet: &P, parsed: &Parsed) -> Result<bool, Verdict> {
+    let [flags, _]: [u8; 2] = packet.read(parsed.ip_offset + 6).ok_or(Verdict::PassMalformedEthernet)?;
+    Ok(!parsed.tuple.destination.is_v4() || flags & 0x40 != 0)
 }
 
 /// Says whether a packet is too big to go on: the exit it then takes. `room` is how many bytes it may have; 0 for any number.
@@ -244,13 +241,18 @@ pub(super) fn check_fit<P: Packet>(
     if overhead == 0 {
         return Ok(());
     }
-    // Where no MTU is known, the length that an IP header can tell is the limit.
-    let mtu = match PathMtu::from_word(pick.backend.noted.load()).with(hop.mtu, pick.now) {
-        0 => u16::MAX,
-        mtu => mtu,
-    };
-    let inner = Inner::of(packet, parsed)?;
-    check_size(control, parsed.bytes, mtu.saturating_sub(overhead as u16), inner.whole)
+    let noted = pick.backend.noted.load();
+    if noted == 0 && u32::from(parsed.bytes) + overhead as u32 <= u32::from(limit(hop.mtu)) {
+        return Ok(());
+    }
+    let room = limit(PathMtu::from_word(noted).with(hop.mtu, pick.now)).saturating_sub(overhead as u16);
+    check_size(control, parsed.bytes, room, is_whole(packet, parsed)?)
+}
+
+/// Where no MTU is known, the length that an IP header can tell is the limit.
+#[inline(always)]
+const fn limit(mtu: u16) -> u16 {
+    if mtu == 0 { u16::MAX } else { mtu }
 }
 
 /// Puts an IP header, and for GUE a UDP and a GUE header, in front of the packet.
@@ -266,42 +268,47 @@ fn encapsulate<P: Packet>(
     hop: &NextHop,
     gue: bool,
 ) -> Result<(), Exit> {
-    let inner = Inner::of(packet, parsed)?;
+    let tos = tos(packet, parsed)?;
     let outer_v4 = pick.backend.address.is_v4();
     let between = if gue { UdpHdr::LEN + GUE_BYTES } else { 0 };
     let overhead = overhead(if gue { Forwarding::Gue } else { Forwarding::Ipip }, outer_v4);
     check_fit(packet, control, parsed, pick, hop)?;
-    if hop.source.is_zero() {
+    // It is of the server's family, if there is one.
+    if if outer_v4 { hop.source.words()[3] == 0 } else { hop.source.is_zero() } {
         return Err(Verdict::DropNatSource.into());
     }
-    // What lies between the MAC addresses and the IP header: tags and EtherType, or a part of the IP header.
-    let tags: u64 = packet.read(12).ok_or(Verdict::PassMalformedEthernet)?;
-    packet.grow_head(overhead).ok_or(Verdict::DropHeadroom)?;
     let lost = Verdict::DropInconsistent;
-    packet.write(12, tags).ok_or(lost)?;
-    let protocol = if inner.v4 { Protocol::IPIP } else { Protocol::IPV6 };
+    if parsed.ip_offset == EthHdr::LEN {
+        packet.grow_head(overhead).ok_or(Verdict::DropHeadroom)?;
+    } else {
+        // The tags lie between the MAC addresses and the IP header, of which a part may come with them.
+        let tags: u64 = packet.read(12).ok_or(Verdict::PassMalformedEthernet)?;
+        packet.grow_head(overhead).ok_or(Verdict::DropHeadroom)?;
+        packet.write(12, tags).ok_or(lost)?;
+    }
+    let protocol = if parsed.tuple.destination.is_v4() { Protocol::IPIP } else { Protocol::IPV6 };
     let next = if gue { Protocol::UDP } else { protocol };
     let spread = hash::spread(pick.hash);
     let source = hop.source.with_low_bits(spread & hop.source_mask);
     let at = parsed.ip_offset;
     let payload = parsed.bytes + between as u16;
-    let ether_type = if outer_v4 { EtherType::IPV4 } else { EtherType::IPV6 };
-    packet.write(at - 2, ether_type.0.raw()).ok_or(lost)?;
     if outer_v4 {
         let [high, low] = (payload + Ipv4Hdr::LEN as u16).to_be_bytes();
-        let first = u32::from_ne_bytes([0x45, inner.tos, high, low]);
+        let first = u32::from_ne_bytes([0x45, tos, high, low]);
         let third = u32::from_ne_bytes([TTL, next.0, 0, 0]);
         let (from, to) = (source.words()[3], pick.backend.address.words()[3]);
         let sum = Sum::default().and(first).and(DONT_FRAGMENT).and(third).and(from).and(to);
         let third = third | (sum.checksum().raw() as u32) << 16;
-        packet.write(at, [first, DONT_FRAGMENT, third, from, to]).ok_or(lost)?;
+        let words = [first, DONT_FRAGMENT, third, from, to];
+        packet.write_both(at - 2, EtherType::IPV4.0.raw(), words).ok_or(lost)?;
     } else {
         // Twenty bits of the flow's hash, for balancing on the way (RFC 6438).
-        let first = 6 << 28 | u32::from(inner.tos) << 20 | spread & 0xf_ffff;
+        let first = 6 << 28 | u32::from(tos) << 20 | spread & 0xf_ffff;
         let [high, low] = payload.to_be_bytes();
         let second = u32::from_ne_bytes([high, low, next.0, TTL]);
         let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (source.words(), pick.backend.address.words());
-        packet.write(at, [first.to_be(), second, s0, s1, s2, s3, d0, d1, d2, d3]).ok_or(lost)?;
+        let words = [first.to_be(), second, s0, s1, s2, s3, d0, d1, d2, d3];
+        packet.write_both(at - 2, EtherType::IPV6.0.raw(), words).ok_or(lost)?;
     }
     if gue {
         // A port of the dynamic range, by flow. No checksum: the packet within has its own (RFC 6935).

@@ -54,6 +54,13 @@ pub trait Packet: Sized {
     fn read<T: Header>(&self, offset: usize) -> Option<T>;
     /// Overwrites the bytes at `offset`; `None`, and nothing done, if they reach beyond the frame.
     fn write<T: Header>(&mut self, offset: usize, header: T) -> Option<()>;
+    /// The same with two headers, one right behind the other.
+    #[inline(always)]
+    fn write_both<A: Header, B: Header>(&mut self, offset: usize, first: A, second: B) -> Option<()> {
+        // If there is room for the second, there is for the first.
+        self.write(offset + size_of::<A>(), second)?;
+        self.write(offset, first)
+    }
     /// Makes room for `bytes` more in front: offset 0 is then `bytes` earlier, and what lies there is undefined. `None`,
     /// and nothing done, if there is no room.
     fn grow_head(&mut self, bytes: usize) -> Option<()>;

@@ -18,12 +18,12 @@ mod tap;
 
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use lb_common::datapath::Stage;
+use lb_common::datapath::{Exit, Stage};
 
 /// See the load balancer's program of this name.
 #[xdp(frags)]
 #[inline(always)]
 pub fn prog(context: XdpContext) -> u32 {
     tap::enter(&context);
-    stages::enter(&context, Stage::Plain.into())
+    stages::enter(&context, Exit::enter(Stage::Plain))
 }

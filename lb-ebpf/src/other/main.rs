@@ -26,7 +26,7 @@ use maps::Maps;
 pub fn prog(context: XdpContext) -> u32 {
     // SAFETY: the helper takes nothing.
     let _ = unsafe { bpf_get_smp_processor_id() };
-    stages::enter(&context, Stage::Plain.into())
+    stages::enter(&context, Exit::enter(Stage::Plain))
 }
 
 /// As in `sluice`.

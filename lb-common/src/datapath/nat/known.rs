@@ -7,7 +7,7 @@ use network_types::eth::EthHdr;
 
 use super::super::parse::{self, Parsed};
 use super::super::pick::may_stay;
-use super::super::rewrite::{UNTAGGED, address_frame};
+use super::super::rewrite::{UNTAGGED, address_frame, leaves_on};
 use super::super::signals::Seen;
 use super::super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify};
 use super::state::{Leaves, entry_soon};
@@ -86,7 +86,8 @@ fn forward<P: Packet, T: Tables>(
     observe(tables, parsed, &leaves, false, false);
     translate(packet, parsed, &leaves, false)?;
     tables.observe(Step::NextHop { backend: id, hop: *hop });
-    let interface = address_frame(packet, hop.first, hop.rest, hop.interface)?;
+    address_frame(packet, hop.first, hop.rest)?;
+    let interface = leaves_on(hop.interface, packet.interface());
     Ok(Outcome::forwarded(interface, service, id, parsed.bytes, Seen::of(parsed.transport)))
 }
 
@@ -111,7 +112,8 @@ fn answer<P: Packet, T: Tables>(
     observe(tables, parsed, &leaves, false, true);
     tables.observe(Step::AnswerOf(backend));
     translate(packet, parsed, &leaves, false)?;
-    let interface = address_frame(packet, path.first, path.rest as u32, (path.rest >> 32) as u32)?;
+    address_frame(packet, path.first, path.rest as u32)?;
+    let interface = leaves_on((path.rest >> 32) as u32, packet.interface());
     Ok(Outcome::without_backend(Verdict::ForwardReturn, interface))
 }
 

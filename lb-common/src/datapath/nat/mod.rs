@@ -16,7 +16,7 @@ pub use state::{Scratch, Work, add, locate};
 
 use super::parse::{self, Fragment, Parsed};
 use super::pick::{self, Flow, Pick};
-use super::rewrite::{self, address_frame, check_size};
+use super::rewrite::{self, address_frame, check_size, leaves_on};
 use super::settled::settle;
 use super::signals::Seen;
 use super::{Classified, Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, fragment, rare};
@@ -162,7 +162,7 @@ fn remember<'a, T: Tables>(
         return Ok(pick);
     }
     // An established flow stays with its translation, whatever the flow table has forgotten of it.
-    translated_to(tables, work, parsed, classified.service, pick.now).ok_or(Stage::NatNew.into())
+    translated_to(tables, work, parsed, classified.service, pick.now).ok_or_else(|| Stage::NatNew.into())
 }
 
 /// Sends a backend's answer to the customer.
@@ -255,14 +255,16 @@ fn check<P: Packet>(packet: &P, control: &Control, parsed: &Parsed, mtu: u16) ->
 #[inline(always)]
 fn leave<P: Packet>(packet: &mut P, parsed: &Parsed, path: &ReturnPath) -> Result<u32, Exit> {
     rewrite::tag_as(packet, parsed.ip_offset, path.vlan as u32)?;
-    address_frame(packet, path.first, path.rest as u32, (path.rest >> 32) as u32)
+    address_frame(packet, path.first, path.rest as u32)?;
+    Ok(leaves_on((path.rest >> 32) as u32, packet.interface()))
 }
 
 /// Gives the frame tag and addresses for the way to a backend.
 #[inline(always)]
 fn leave_to<P: Packet>(packet: &mut P, parsed: &Parsed, hop: &NextHop) -> Result<u32, Exit> {
     rewrite::retag(packet, parsed.ip_offset, hop.vlan)?;
-    address_frame(packet, hop.first, hop.rest, hop.interface)
+    address_frame(packet, hop.first, hop.rest)?;
+    Ok(leaves_on(hop.interface, packet.interface()))
 }
 
 /// Where a customer's packet came from.
@@ -301,7 +303,8 @@ fn translate<P: Packet>(
         packet.write(at, checksum.raw()).ok_or(lost)?;
         packet.write(parsed.transport_offset, leaves.ports.word()).ok_or(lost)?;
     }
-    address_packet(packet, parsed, leaves, addresses, 1).ok_or(lost.into())
+    address_packet(packet, parsed, leaves, addresses, 1).ok_or(lost)?;
+    Ok(())
 }
 
 /// Writes the addresses into an IP header, and takes `hops` from its time to live; `addresses` is what that changes.
