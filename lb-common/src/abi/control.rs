@@ -75,6 +75,9 @@ pub struct VipTable {
     pub any_port: bool,
     /// Whether a service is translated: else the lookup of replies is spared.
     pub nat: bool,
+    /// For which addresses it is spared even then, a bit each by [`VipTable::kind`]: none of that kind is one that translated packets
+    /// are sent from.
+    pub never_snat: u16,
 }
 
 impl Control {
@@ -94,17 +97,36 @@ impl Control {
 impl VipTable {
     const ANY_PORT: u64 = 1 << 32;
     const NAT: u64 = 1 << 33;
+    const NEVER_SNAT_SHIFT: u32 = 48;
 
     /// From the word in the map.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
-        Self { first_bucket: word as u32, any_port: word & Self::ANY_PORT != 0, nat: word & Self::NAT != 0 }
+        Self {
+            first_bucket: word as u32,
+            any_port: word & Self::ANY_PORT != 0,
+            nat: word & Self::NAT != 0,
+            never_snat: (word >> Self::NEVER_SNAT_SHIFT) as u16,
+        }
+    }
+
+    /// The bit of an address in [`VipTable::never_snat`], by four bits of its last byte.
+    #[inline(always)]
+    pub const fn kind(address: Address) -> u16 {
+        1 << (address.words()[3] >> 24 & 15)
+    }
+
+    /// Whether translated packets may be sent from this address.
+    #[inline(always)]
+    pub const fn may_be_snat(self, address: Address) -> bool {
+        self.nat && self.never_snat & Self::kind(address) == 0
     }
 
     /// The word for the map.
     pub const fn to_word(self) -> u64 {
         let any_port = if self.any_port { Self::ANY_PORT } else { 0 };
-        self.first_bucket as u64 | any_port | if self.nat { Self::NAT } else { 0 }
+        let never_snat = (self.never_snat as u64) << Self::NEVER_SNAT_SHIFT;
+        self.first_bucket as u64 | any_port | if self.nat { Self::NAT } else { 0 } | never_snat
     }
 }
 

@@ -257,7 +257,7 @@ assert_layout! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::Be16;
+    use crate::net::{Address, Be16};
 
     #[test]
     fn words_survive_the_round_trip() {
@@ -279,9 +279,24 @@ mod tests {
             assert_eq!(BackendWord::new(backend).flags(), backend);
             let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 500) };
             assert_eq!(ServiceWord::from_word(service.to_word()), service);
-            let vips = VipTable { first_bucket: u32::from(bits) << 10, any_port: bit(1), nat: bit(2) };
+            let vips = VipTable {
+                first_bucket: u32::from(bits) << 10,
+                any_port: bit(1),
+                nat: bit(2),
+                never_snat: bits << 9,
+            };
             assert_eq!(VipTable::from_word(vips.to_word()), vips);
         }
+    }
+
+    #[test]
+    fn replies_are_looked_up_for_kinds_of_addresses_that_packets_are_sent_from() {
+        let [sent, like, other] = [[10, 9, 0, 2], [10, 8, 7, 18], [10, 9, 0, 3]].map(Address::v4);
+        let table = VipTable { nat: true, never_snat: !VipTable::kind(sent), ..VipTable::default() };
+        assert_eq!([sent, like, other].map(|address| table.may_be_snat(address)), [true, true, false]);
+        assert!(!VipTable { nat: false, ..table }.may_be_snat(sent));
+        // As written by who does not know of kinds.
+        assert!(VipTable { never_snat: 0, ..table }.may_be_snat(other));
     }
 
     #[test]

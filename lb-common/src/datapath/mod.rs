@@ -225,7 +225,8 @@ fn steer_plain<P: Packet, T: Tables>(
 #[inline(always)]
 fn answers_flow<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> bool {
     let table = VipTable::from_word(control.vip_table.load());
-    table.nat && find_vip(tables, control, table, tuple.destination, Be16::new(0), SNAT_MARK).is_some()
+    table.may_be_snat(tuple.destination)
+        && find_vip(tables, control, table, tuple.destination, Be16::new(0), SNAT_MARK).is_some()
 }
 
 /// Finds the service: by (VIP, port, protocol), then by (VIP, every port, protocol).

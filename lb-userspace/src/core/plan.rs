@@ -397,6 +397,7 @@ fn switch_vips(
             .iter()
             .any(|(vip, _)| vip.port == 0 && [Protocol::TCP, Protocol::UDP].contains(&vip.protocol)),
         nat: !wanted.snat.is_empty(),
+        never_snat: !wanted.snat.iter().fold(0, |kinds, &address| kinds | VipTable::kind(address)),
     };
     actions.push(Action::WriteVips { table, buckets });
     Ok(())
