@@ -24,9 +24,9 @@ pub struct Settings {
     /// Lines that `touch` reads one of.
     pub lines: u32,
     /// Destination and source MAC address of what is forwarded.
-    pub addresses: [u16; 6],
+    pub addresses: [u32; 3],
     /// IPv4 header of what is encapsulated: its length is zero, and its checksum the folded sum of the rest.
-    pub outer: [u16; 10],
+    pub outer: [u32; 5],
     /// To a multiple of eight.
     pub padding: u32,
 }

@@ -48,7 +48,7 @@ impl Frames {
         let known = self.frame.len().min(start.len());
         start[..known].copy_from_slice(&self.frame[..known]);
         // Neither checksum nor source; of another family it is not used.
-        let sum = [words(&start[14..24]), words(&start[30..34])].iter().sum();
+        let sum = sum(&start[14..24]) + sum(&start[30..34]);
         let replaced: &[Range<usize>] = match self.family {
             4 => &[24..26, 26..30, 34..36],
             6 => &[34..38, 54..56],
@@ -79,13 +79,13 @@ impl Frames {
 }
 
 /// What the 16-bit words of some bytes add up to.
-fn words(bytes: &[u8]) -> u32 {
+fn sum(bytes: &[u8]) -> u32 {
     bytes.chunks(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
 }
 
-/// Bytes as 16-bit words.
-fn halves<const N: usize>(bytes: &[u8]) -> [u16; N] {
-    std::array::from_fn(|index| u16::from_ne_bytes([bytes[2 * index], bytes[2 * index + 1]]))
+/// Bytes as words.
+fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    std::array::from_fn(|index| u32::from_ne_bytes(std::array::from_fn(|byte| bytes[4 * index + byte])))
 }
 
 /// The settings by which `forward` and `encapsulate` send everything from one host to another.
@@ -96,11 +96,11 @@ pub fn sending(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2]) -> Settings {
     (outer[0], outer[8], outer[9]) = (0x45, 64, 4);
     outer[12..16].copy_from_slice(&from);
     outer[16..].copy_from_slice(&to);
-    let sum = words(&outer);
+    let sum = sum(&outer);
     let sum = (sum & 0xffff) + (sum >> 16);
     outer[10..12].copy_from_slice(&(sum as u16).to_ne_bytes());
     let [from, to] = macs;
-    Settings { addresses: halves(&[to, from].concat()), outer: halves(&outer), ..Settings::default() }
+    Settings { addresses: words(&[to, from].concat()), outer: words(&outer), ..Settings::default() }
 }
 
 /// The loaded object. It runs on one CPU at a time.
