@@ -98,8 +98,31 @@ pub fn handed_over() -> Exit {
 /// Goes on with the program of a stage; returns only if there is none.
 #[inline(always)]
 pub fn call(context: &XdpContext, stage: Stage) {
-    // SAFETY: nothing of this program is needed any more.
-    unsafe { STAGES.tail_call(context, tap::FIRST_STAGE + stage as u32) };
+    match stage {
+        Stage::None => {}
+        Stage::Plain => jump::<{ Stage::Plain as u32 }>(context),
+        Stage::Rare => jump::<{ Stage::Rare as u32 }>(context),
+        Stage::Icmp => jump::<{ Stage::Icmp as u32 }>(context),
+        Stage::IcmpError => jump::<{ Stage::IcmpError as u32 }>(context),
+        Stage::NatKnown => jump::<{ Stage::NatKnown as u32 }>(context),
+        Stage::Nat => jump::<{ Stage::Nat as u32 }>(context),
+        Stage::NatReturn => jump::<{ Stage::NatReturn as u32 }>(context),
+        Stage::NatNew => jump::<{ Stage::NatNew as u32 }>(context),
+        Stage::NatError => jump::<{ Stage::NatError as u32 }>(context),
+        Stage::Answer => jump::<{ Stage::Answer as u32 }>(context),
+        Stage::Former => jump::<{ Stage::Former as u32 }>(context),
+    }
+}
+
+/// The same for one stage. Where the kernel knows which program a tail call leads to, it makes a jump of it; any other is an indirect
+/// one, which the mitigations of some CPUs make dear.
+#[inline(always)]
+fn jump<const STAGE: u32>(context: &XdpContext) {
+    // SAFETY: nothing of this program is needed any more; the empty instruction keeps the compiler from making one call of several.
+    unsafe {
+        STAGES.tail_call(context, tap::FIRST_STAGE + STAGE);
+        asm!("");
+    }
 }
 
 /// See [`FlowBucket::victim`]: of the bucket with this index, as [`Victim::to_word`].

@@ -22,7 +22,9 @@ pub fn enter(context: &XdpContext, exit: Exit) -> u32 {
         Ok(outcome) => return leave(context, &outcome),
         Err(next) => next,
     };
-    maps::hand_over(next);
+    if next.stage() == Stage::Answer {
+        maps::hand_over(next);
+    }
     maps::call(context, next.stage());
     // There is no such program, or too many were called: a fault.
     Maps.count(Verdict::DropInconsistent);

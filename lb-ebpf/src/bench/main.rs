@@ -186,13 +186,8 @@ fn send(packet: &mut XdpPacket<'_>, wrapped: bool) -> Option<u32> {
         let [first, second, third, from, to] = settings.outer;
         // In the upper half of the third word stands the sum without the length.
         let checksum = !folded((third >> 16) + u32::from(length));
-        let words = [
-            first | u32::from(length) << 16,
-            second,
-            third & 0xffff | u32::from(checksum) << 16,
-            from,
-            to,
-        ];
+        let words =
+            [first | u32::from(length) << 16, second, third & 0xffff | u32::from(checksum) << 16, from, to];
         packet.write_both(ADDRESSES, ether_type, words)?;
     }
     // Taken apart, for a copy of twelve bytes is a call of a function.
