@@ -16,7 +16,7 @@ mod tap;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use lb_common::datapath::{Stage, Tables};
+use lb_common::datapath::{Exit, Stage, Tables};
 
 use maps::Maps;
 
