@@ -114,21 +114,23 @@ impl BackendWord {
         }
     }
 
+    /// Whether it belongs to this service, and all of these bits are set.
+    #[inline(always)]
+    const fn is_of(self, service: u32, bits: u64) -> bool {
+        const SERVICE: u64 = (u16::MAX as u64) << BackendWord::SERVICE_SHIFT;
+        self.0 & (bits | SERVICE) == bits | (service as u64) << Self::SERVICE_SHIFT
+    }
+
     /// Whether flows of this service may go here.
     #[inline(always)]
     pub const fn serves(self, service: u32) -> bool {
-        const MAY: u64 = BackendWord::USED | BackendWord::ENABLED;
-        const SERVICE: u64 = (u16::MAX as u64) << BackendWord::SERVICE_SHIFT;
-        self.0 & (MAY | SERVICE) == MAY | (service as u64) << Self::SERVICE_SHIFT
+        self.is_of(service, Self::USED | Self::ENABLED)
     }
 
     /// The same, and nothing about it needs another look: it is healthy, and its next hop is known.
     #[inline(always)]
     pub const fn serves_plainly(self, service: u32) -> bool {
-        const IS: u64 =
-            BackendWord::USED | BackendWord::ENABLED | BackendWord::HEALTHY | BackendWord::RESOLVED;
-        const SERVICE: u64 = (u16::MAX as u64) << BackendWord::SERVICE_SHIFT;
-        self.0 & (IS | SERVICE) == IS | (service as u64) << Self::SERVICE_SHIFT
+        self.is_of(service, Self::USED | Self::ENABLED | Self::HEALTHY | Self::RESOLVED)
     }
 
     /// [`BackendFlags::port`].

@@ -111,9 +111,9 @@ fn forward<P: OwnPacket, T: ProbeTables>(
     let hop = backend.hop(word);
     // A tag, if the way needs one, is the business of the interface that the host chose.
     rewrite::wrap(packet, control, &parsed, &pick, hop)?;
-    rewrite::address_frame(packet, hop.first, hop.rest)?;
+    let interface = rewrite::address_frame(packet, hop.first, hop.rest, hop.interface)?;
     target.sent.store(target.sent.load().wrapping_add(1));
-    Ok(rewrite::leaves_on(hop.interface, packet.interface()))
+    Ok(interface)
 }
 
 /// Takes a packet that came in, if it is the answer to a health check.

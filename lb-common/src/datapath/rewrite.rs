@@ -56,7 +56,7 @@ pub(super) fn dispatch<P: Packet, T: Tables>(
 ) -> Result<u32, Exit> {
     wrap(packet, control, parsed, pick, hop)?;
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
-    address_frame(packet, hop.first, hop.rest)?;
+    write_addresses(packet, hop.first, hop.rest)?;
     Ok(leaves_on(hop.interface, on))
 }
 
@@ -81,16 +81,26 @@ pub(super) fn wrap<P: Packet>(
     }
 }
 
-/// Writes both MAC addresses, given as [`NextHop`] has them.
+/// Writes both MAC addresses, given as [`NextHop`] has them. Yields the index of the interface to transmit on; 0 for the one the packet came from.
 #[inline(always)]
-pub(super) fn address_frame<P: Packet>(packet: &mut P, first: u64, rest: u32) -> Result<(), Exit> {
-    packet.write_both(0, first, rest).ok_or(Verdict::PassMalformedEthernet)?;
-    Ok(())
+pub(super) fn address_frame<P: Packet>(
+    packet: &mut P,
+    first: u64,
+    rest: u32,
+    interface: u32,
+) -> Result<u32, Exit> {
+    write_addresses(packet, first, rest)?;
+    Ok(leaves_on(interface, packet.interface()))
+}
+
+#[inline(always)]
+fn write_addresses<P: Packet>(packet: &mut P, first: u64, rest: u32) -> Result<(), Verdict> {
+    packet.write_both(0, first, rest).ok_or(Verdict::PassMalformedEthernet)
 }
 
 /// The interface that a packet which came in `on` one leaves on: 0 for the same.
 #[inline(always)]
-pub(super) const fn leaves_on(interface: u32, on: u32) -> u32 {
+const fn leaves_on(interface: u32, on: u32) -> u32 {
     if interface == on { 0 } else { interface }
 }
 

@@ -7,7 +7,7 @@ use network_types::eth::EthHdr;
 
 use super::super::parse::{self, Parsed};
 use super::super::pick::may_stay;
-use super::super::rewrite::{UNTAGGED, address_frame, leaves_on};
+use super::super::rewrite::{UNTAGGED, address_frame};
 use super::super::signals::Seen;
 use super::super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify};
 use super::state::{Leaves, entry_soon};
@@ -86,8 +86,7 @@ fn forward<P: Packet, T: Tables>(
     observe(tables, parsed, &leaves, false, false);
     translate(packet, parsed, &leaves, false)?;
     tables.observe(Step::NextHop { backend: id, hop: *hop });
-    address_frame(packet, hop.first, hop.rest)?;
-    let interface = leaves_on(hop.interface, packet.interface());
+    let interface = address_frame(packet, hop.first, hop.rest, hop.interface)?;
     Ok(Outcome::forwarded(interface, service, id, parsed.bytes, Seen::of(parsed.transport)))
 }
 
@@ -112,8 +111,7 @@ fn answer<P: Packet, T: Tables>(
     observe(tables, parsed, &leaves, false, true);
     tables.observe(Step::AnswerOf(backend));
     translate(packet, parsed, &leaves, false)?;
-    address_frame(packet, path.first, path.rest as u32)?;
-    let interface = leaves_on((path.rest >> 32) as u32, packet.interface());
+    let interface = address_frame(packet, path.first, path.rest as u32, (path.rest >> 32) as u32)?;
     Ok(Outcome::without_backend(Verdict::ForwardReturn, interface))
 }
 

@@ -16,7 +16,7 @@ pub use state::{Scratch, Work, add, locate};
 
 use super::parse::{self, Fragment, Parsed};
 use super::pick::{self, Flow, Pick};
-use super::rewrite::{self, address_frame, check_size, leaves_on};
+use super::rewrite::{self, address_frame, check_size};
 use super::settled::settle;
 use super::signals::Seen;
 use super::{Classified, Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, fragment, rare};
@@ -255,16 +255,14 @@ fn check<P: Packet>(packet: &P, control: &Control, parsed: &Parsed, mtu: u16) ->
 #[inline(always)]
 fn leave<P: Packet>(packet: &mut P, parsed: &Parsed, path: &ReturnPath) -> Result<u32, Exit> {
     rewrite::tag_as(packet, parsed.ip_offset, path.vlan as u32)?;
-    address_frame(packet, path.first, path.rest as u32)?;
-    Ok(leaves_on((path.rest >> 32) as u32, packet.interface()))
+    address_frame(packet, path.first, path.rest as u32, (path.rest >> 32) as u32)
 }
 
 /// Gives the frame tag and addresses for the way to a backend.
 #[inline(always)]
 fn leave_to<P: Packet>(packet: &mut P, parsed: &Parsed, hop: &NextHop) -> Result<u32, Exit> {
     rewrite::retag(packet, parsed.ip_offset, hop.vlan)?;
-    address_frame(packet, hop.first, hop.rest)?;
-    Ok(leaves_on(hop.interface, packet.interface()))
+    address_frame(packet, hop.first, hop.rest, hop.interface)
 }
 
 /// Where a customer's packet came from.
