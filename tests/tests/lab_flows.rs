@@ -89,7 +89,8 @@ fn clients_are_told_from_a_sample_that_says_so() {
     let table =
         agent.sluice(&["flows", "--clients", "--for", "1s", "--pin-dir", lab.pins().to_str().expect("path")]);
     for load in loads {
-        assert_eq!(load.stop().expect("report").failed, 0, "nobody notices");
+        let report = load.stop().expect("report");
+        assert_eq!(report.failed, 0, "nobody notices: {report:?}; RSTs sent: {:?}", lab.resets_sent());
     }
     let hosts = [lab.customer(), lab.cdn()].map(|host| host.address().to_string());
     assert_eq!(clients(&report), hosts.iter().map(String::as_str).collect(), "{report}");
