@@ -8,6 +8,7 @@
 
 pub mod own_packet;
 pub mod packet;
+pub mod table;
 
 /// Loops, so that the verifier rejects a program from which a panic can be reached.
 #[panic_handler]

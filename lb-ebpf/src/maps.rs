@@ -11,11 +11,13 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Latency, Name, OPENING_SLOTS,
     RING_SIZE, Ring, STAGE_SLOTS, Service, Traffic, TranslationBucket, TupleKey, Verdicts, VipBucket, Word,
+    direct,
 };
 use lb_common::datapath::{self, Exit, Instant, Outcome, Scratch, Stage, Step, Tables};
 use lb_common::flow::{Eviction, Tick, Victim};
 use lb_common::translations::{Buckets, Inserted};
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
+use lb_ebpf::table::Table;
 
 use crate::tap;
 
@@ -23,18 +25,13 @@ use crate::tap;
 const MAPPED: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
 // One entry each here: the agent sets the sizes when it loads the program.
-#[btf_map(name = "control")]
-static CONTROL: Array<Control, 1, MAPPED> = Array::new();
-#[btf_map(name = "vips")]
-static VIPS: Array<VipBucket, 1, MAPPED> = Array::new();
-#[btf_map(name = "services")]
-static SERVICES: Array<Service, 1, MAPPED> = Array::new();
-#[btf_map(name = "backends")]
-static BACKENDS: Array<Backend, 1, MAPPED> = Array::new();
+static CONTROL: Table<Control, { direct::CONTROL }> = Table::new();
+static VIPS: Table<VipBucket, { direct::VIPS }> = Table::new();
+static SERVICES: Table<Service, { direct::SERVICES }> = Table::new();
+static BACKENDS: Table<Backend, { direct::BACKENDS }> = Table::new();
 #[btf_map(name = "rings")]
 static RINGS: Array<Ring, 1, MAPPED> = Array::new();
-#[btf_map(name = "flows")]
-static FLOWS: Array<FlowBucket, 1, MAPPED> = Array::new();
+static FLOWS: Table<FlowBucket, { direct::FLOWS }> = Table::new();
 #[btf_map(name = "verdicts")]
 static VERDICTS: PerCpuArray<Verdicts, 1> = PerCpuArray::new();
 #[btf_map(name = "service_traffic")]
@@ -196,12 +193,12 @@ impl Buckets for Maps {
 impl Tables for Maps {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
-        CONTROL.get(0)
+        Some(CONTROL.first())
     }
 
     #[inline(always)]
     fn icmp_budget(&self) -> Option<&Word> {
-        Some(&CONTROL.get(0)?.icmp_budget)
+        Some(&CONTROL.first().icmp_budget)
     }
 
     #[inline(always)]

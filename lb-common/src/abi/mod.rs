@@ -40,7 +40,7 @@ pub use word::Word;
 use crate::datapath::Stage;
 
 /// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the maps, in the object and under `PIN_DIR/maps`.
 pub mod map {
@@ -99,6 +99,33 @@ pub mod map {
         FRAGMENTS,
         STAGES,
     ];
+}
+
+/// Tables whose address is in the programs themselves. Each of their maps has one value, which is all records of the table.
+///
+/// The object has numbers in their place, each in an instruction that loads 64 bits. Whoever has it loaded puts there what they stand
+/// for: address (`BPF_PSEUDO_MAP_VALUE`), or how many records there are.
+pub mod direct {
+    use super::map;
+
+    /// The maps.
+    pub const ALL: [&str; 5] = [map::CONTROL, map::VIPS, map::SERVICES, map::BACKENDS, map::FLOWS];
+    /// Place of [`Control`](super::Control) in [`ALL`].
+    pub const CONTROL: u64 = 0;
+    /// Place of the [`VipBucket`](super::VipBucket)s.
+    pub const VIPS: u64 = 1;
+    /// Place of the [`Service`](super::Service)s.
+    pub const SERVICES: u64 = 2;
+    /// Place of the [`Backend`](super::Backend)s.
+    pub const BACKENDS: u64 = 3;
+    /// Place of the [`FlowBucket`](super::FlowBucket)s.
+    pub const FLOWS: u64 = 4;
+    /// With a place in it, what stands for a table's address.
+    pub const ADDRESS: u64 = 0x5175_1ce1_add4_e500;
+    /// With a place in it, what stands for the number of a table's records.
+    pub const RECORDS: u64 = 0x5175_1ce1_4ec0_4d00;
+    /// The bits of the place.
+    pub const PLACE: u64 = 0xff;
 }
 
 /// Name of the main program in the object and under the pin directory.

@@ -7,17 +7,16 @@ use aya_ebpf::bindings::BPF_ANY;
 use aya_ebpf::btf_maps::{Array, LruHashMap};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::macros::btf_map;
-use lb_common::abi::{Backend, Control, PROBE_CONNECTIONS, ProbeTarget, TupleKey};
+use lb_common::abi::{Backend, Control, PROBE_CONNECTIONS, ProbeTarget, TupleKey, direct};
 use lb_common::datapath::ProbeTables;
 use lb_common::flow::Tick;
+use lb_ebpf::table::Table;
 
 /// The agent maps these into its memory.
 const MAPPED: usize = aya_ebpf::bindings::BPF_F_MMAPABLE as usize;
 
-#[btf_map(name = "control")]
-static CONTROL: Array<Control, 1, MAPPED> = Array::new();
-#[btf_map(name = "backends")]
-static BACKENDS: Array<Backend, 1, MAPPED> = Array::new();
+static CONTROL: Table<Control, { direct::CONTROL }> = Table::new();
+static BACKENDS: Table<Backend, { direct::BACKENDS }> = Table::new();
 #[btf_map(name = "probe_targets")]
 static TARGETS: Array<ProbeTarget, 1, MAPPED> = Array::new();
 #[btf_map(name = "probe_answers")]
@@ -29,7 +28,7 @@ pub struct Maps;
 impl ProbeTables for Maps {
     #[inline(always)]
     fn control(&self) -> Option<&Control> {
-        CONTROL.get(0)
+        Some(CONTROL.first())
     }
 
     #[inline(always)]

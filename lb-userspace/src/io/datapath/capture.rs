@@ -14,6 +14,7 @@ use lb_common::abi::{self, CAPTURE_STAGES, CaptureControl, CaptureCounts, STAGE_
 use nix::time::{ClockId, clock_gettime};
 
 use super::attach::replace;
+use super::direct::DirectTables;
 use super::kernel::{Kernel, LoadError, chain, sizes};
 use super::loader;
 use super::object::{load_program, program, stages};
@@ -56,7 +57,8 @@ impl std::fmt::Debug for CapturePrograms {
 impl CapturePrograms {
     /// Loads them over the pinned maps, which have this capacity. This takes the kernel about a second.
     pub fn load(pins: &PinDir, capacity: Capacity) -> Result<Self, LoadError> {
-        let mut object = loader::load(OBJECT, |loader| {
+        let tables = DirectTables::open(pins)?;
+        let mut object = loader::load(&tables.put_into(OBJECT), |loader| {
             for (name, size) in sizes(capacity) {
                 loader.map_max_entries(name, size);
             }

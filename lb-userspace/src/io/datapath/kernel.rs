@@ -19,7 +19,7 @@ use super::counts::{Counts, PacketsByCpu, by_first_cpu};
 use super::fragments::KernelFragments;
 use super::fresh::{nat_ports, random_key, tick_shift};
 use super::object::{OBJECT, load_programs, pin_programs, program};
-use super::pins::{PinDir, PinError, Pinned};
+use super::pins::{PinDir, PinError, Pinned, records_in};
 use super::region::{Access, Large, Record, Region};
 use super::rings::Rings;
 use super::{Account, Datapath, DatapathError, Forwarded, TableSet};
@@ -359,8 +359,9 @@ fn region<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Resul
 }
 
 fn entries(map: &MapData, name: &'static str) -> Result<u32, LoadError> {
-    let info = map.info().map_err(|error| LoadError::Part { name, cause: chain(&error) })?;
-    Ok(info.max_entries())
+    let part = |cause: String| LoadError::Part { name, cause };
+    let info = map.info().map_err(|error| part(chain(&error)))?;
+    records_in(name, &info).ok_or_else(|| part("of another shape".into()))
 }
 
 fn large<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Result<Large<T>, LoadError> {

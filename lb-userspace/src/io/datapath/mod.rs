@@ -7,6 +7,7 @@ mod capture;
 mod carry;
 mod counts;
 mod decap;
+mod direct;
 mod flows;
 mod fragments;
 mod fresh;

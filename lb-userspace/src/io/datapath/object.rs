@@ -5,6 +5,7 @@ use aya::maps::{Map, MapData, MapError, ProgramArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use lb_common::abi::{self, map};
 
+use super::direct::DirectTables;
 use super::kernel::{LoadError, chain, pinned_map, sizes};
 use super::loader;
 use super::pins::PinDir;
@@ -20,7 +21,8 @@ pub(super) fn load_programs(
     capacity: Capacity,
     log_packets: bool,
 ) -> Result<Ebpf, LoadError> {
-    let mut bpf = load_object(object, pins, capacity, log_packets)?;
+    let tables = DirectTables::open_or_make(pins, capacity)?;
+    let mut bpf = load_object(&tables.put_into(object), pins, capacity, log_packets)?;
     load_program::<Xdp>(&mut bpf, abi::PROGRAM, Xdp::load)?;
     load_program::<SchedClassifier>(&mut bpf, abi::CLOCK_PROGRAM, SchedClassifier::load)?;
     load_stages(&mut bpf)?;

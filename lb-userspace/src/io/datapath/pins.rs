@@ -223,14 +223,9 @@ impl PinDir {
             }
             let info = MapInfo::from_pin(&path)
                 .map_err(|error| self.incompatible(format!("map {name}: {error}")))?;
-            let (map_type, value_size) = layout(name);
-            if info.map_type().ok() != Some(map_type)
-                || info.key_size() != key_size(name)
-                || info.value_size() != value_size
-            {
-                return Err(self.incompatible(format!("map {name} of another shape")));
-            }
-            entries.push((name, info.max_entries()));
+            let records = records_in(name, &info);
+            let records = records.ok_or_else(|| self.incompatible(format!("map {name} of another shape")))?;
+            entries.push((name, records));
         }
         let size = |wanted| entries.iter().find(|(name, _)| *name == wanted).map_or(0, |&(_, size)| size);
         if let Some(name) = missing {
@@ -384,7 +379,26 @@ fn key_size(name: &str) -> u32 {
     u32::try_from(size).unwrap_or(u32::MAX)
 }
 
-/// Type and value size of a map of this version.
+/// Records in a map, if it is one of this version.
+pub(super) fn records_in(name: &str, info: &MapInfo) -> Option<u32> {
+    let (map_type, record) = layout(name);
+    if info.map_type().ok() != Some(map_type) || info.key_size() != key_size(name) {
+        return None;
+    }
+    let (size, count) = (info.value_size(), info.max_entries());
+    if abi::direct::ALL.contains(&name) {
+        (count == 1 && size > 0 && size % record == 0).then_some(size / record)
+    } else {
+        (size == record).then_some(count)
+    }
+}
+
+/// Bytes of a record of a map.
+pub(super) fn record_size(name: &str) -> u32 {
+    layout(name).1
+}
+
+/// Type of a map of this version, and bytes of a record.
 fn layout(name: &str) -> (MapType, u32) {
     let (map_type, size) = match name {
         map::CONTROL => (MapType::Array, size_of::<Control>()),

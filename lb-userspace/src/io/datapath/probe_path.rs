@@ -14,9 +14,10 @@ use aya::programs::tc::{
 };
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 use aya::util::KernelVersion;
-use lb_common::abi::{PROBE_MARK_MASK, PROBE_PROGRAMS, ProbeTarget, map, probe_map};
+use lb_common::abi::{PROBE_MARK_MASK, PROBE_PROGRAMS, ProbeTarget, probe_map};
 use nix::net::if_::if_indextoname;
 
+use super::direct::DirectTables;
 use super::kernel::{LoadError, chain};
 use super::loader;
 use super::object::{load_program, program};
@@ -82,18 +83,9 @@ impl ProbePath {
     pub fn load(pins: &PinDir, targets: usize) -> Result<Self, LoadError> {
         let most = !PROBE_MARK_MASK;
         let room = u32::try_from(targets.saturating_mul(2)).unwrap_or(u32::MAX).clamp(TARGETS_MIN, most);
-        let shared = [map::CONTROL, map::BACKENDS].map(|name| {
-            let pinned = aya::maps::MapInfo::from_pin(pins.map(name));
-            let part = |error| LoadError::Part { name, cause: chain(&error) };
-            Ok((name, pinned.map_err(part)?.max_entries()))
-        });
-        let shared = shared.into_iter().collect::<Result<Vec<_>, LoadError>>()?;
-        let mut object = loader::load(OBJECT, |loader| {
+        let tables = DirectTables::open(pins)?;
+        let mut object = loader::load(&tables.put_into(OBJECT), |loader| {
             loader.map_max_entries(probe_map::TARGETS, room);
-            for (name, entries) in shared {
-                loader.map_max_entries(name, entries);
-                loader.map_pin_path(name, pins.map(name));
-            }
         })?;
         for name in PROBE_PROGRAMS {
             load_program::<SchedClassifier>(&mut object, name, SchedClassifier::load)?;
