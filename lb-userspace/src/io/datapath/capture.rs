@@ -5,13 +5,16 @@
 //! when they do has to be put off again and again. The next agent replaces them.
 
 use std::io;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::{Map, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::{ProgramError, Xdp};
 use lb_common::abi::{self, CAPTURE_STAGES, CaptureControl, CaptureCounts, STAGE_PROGRAMS, capture_map, map};
+use nix::sys::mman::{MmapAdvise, madvise};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::{SysconfVar, sysconf};
 
 use super::attach::replace;
 use super::direct::DirectTables;
@@ -54,11 +57,29 @@ impl std::fmt::Debug for CapturePrograms {
     }
 }
 
+/// Has the object itself take no memory beside its copy: its pages are read from this program's file again when they are wanted.
+fn let_go_of_object() {
+    let Ok(Some(page)) = sysconf(SysconfVar::PAGE_SIZE) else { return };
+    let page = usize::try_from(page).unwrap_or(usize::MAX);
+    let before_first_page = OBJECT.as_ptr().align_offset(page);
+    let bytes = OBJECT.len().saturating_sub(before_first_page) / page * page;
+    if let Some(start) = OBJECT
+        .get(before_first_page..)
+        .map(<[u8]>::as_ptr)
+        .and_then(|start| NonNull::new(start.cast_mut().cast()))
+    {
+        // SAFETY: whole pages of a constant, which nobody can have written to. If the kernel refuses, nothing changes.
+        let _ = unsafe { madvise(start, bytes, MmapAdvise::MADV_DONTNEED) };
+    }
+}
+
 impl CapturePrograms {
     /// Loads them over the pinned maps, which have this capacity. This takes the kernel about a second.
     pub fn load(pins: &PinDir, capacity: Capacity) -> Result<Self, LoadError> {
         let tables = DirectTables::open(pins)?;
-        let mut object = loader::load(&tables.put_into(OBJECT), |loader| {
+        let filled = tables.put_into(OBJECT);
+        let_go_of_object();
+        let loaded = loader::load(&filled, |loader| {
             for (name, size) in sizes(capacity) {
                 loader.map_max_entries(name, size);
             }
@@ -67,7 +88,9 @@ impl CapturePrograms {
             }
             loader.map_max_entries(capture_map::RECORDS, RECORDS_BYTES);
             loader.override_global(abi::LOG_LEVEL, &0_u8, false);
-        })?;
+        });
+        drop(filled);
+        let mut object = loaded?;
         load_program::<Xdp>(&mut object, abi::PROGRAM, Xdp::load)?;
         for (name, _) in STAGE_PROGRAMS {
             load_program::<Xdp>(&mut object, name, Xdp::load)?;
