@@ -6,8 +6,8 @@ use aya::maps::{MapData, MapType};
 use aya_obj::generated::{BPF_F_MMAPABLE, BPF_PSEUDO_MAP_VALUE};
 use lb_common::abi::direct;
 
-use super::kernel::{LoadError, chain, pinned_map, sizes};
-use super::pins::{PinDir, record_size, records_in};
+use super::kernel::{LoadError, chain, entries, pinned_map, sizes};
+use super::pins::{PinDir, record_size};
 use crate::core::image::Capacity;
 
 /// `BPF_LD | BPF_IMM | BPF_DW`: the first half of an instruction that loads 64 bits.
@@ -49,9 +49,7 @@ impl DirectTables {
 
 fn open(pins: &PinDir, name: &'static str) -> Result<Table, LoadError> {
     let map = pinned_map(pins, name)?;
-    let part = |cause: String| LoadError::Part { name, cause };
-    let info = map.info().map_err(|error| part(chain(&error)))?;
-    let records = records_in(name, &info).ok_or_else(|| part("of another shape".into()))?;
+    let records = entries(&map, name)?;
     Ok(Table { map, records })
 }
 

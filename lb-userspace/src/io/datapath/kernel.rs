@@ -358,7 +358,8 @@ fn region<T: Record>(pins: &PinDir, name: &'static str, access: Access) -> Resul
         .map_err(|error| LoadError::Part { name, cause: format!("cannot be mapped: {error}") })
 }
 
-fn entries(map: &MapData, name: &'static str) -> Result<u32, LoadError> {
+/// Records in a pinned map.
+pub(super) fn entries(map: &MapData, name: &'static str) -> Result<u32, LoadError> {
     let part = |cause: String| LoadError::Part { name, cause };
     let info = map.info().map_err(|error| part(chain(&error)))?;
     records_in(name, &info).ok_or_else(|| part("of another shape".into()))
