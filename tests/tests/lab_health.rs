@@ -1,65 +1,17 @@
-//! Health as customers see it: encrypted checks, checks through the forwarding path and the reason of each failure, slow
-//! starts, flapping, and what becomes of a drained server that fails.
+//! Health as customers see it: encrypted checks and the reason of each failure, slow starts, flapping, and what becomes of a drained
+//! server that fails.
+
+#[path = "support/checks.rs"]
+mod checks;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
-use aya::programs::{SchedClassifier, TcAttachType};
 use lb_tests::{Agent, HttpConnection, Lab, TcpEcho, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+use checks::{PATIENCE, QUICK, Service, configuration, health_of, wait_for, webs};
+
 /// Where a server's health can be switched on and off while its web server goes on.
 const SWITCH_PORT: u16 = 9_100;
-
-/// Quick checks: every 300 ms, one success or two failures decide; whatever came before.
-const QUICK: &str = "interval = \"300ms\"\ntimeout = \"300ms\"\nrise = 1\nfall = 2\nhold_down = \"0s\"\n";
-
-/// A service: its name, VIPs, forwarding mode and the keys of its health check.
-struct Service<'a> {
-    name: &'a str,
-    vips: &'a [SocketAddr],
-    forwarding: &'a str,
-    health: &'a str,
-    /// Name, address and further keys of each backend.
-    backends: Vec<(String, IpAddr, &'a str)>,
-}
-
-fn configuration(services: &[Service<'_>]) -> String {
-    let mut text =
-        "[agent]\ninterfaces = [\"eth0\"]\nxdp_mode = \"driver\"\nflow_table_size = 65536\n".to_owned();
-    for Service { name, vips, forwarding, health, backends } in services {
-        let vips: Vec<String> = vips.iter().map(ToString::to_string).collect();
-        text += &format!("[[service]]\nname = \"{name}\"\nvips = {vips:?}\nforwarding = \"{forwarding}\"\n");
-        text += &format!("[service.health]\n{QUICK}{health}\n");
-        for (name, address, keys) in backends {
-            text += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n{keys}\n");
-        }
-    }
-    text
-}
-
-fn webs<'a>(lab: &Lab, v6: bool) -> Vec<(String, IpAddr, &'a str)> {
-    let address = |web: &lb_tests::Host| web.both_addresses()[usize::from(v6)];
-    lab.webs().iter().map(|web| (web.name().to_owned(), address(web), "")).collect()
-}
-
-fn health_of(agent: &Agent<'_>, service: &str, backend: &str) -> (String, String) {
-    let found = agent.backend(service, backend).expect("a backend");
-    let text = |key: &str| found[key].as_str().unwrap_or_default().to_owned();
-    (text("health"), text("reason"))
-}
-
-/// Waits until a backend is as healthy as this, for a reason that contains these words.
-fn wait_for(agent: &Agent<'_>, service: &str, backend: &str, health: &str, reason: &str) {
-    let mut last = Default::default();
-    wait_until("health and reason", PATIENCE, || {
-        last = health_of(agent, service, backend);
-        last.0 == health && last.1.contains(reason) && last.1.is_empty() == reason.is_empty()
-    })
-    .unwrap_or_else(|_| {
-        panic!("{service}/{backend}: wanted {health}: {reason:?}, found {last:?}\n{}", agent.log())
-    });
-}
 
 #[test]
 fn https_looks_at_the_certificate_and_http_at_the_body() {
@@ -117,111 +69,6 @@ fn https_looks_at_the_certificate_and_http_at_the_body() {
     assert_eq!(applied.status.code(), Some(1), "{said}");
     assert!(said.contains("service.health.ca: /nowhere/ca.pem: No such file"), "{said}");
     assert_eq!(health_of(&agent, "good", "web1").0, "healthy");
-}
-
-fn set_vip(lab: &Lab, web: usize, verb: &str, vip: IpAddr) {
-    let length = if vip.is_ipv4() { "32" } else { "128 nodad" };
-    let length = if verb == "del" { length.trim_end_matches(" nodad") } else { length };
-    lab.web(web).ip(&format!("addr {verb} {vip}/{length} dev lo")).expect("an address");
-}
-
-const THROUGH: &str = "type = \"http\"\nport = 80\npath = \"/healthz\"\nvia = \"vip\"\n";
-
-#[test]
-fn a_check_through_the_vip_finds_a_loopback_without_it() {
-    let lab = Lab::builder().app_servers(1).start().expect("a lab");
-    let vips = lab.both_vips(80);
-    let services = [
-        Service {
-            name: "v4",
-            vips: &vips,
-            forwarding: "l2-dsr",
-            health: THROUGH,
-            backends: webs(&lab, false),
-        },
-        Service {
-            name: "v6",
-            vips: &lab.both_vips(443),
-            forwarding: "l2-dsr",
-            health: THROUGH,
-            backends: webs(&lab, true),
-        },
-    ];
-    let config = configuration(&services);
-    // The VIPs are routed to the edge host, or they are its own; checks find their way in both.
-    for own in [false, true] {
-        if own {
-            let [v4, v6] = vips.map(|vip| vip.ip());
-            lab.edge()
-                .ip(&format!("addr add {v4}/32 dev eth0\naddr add {v6}/128 dev eth0 nodad"))
-                .expect("VIPs");
-        }
-        let agent = lab.start_agent(&config).expect("an agent");
-        for (service, vip) in ["v4", "v6"].into_iter().zip(vips.map(|vip| vip.ip())) {
-            wait_for(&agent, service, "web1", "healthy", "");
-            wait_for(&agent, service, "web2", "healthy", "");
-            assert_eq!(programs_beside(&lab), 2);
-            set_vip(&lab, 0, "del", vip);
-            let missing = format!("no answer for VIP {vip} within 300ms, though ");
-            wait_for(&agent, service, "web1", "unhealthy", &missing);
-            wait_for(
-                &agent,
-                service,
-                "web1",
-                "unhealthy",
-                "itself answers: the VIP is missing on its loopback interface",
-            );
-            assert_eq!(health_of(&agent, service, "web2").0, "healthy", "own {own}");
-            set_vip(&lab, 0, "add", vip);
-            wait_for(&agent, service, "web1", "healthy", "");
-        }
-        lab.web(0).stop_nginx().expect("kill");
-        wait_for(&agent, "v4", "web1", "unhealthy", "connection refused");
-        lab.web(0).start_nginx().expect("start");
-        lab.web(0).link_down("eth0").expect("pull");
-        wait_for(&agent, "v4", "web1", "unhealthy", "neither to VIP 203.0.113.10 nor to 10.0.1.11 itself");
-        lab.web(0).link_up("eth0").expect("plug in");
-        wait_for(&agent, "v4", "web1", "healthy", "");
-        agent.terminate().expect("end");
-    }
-    assert_eq!(programs_beside(&lab), 0, "programs are left on the edge host's side");
-}
-
-#[test]
-fn a_check_through_a_tunnel_finds_what_is_missing_at_its_end() {
-    let lab = Lab::builder().web_servers(1).app_servers(1).backend_mtu(1_600).start().expect("a lab");
-    let vips = lab.both_vips(80);
-    let service = |name, forwarding, v6| Service {
-        name,
-        vips: &vips[usize::from(v6)..][..1],
-        forwarding,
-        health: THROUGH,
-        backends: webs(&lab, v6),
-    };
-    let from = lab.edge().both_addresses().map(|address| address.to_string()).join(",");
-    for forwarding in ["ipip", "gue"] {
-        let services = [service("v4", forwarding, false), service("v6", forwarding, true)];
-        let agent = lab.start_agent(&configuration(&services)).expect("an agent");
-        let refused = format!("refuses {forwarding} tunnels: nothing takes them off there");
-        for name in ["v4", "v6"] {
-            wait_for(&agent, name, "web1", "unhealthy", &refused);
-        }
-        let decaps = lab.start_decap_on_webs(&["--from", &from]).expect("sluice decap");
-        for (name, vip) in ["v4", "v6"].into_iter().zip(vips.map(|vip| vip.ip())) {
-            wait_for(&agent, name, "web1", "healthy", "");
-            set_vip(&lab, 0, "del", vip);
-            let missing =
-                format!("does not refuse {forwarding} tunnels: the VIP is missing on its loopback interface");
-            wait_for(&agent, name, "web1", "unhealthy", &missing);
-            set_vip(&lab, 0, "add", vip);
-            wait_for(&agent, name, "web1", "healthy", "");
-        }
-        drop(decaps);
-        for name in ["v4", "v6"] {
-            wait_for(&agent, name, "web1", "unhealthy", &refused);
-        }
-        agent.terminate().expect("end");
-    }
 }
 
 fn share(agent: &Agent<'_>, backend: &str) -> f64 {
@@ -409,10 +256,4 @@ fn a_thousand_backends_are_checked_in_time() {
         assert_eq!(agent.service("web").expect("web")["status"], "healthy", "{kind}: none was late");
         agent.terminate().expect("end");
     }
-}
-
-/// How many programs are on the host's side of the edge host's interface.
-fn programs_beside(lab: &Lab) -> usize {
-    let count = |side| SchedClassifier::query_tcx("eth0", side).expect("tcx").1.len();
-    lab.edge().run(|| count(TcAttachType::Egress) + count(TcAttachType::Ingress)).expect("run")
 }

@@ -26,13 +26,13 @@ pub fn probe_out(context: TcContext) -> i32 {
     if mark & PROBE_MARK_MASK != PROBE_MARK {
         return TC_ACT_UNSPEC;
     }
-    leave(datapath::probe_out(&mut SkbPacket(&context), &Maps, mark))
+    leave(datapath::probe_out(&mut SkbPacket::leaving(&context), &Maps, mark))
 }
 
 /// Takes the answers to health checks.
 #[classifier]
 pub fn probe_in(context: TcContext) -> i32 {
-    leave(datapath::probe_in(&mut SkbPacket(&context), &Maps))
+    leave(datapath::probe_in(&mut SkbPacket::entering(&context), &Maps))
 }
 
 /// Other programs on the interface are asked next, unless the packet takes another way.

@@ -62,6 +62,13 @@ impl std::fmt::Debug for ProbeCounts {
     }
 }
 
+/// The same if they are of the same programs: others count the same targets elsewhere.
+impl PartialEq for ProbeCounts {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
 impl ProbeCounts {
     /// Whether packets to a target find their backend.
     pub fn is_ready(&self, target: u32) -> bool {

@@ -37,7 +37,7 @@ pub struct ForwardingPath {
 
 impl PartialEq for ForwardingPath {
     fn eq(&self, other: &Self) -> bool {
-        self.forwarding == other.forwarding && self.vips == other.vips
+        self.forwarding == other.forwarding && self.vips == other.vips && self.counts == other.counts
     }
 }
 
