@@ -211,6 +211,20 @@ fn a_vip_that_comes_later_is_served_too_and_nothing_stays_after_a_kill() {
     wait_until("the program is gone", PATIENCE, || !has_program(lab.web(0), "eth0")).expect("gone");
 }
 
+/// An interface that is made anew has its old name and may have its old number, but no program.
+#[test]
+fn it_ends_when_its_interface_is_made_anew() {
+    let lab = lab();
+    let web = lab.web(0);
+    let made = "link add name tun9 index 99 type veth peer name tun8";
+    web.ip(made).expect("an interface");
+    let mut daemon = start(&lab, "decap.log", &["--iface", "tun9", "--from", "10.0.1.0/24"]);
+    web.ip(&format!("link delete tun9\n{made}")).expect("another interface");
+    let status = daemon.wait(PATIENCE).expect("an end");
+    assert_eq!(status.code(), Some(1), "{}", daemon.log());
+    assert!(daemon.log().contains("tun9: the program is not on it any more"), "{}", daemon.log());
+}
+
 /// A bridge has no XDP of its own: the program sees what the kernel has already made of a frame.
 #[test]
 fn without_a_driver_it_runs_in_generic_mode_and_says_so() {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use lb_common::abi::{DecapRoles, MAX_DECAP_SOURCES, SourcePrefix};
 use lb_common::decap::Verdict;
-use nix::net::if_::{if_indextoname, if_nametoindex};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -50,7 +49,7 @@ struct Counted<'a> {
 pub(super) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     super::log_to_stderr();
     if arguments.from.len() > MAX_DECAP_SOURCES as usize {
-        return Err(Failure::Invalid(vec![format!("--from: at most {MAX_DECAP_SOURCES} sources")]));
+        return Err(Failure::usage(format!("--from: at most {MAX_DECAP_SOURCES} sources")));
     }
     let end = |kind| signal(kind).map_err(Failure::failed);
     let (mut terminate, mut interrupt) = (end(SignalKind::terminate())?, end(SignalKind::interrupt())?);
@@ -70,7 +69,6 @@ pub(super) async fn run(arguments: &Arguments) -> Result<(), Failure> {
 struct Running<'a> {
     arguments: &'a Arguments,
     program: Decapsulator,
-    index: u32,
     xdp_mode: &'static str,
     roles: Roles,
 }
@@ -98,8 +96,7 @@ impl<'a> Running<'a> {
             }
             Attached::New | Attached::Replaced => "driver",
         };
-        let index = if_nametoindex(arguments.iface.as_str()).map_err(Failure::failed)?;
-        let running = Self { arguments, program, index, xdp_mode, roles };
+        let running = Self { arguments, program, xdp_mode, roles };
         running.warn_of_foreign_vips();
         log::info!(
             "ready: {} ({xdp_mode} mode) takes tunnels off from {}; VIPs: {}",
@@ -110,10 +107,14 @@ impl<'a> Running<'a> {
         Ok(running)
     }
 
-    /// Ends when the interface is gone, for the program went with it. What else goes wrong leaves it as it was.
+    /// Ends when the program is not on the interface any more. What else goes wrong leaves it as it was.
     fn recheck(&mut self) -> Result<(), Failure> {
-        if if_indextoname(self.index).is_err() {
-            return Err(Failure::failed(format!("{}: the interface is gone", self.arguments.iface)));
+        if !self.program.is_attached() {
+            return Err(Failure::failed(format!(
+                "{}: the program is not on it any more: the interface was removed, or somebody took the program off; start this \
+                 command again",
+                self.arguments.iface
+            )));
         }
         if let Err(failure) = self.follow_addresses() {
             log::error!("the addresses known before stay in force: {failure}");

@@ -13,6 +13,7 @@ mod fragments;
 mod fresh;
 mod kernel;
 mod latency;
+mod link;
 mod loader;
 mod memory;
 mod object;
