@@ -34,7 +34,8 @@ impl Journal {
     pub fn record(&mut self, event: Event, now: Timestamp) -> Recorded {
         self.last += 1;
         let subject = event.subject();
-        let lasted_ms = subject.as_ref().and_then(|subject| self.began.get(subject)).map(|began| {
+        let began = subject.as_ref().and_then(|subject| self.began.get(subject));
+        let lasted_ms = began.filter(|_| event.follows_the_last()).map(|began| {
             let lasted = now.as_millisecond().saturating_sub(began.as_millisecond());
             // The clock may have been put back.
             u64::try_from(lasted).unwrap_or(0)
@@ -52,7 +53,7 @@ impl Journal {
     }
 
     fn note(&mut self, recorded: Recorded) {
-        if let Some(subject) = recorded.event.subject() {
+        if let Some(subject) = recorded.event.subject().filter(|_| recorded.event.begins_a_state()) {
             if self.began.len() >= MAX_SUBJECTS && !self.began.contains_key(&subject) {
                 self.began.clear();
             }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::Config;
 use super::diff::Change;
-use super::health::ServiceStatus;
+use super::health::{Health, ServiceStatus};
 use super::names;
 use super::signals::Showing;
 
@@ -465,6 +465,19 @@ impl Event {
             Self::Signal { service, backend, signal, .. } => named(&["signal", service, backend, signal]),
             _ => None,
         }
+    }
+}
+
+impl Event {
+    /// Whether the last event about the same began what this one ends. A health that is not known yet began with the backend, which may
+    /// have been there before.
+    fn follows_the_last(&self) -> bool {
+        !matches!(self, Self::Health { from, .. } if from == names::health(Health::Unknown))
+    }
+
+    /// Whether a state begins with it. A backend that is drained goes on draining.
+    fn begins_a_state(&self) -> bool {
+        !matches!(self, Self::Drained { .. })
     }
 }
 

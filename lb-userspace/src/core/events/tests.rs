@@ -33,6 +33,24 @@ fn how_long_the_former_state_lasted_is_told_also_over_a_restart() {
 }
 
 #[test]
+fn neither_a_backend_that_is_new_again_nor_the_end_of_its_flows_ends_what_was_before() {
+    let mut journal = Journal::default();
+    journal.record(health("web1", "unknown", "healthy"), at(0));
+    assert_eq!(journal.record(health("web1", "unknown", "healthy"), at(50)).lasted_ms, None, "added again");
+    assert_eq!(journal.record(health("web1", "healthy", "unhealthy"), at(60)).lasted_ms, Some(10_000));
+    let state = |from: &str, to: &str| Event::BackendState {
+        service: "web".into(),
+        backend: "web1".into(),
+        from: from.into(),
+        to: to.into(),
+    };
+    journal.record(state("enabled", "drain"), at(100));
+    let drained = Event::Drained { service: "web".into(), backend: "web1".into() };
+    assert_eq!(journal.record(drained, at(120)).lasted_ms, Some(20_000));
+    assert_eq!(journal.record(state("drain", "enabled"), at(131)).lasted_ms, Some(31_000));
+}
+
+#[test]
 fn memory_is_bounded_and_says_when_older_events_may_be_missing() {
     let mut journal = Journal::default();
     for second in 0..1_500 {
