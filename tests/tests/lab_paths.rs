@@ -88,6 +88,29 @@ fn every_mode_serves_across_two_interfaces_and_through_a_narrow_link_to_customer
 }
 
 #[test]
+fn translated_answers_that_would_not_be_seen_are_told_of() {
+    let lab = Lab::builder().topology(Topology::TwoInterfaces).start().expect("a lab");
+    let way = WAYS[10];
+    assert!(way.is_nat());
+    let _servers = ways::serve(&lab, &[way]);
+    let both = ways::config(&lab, &[way], &ways::own_sources(), "");
+    let one = both.replace("\"eth0\", \"eth1\"", "\"eth0\"");
+    assert_ne!(one, both);
+    let reason = |agent: &Agent<'_>| agent.backend(&way.name(), "web1").expect("a backend")["reason"].clone();
+    let agent = ways::healthy_agent(&lab, &one);
+    assert_eq!(
+        reason(&agent),
+        "its answers come in on eth1, where the program is not, and so never reach a customer: add eth1 to agent.interfaces"
+    );
+    let edited = agent.sluice(&["backend", "set-weight", &way.name(), "web1", "50"]).expect("an edit");
+    assert!(String::from_utf8_lossy(&edited.stderr).contains("add eth1 to agent.interfaces"), "{edited:?}");
+    agent.terminate().expect("end");
+    let agent = ways::healthy_agent(&lab, &both);
+    assert_eq!(reason(&agent), "");
+    customers_are_served(&lab, way);
+}
+
+#[test]
 fn every_mode_serves_through_routers_and_narrow_links() {
     const TO_BACKENDS: u32 = 1_400;
     const TO_CUSTOMERS: u32 = 1_340;

@@ -23,7 +23,7 @@ use crate::io::host::give_back_memory;
 const NEW_HOPS: Duration = Duration::from_millis(500);
 
 /// What was made ready for a new configuration before anything old is given up.
-struct Prepared {
+pub(super) struct Prepared {
     metrics: Option<Option<Server>>,
 }
 
@@ -91,7 +91,11 @@ impl Agent {
         }
         self.forget_unused(&before);
         self.record_state_changes(&before);
-        report.warnings = self.hop_news.iter().map(|error| format!("no next hop: {error}")).collect();
+        let lost = self.hop_news.iter().map(|error| format!("no next hop: {error}"));
+        let unseen = self.unseen_answers().into_iter();
+        let unseen =
+            unseen.map(|(key, why)| format!("service {}: backend {}: {why}", key.service, key.backend));
+        report.warnings = lost.chain(unseen).collect();
         Ok((before, report))
     }
 
@@ -119,7 +123,7 @@ impl Agent {
     }
 
     /// Takes what the new configuration needs beyond the tables, while the old one still has its own.
-    async fn prepare(&self, config: &Config) -> Result<Prepared, ApiError> {
+    pub(super) async fn prepare(&self, config: &Config) -> Result<Prepared, ApiError> {
         let wanted = config.agent.metrics;
         if wanted == self.metrics.as_ref().map(|server| server.address) {
             return Ok(Prepared { metrics: None });

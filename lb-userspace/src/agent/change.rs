@@ -115,11 +115,6 @@ impl Agent {
 
     /// The text of a revision, by default of that before the last change.
     fn former(&self, revision: Option<u64>) -> Result<(u64, String), ApiError> {
-        let kept = || {
-            let revisions: Vec<String> =
-                self.history.entries().map(|entry| entry.revision.to_string()).collect();
-            revisions.join(", ")
-        };
         let before =
             || self.history.entries().rev().map(|entry| entry.revision).find(|&old| old < self.revision);
         let revision = match revision {
@@ -130,9 +125,9 @@ impl Agent {
         };
         match self.history.text(revision) {
             Ok(Some(text)) => Ok((revision, text)),
-            Ok(None) => {
-                Err(ApiError::invalid(format!("revision {revision} is not kept; kept are: {}", kept())))
-            }
+            Ok(None) => Err(ApiError::invalid(format!(
+                "revision {revision} is not kept; `sluice history` lists those that are"
+            ))),
             Err(error) => Err(ApiError::failed(error)),
         }
     }
@@ -165,8 +160,14 @@ impl Agent {
         let written = self.write_aside(&origin.text, terms.overwrite);
         if terms.dry_run {
             let mut report = self.predict(&config, true)?;
-            let refusal = written.err().into_iter().flat_map(|error| error.errors);
-            report.warnings.extend(refusal.map(|error| format!("would be refused: {error}")));
+            let refusals = [
+                self.refuse_while_waiting().err(),
+                written.err(),
+                self.prepare(&config).await.err(),
+                self.checks(&config).err().map(ApiError::failed),
+            ];
+            let refusals = refusals.into_iter().flatten().flat_map(|error| error.errors);
+            report.warnings.extend(refusals.map(|error| format!("would be refused: {error}")));
             return Ok(report);
         }
         let written = written?;

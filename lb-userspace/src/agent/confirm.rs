@@ -9,7 +9,9 @@ use super::AgentError;
 use super::change::Origin;
 use super::start::parse_config;
 use super::state::Agent;
-use crate::io::api::{ApiError, ApplyReport, Confirmed, ErrorKind, HistoryReport, Unconfirmed};
+use crate::core::diff::diff;
+use crate::core::stats::Unconfirmed;
+use crate::io::api::{ApiError, ApplyReport, Confirmed, ErrorKind, HistoryReport};
 use crate::io::history::{Entry, History, Pending};
 use crate::io::store;
 
@@ -54,7 +56,10 @@ pub(super) fn undo_unconfirmed(config: &Path, history: &mut History) -> Result<(
             pending.what
         );
         let what = format!("undo of {}: the agent ended before it was confirmed", pending.what);
-        let entry = Entry::new(history.last_revision() + 1, None, what);
+        let configs = [&pending.after, &pending.before].map(|text| parse_config(text, "").ok());
+        let changes =
+            if let [Some(after), Some(before)] = configs { diff(&after, &before) } else { Vec::new() };
+        let entry = Entry::new(history.last_revision() + 1, None, what).with_effect(&changes, &[], 0);
         if let Err(error) = history.push(entry, &pending.before) {
             log::warn!("not in the history: {error}");
         }
@@ -231,15 +236,20 @@ impl Agent {
         Ok(report)
     }
 
+    /// The change that waits for its confirmation.
+    pub(super) fn unconfirmed(&self) -> Option<Unconfirmed> {
+        self.waiting.as_ref().map(|waiting| Unconfirmed {
+            revision: waiting.pending.revision,
+            seconds_left: seconds_until(waiting.until),
+            undone: waiting.undone,
+        })
+    }
+
     /// What was changed lately.
     pub(super) fn history_report(&self) -> HistoryReport {
         HistoryReport {
             revision: self.revision,
-            unconfirmed: self.waiting.as_ref().map(|waiting| Unconfirmed {
-                revision: waiting.pending.revision,
-                seconds_left: seconds_until(waiting.until),
-                undone: waiting.undone,
-            }),
+            unconfirmed: self.unconfirmed(),
             entries: self.history.entries().rev().cloned().collect(),
         }
     }

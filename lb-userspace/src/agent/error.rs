@@ -44,8 +44,13 @@ pub enum AgentError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
     /// What a health check needs is not there.
-    #[error(transparent)]
-    Check(#[from] PrepareError),
+    #[error("service {service}: {cause}")]
+    Check {
+        /// The service's name.
+        service: String,
+        /// What is missing.
+        cause: PrepareError,
+    },
     /// The operating system said no.
     #[error("{what}: {cause}")]
     Io {

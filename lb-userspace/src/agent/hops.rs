@@ -1,17 +1,19 @@
 //! Routes, neighbours and interfaces as the kernel knows them → the next hops in force.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream;
 use lb_common::abi;
+use nix::net::if_::if_indextoname;
 
 use super::state::Agent;
-use crate::core::config::Config;
+use crate::core::config::{Config, Forwarding, Service};
 use crate::core::events::{Event, clip};
 use crate::core::reach::{self, Target};
+use crate::core::wanted::BackendKey;
 use crate::io::datapath::Datapath;
 use crate::io::neighbours::{HopError, Interface, InterfaceError, NextHop, XdpState};
 
@@ -40,6 +42,30 @@ impl Walk {
 }
 
 impl Agent {
+    /// Backends whose answers must be translated, and come in where no program does it.
+    pub(super) fn unseen_answers(&self) -> BTreeMap<BackendKey, String> {
+        let attached: BTreeSet<u32> = self.interfaces.iter().map(|interface| interface.ifindex).collect();
+        let mut unseen = BTreeMap::new();
+        let translated = |service: &&Service| service.forwarding == Forwarding::Nat && self.options.attach;
+        for service in self.config.services.iter().filter(translated) {
+            for (backend, target) in service.backends.iter().zip(reach::targets(service)) {
+                let interface = self.knowledge.hops.get(&target).map_or(0, |hop| hop.interface);
+                if interface != 0
+                    && !attached.contains(&interface)
+                    && let Ok(name) = if_indextoname(interface)
+                {
+                    let name = name.to_string_lossy();
+                    let why = format!(
+                        "its answers come in on {name}, where the program is not, and so never reach a customer: add {name} to \
+                         agent.interfaces"
+                    );
+                    unseen.insert(BackendKey::new(&service.name, &backend.name), why);
+                }
+            }
+        }
+        unseen
+    }
+
     /// Looks again at the interfaces, and begins to look at the next hops.
     pub(super) async fn refresh_network(&mut self) {
         self.refresh_interfaces().await;
@@ -178,6 +204,11 @@ impl Agent {
                 }
             }
         }
+        // An address may be asked for in several ways.
+        news.sort_unstable();
+        news.dedup();
+        found_again.sort_unstable();
+        found_again.dedup();
         self.record_hops(&news, &found_again);
         self.hop_news = summarise(news.into_iter().map(|(_, error)| error).collect());
         changed

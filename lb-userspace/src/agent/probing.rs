@@ -67,13 +67,19 @@ impl Agent {
 
     /// Gets ready what the checks of a configuration need of this host.
     pub(super) fn prepare_checks(&mut self, config: &Config) -> Result<Checks, AgentError> {
-        let clients = &mut self.tls;
-        let check = |service: &config::Service| {
-            Ok((service.name.clone(), Arc::new(Check::new(&service.health, clients)?)))
-        };
-        let checks = config.services.iter().map(check).collect::<Result<_, AgentError>>()?;
+        let checks = self.checks(config)?;
         self.prepare_paths(config)?;
         Ok(checks)
+    }
+
+    /// The checks of a configuration, by service.
+    pub(super) fn checks(&mut self, config: &Config) -> Result<Checks, AgentError> {
+        let clients = &mut self.tls;
+        let check = |service: &config::Service| match Check::new(&service.health, clients) {
+            Ok(check) => Ok((service.name.clone(), Arc::new(check))),
+            Err(cause) => Err(AgentError::Check { service: service.name.clone(), cause }),
+        };
+        config.services.iter().map(check).collect()
     }
 
     /// Starts, restarts and ends probes so that they are those of the configuration. What is known of a backend stays

@@ -225,12 +225,16 @@ impl Agent {
             no_attach: !self.options.attach,
             revision: self.revision,
             config: self.options.config.display().to_string(),
+            unconfirmed: self.unconfirmed(),
         }
     }
 
     /// What is wrong with backends.
     fn reasons(&self) -> BTreeMap<BackendKey, String> {
         let mut reasons = self.check_reasons();
+        for (key, reason) in self.unseen_answers() {
+            reasons.entry(key).or_insert(reason);
+        }
         if self.hop_errors.is_empty() {
             return reasons;
         }
@@ -290,10 +294,10 @@ impl Agent {
     pub(super) fn farewell(&self) -> &'static str {
         if self.detached {
             "the program is removed"
-        } else if self.options.attach {
+        } else if self.interfaces.iter().any(|interface| self.interface_status(interface).is_some()) {
             "the data plane goes on forwarding; `sluice detach` removes it"
         } else {
-            "the program was not attached"
+            "the program is not attached"
         }
     }
 

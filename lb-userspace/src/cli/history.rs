@@ -8,7 +8,7 @@ use super::output::{Columns, percent};
 use super::terms::{Terms, revision};
 use super::{Failure, Format, OutputFlag, output, report};
 use crate::core::events::printable;
-use crate::io::api::{Confirmed, HistoryReport, RollbackRequest, Unconfirmed};
+use crate::io::api::{Confirmed, HistoryReport, RollbackRequest};
 use crate::io::history::Entry;
 
 /// List the last changes of the configuration
@@ -75,15 +75,7 @@ fn render(report: &HistoryReport) -> String {
     }
     let mut text = columns.render("");
     if let Some(waiting) = &report.unconfirmed {
-        let Unconfirmed { revision, seconds_left, undone } = waiting;
-        text.push_str(&if *undone {
-            format!(
-                "\nrevision {revision} is undone, but the configuration file cannot be written and still says it; tried again in \
-                 {seconds_left} s"
-            )
-        } else {
-            format!("\nrevision {revision} is undone in {seconds_left} s unless `sluice confirm` comes")
-        });
+        text.push_str(&format!("\n{waiting}"));
     }
     text
 }

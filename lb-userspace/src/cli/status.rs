@@ -45,8 +45,9 @@ fn render(snapshot: &Snapshot) -> String {
         let not = agent.not_attached.iter().map(|name| format!(", NOT on {name}"));
         format!("on {}{}", interfaces.join(", "), not.collect::<String>())
     };
+    let waiting = agent.unconfirmed.as_ref().map_or(String::new(), |waiting| format!("\n{waiting}"));
     let mut parts = vec![format!(
-        "sluice {}, up {} s, {attached}\nconfiguration {}, revision {}; flow table: {} of {} entries taken",
+        "sluice {}, up {} s, {attached}\nconfiguration {}, revision {}; flow table: {} of {} entries taken{waiting}",
         agent.version,
         agent.uptime_seconds,
         agent.config,

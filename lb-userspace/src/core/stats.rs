@@ -1,6 +1,7 @@
 //! Configuration, health and counters → the one snapshot that status, metrics and API render.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 
 use lb_common::abi::{RING_SIZE, Traffic, Verdicts};
 use lb_common::flow::Eviction;
@@ -71,12 +72,42 @@ pub struct AgentStatus {
     pub revision: u64,
     /// The configuration file.
     pub config: String,
+    /// The change that waits for its confirmation, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unconfirmed: Option<Unconfirmed>,
 }
 
 impl AgentStatus {
     /// The interfaces that the program should be on, and is not.
     pub fn missing(&self) -> impl Iterator<Item = &String> {
         self.not_attached.iter().filter(|_| !self.no_attach)
+    }
+}
+
+/// A change that waits for its confirmation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unconfirmed {
+    /// The revision it made.
+    pub revision: u64,
+    /// Seconds that are left.
+    pub seconds_left: u64,
+    /// Whether it is undone already, but for the configuration file, which cannot be written: what is left then is the time until that
+    /// is tried again.
+    pub undone: bool,
+}
+
+impl fmt::Display for Unconfirmed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { revision, seconds_left, undone } = self;
+        if *undone {
+            write!(
+                f,
+                "revision {revision} is undone, but the configuration file cannot be written and still says it; tried again in \
+                 {seconds_left} s"
+            )
+        } else {
+            write!(f, "revision {revision} is undone in {seconds_left} s unless `sluice confirm` comes")
+        }
     }
 }
 

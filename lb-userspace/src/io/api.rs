@@ -24,7 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 pub use capture::{CaptureAnswer, CaptureCall, CaptureLines};
 pub use changes::{
     ApplyReport, ApplyRequest, Asked, ChangeRequest, Confirmed, EditRequest, HistoryReport, Peer,
-    RollbackRequest, Unconfirmed,
+    RollbackRequest,
 };
 
 use changes::Body;

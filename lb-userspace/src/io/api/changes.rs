@@ -16,6 +16,7 @@ use super::{ApiError, Request, Requests, ask, get, post};
 use crate::core::diff::Change;
 use crate::core::edit::Edit;
 use crate::core::effect::RingChange;
+use crate::core::stats::Unconfirmed;
 use crate::io::history::Entry;
 
 /// The largest configuration that is taken, with what JSON adds to it: well above every limit of the tables.
@@ -163,18 +164,6 @@ pub struct HistoryReport {
     pub unconfirmed: Option<Unconfirmed>,
     /// The changes that are kept, the latest first.
     pub entries: Vec<Entry>,
-}
-
-/// A change that waits for its confirmation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Unconfirmed {
-    /// The revision it made.
-    pub revision: u64,
-    /// Seconds that are left.
-    pub seconds_left: u64,
-    /// Whether it is undone already, but for the configuration file, which cannot be written: what is left then is the time until that
-    /// is tried again.
-    pub undone: bool,
 }
 
 /// Who asks.

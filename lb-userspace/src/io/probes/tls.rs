@@ -25,7 +25,7 @@ use crate::core::config::Tls;
 #[derive(Debug, thiserror::Error)]
 pub enum PrepareError {
     /// The configured authorities cannot be read.
-    #[error("service.health.ca: {file}: {cause}")]
+    #[error("health.ca: {file}: {cause}")]
     Authorities {
         /// The file.
         file: String,
@@ -34,7 +34,7 @@ pub enum PrepareError {
     },
     /// The system has none.
     #[error(
-        "service.health.type = \"https\": this host trusts no certificate authority ({0}); install ca-certificates, or set \
+        "health.type = \"https\": this host trusts no certificate authority ({0}); install ca-certificates, or set \
          `ca` or verify = false"
     )]
     NoSystemStore(String),
@@ -147,6 +147,10 @@ fn told(error: io::Error, name: &str) -> ProbeError {
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 format!("its certificate is not for {name}")
+            }
+            // The library has no name of its own for it.
+            CertificateError::Other(cause) if format!("{cause:?}").contains("CaUsedAsEndEntity") => {
+                "its certificate is an authority's (CA:TRUE), with which no server may answer; give it one that is not".to_owned()
             }
             other => format!("its certificate is refused: {other}"),
         },
