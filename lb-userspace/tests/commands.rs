@@ -78,3 +78,37 @@ fn the_manual_has_a_section_for_every_command() {
     let doctor = doctor.expect("a section");
     assert!(doctor.contains(".SS OPTIONS") && doctor.contains("no\\-probe"), "{doctor}");
 }
+
+/// Where nobody hears what a command says, its status still tells; and what cannot be printed is no panic.
+#[test]
+fn the_exit_status_does_not_depend_on_who_listens() {
+    let folder = std::env::temp_dir().join(format!("sluice-unheard-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("a folder");
+    let [wrong, good] =
+        [("wrong", "[agent]\n"), ("good", "[agent]\ninterfaces = [\"lo\"]\n")].map(|(name, text)| {
+            let file = folder.join(name);
+            std::fs::write(&file, text).expect("a file");
+            file.display().to_string()
+        });
+    let full = || std::fs::File::create("/dev/full").expect("/dev/full");
+    let closed = || std::io::pipe().expect("a pipe").1;
+    let status = |arguments: &[&str], stdout: Stdio, stderr: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command.args(arguments).stdout(stdout).stderr(stderr).status().expect("sluice").code()
+    };
+    let socket = folder.join("nobody").display().to_string();
+    let asked = ["--socket", &socket, "status"];
+    for (arguments, code) in [(&["check", &wrong][..], 2), (&["check", "/nonexistent"], 1), (&asked, 3)] {
+        assert_eq!(status(arguments, Stdio::null(), full().into()), Some(code), "{arguments:?}");
+        assert_eq!(status(arguments, Stdio::null(), closed().into()), Some(code), "{arguments:?}");
+    }
+    assert_eq!(status(&["check", &good], closed().into(), Stdio::null()), Some(0), "as with `| head`");
+    let unprinted = Command::new(env!("CARGO_BIN_EXE_sluice")).args(["check", &good]).stdout(full()).output();
+    let unprinted = unprinted.expect("sluice");
+    assert_eq!(unprinted.status.code(), Some(1), "{unprinted:?}");
+    assert!(
+        String::from_utf8_lossy(&unprinted.stderr).starts_with("sluice: standard output: "),
+        "{unprinted:?}"
+    );
+    std::fs::remove_dir_all(folder).expect("removed");
+}

@@ -1,5 +1,7 @@
 //! `sluice backend`: edits of single backends.
 
+use serde_json::Value;
+
 use super::client::Client;
 use super::drain;
 use super::settings::{Setting, setting, settings};
@@ -118,22 +120,21 @@ fn weight(text: &str) -> Result<u16, String> {
 }
 
 impl Keys {
-    fn add_to(&self, mut set: Settings) -> Settings {
-        let texts = [("address", &self.address), ("state", &self.state)];
-        let numbers = [("port", self.port), ("weight", self.weight)];
-        set.extend(
-            texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text.as_deref()?.into()))),
-        );
-        set.extend(numbers.into_iter().filter_map(|(key, number)| Some((key.to_owned(), number?.into()))));
-        set
+    fn values(&self) -> [(&'static str, Option<Value>); 4] {
+        [
+            ("address", self.address.as_deref().map(Value::from)),
+            ("state", self.state.as_deref().map(Value::from)),
+            ("port", self.port.map(Value::from)),
+            ("weight", self.weight.map(Value::from)),
+        ]
     }
 }
 
 pub(super) async fn run(command: &Command, client: &Client) -> Result<(), Failure> {
     match command {
         Command::Add { which, at, keys, terms } => {
-            let mut set = keys.add_to(Settings::new());
-            set.extend(at.as_ref().map(|address| ("address".to_owned(), address.as_str().into())));
+            let at = ("address", at.as_deref().map(Value::from));
+            let set = settings(keys.values().into_iter().chain([at]), &[], &[])?;
             let Which { service, backend } = which;
             let edit = Edit::BackendAdd { service: service.clone(), backend: backend.clone(), set };
             edited(edit, *terms, client).await
@@ -143,11 +144,9 @@ pub(super) async fn run(command: &Command, client: &Client) -> Result<(), Failur
             edited(edit, *terms, client).await
         }
         Command::Set { which, keys, set, unset, terms } => {
-            let set = keys.add_to(settings(set, unset));
+            let set = settings(keys.values(), set, unset)?;
             if set.is_empty() {
-                return Err(Failure::Invalid(vec![
-                    "nothing to set: name a key, such as --weight 50 or weight=50".to_owned(),
-                ]));
+                return Err(Failure::usage("nothing to set: name a key, such as --weight 50 or weight=50"));
             }
             edited(changed(which, set), *terms, client).await
         }

@@ -87,9 +87,7 @@ struct Recording<'a> {
 pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
     let to_stdout = arguments.write.as_os_str() == "-";
     if to_stdout && arguments.format.output == Format::Json {
-        return Err(Failure::Invalid(vec![
-            "-o json: stdout is where the packets go; name a file".to_owned(),
-        ]));
+        return Err(Failure::usage("-o json: stdout is where the packets go; name a file"));
     }
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
     let mut lines = client.post_for_lines("/v1/capture", &request(arguments)).await?;
@@ -130,7 +128,7 @@ impl Recording<'_> {
     async fn take(&mut self, line: CaptureLine) -> Result<Option<(EndReason, Counts)>, Failure> {
         match line {
             CaptureLine::Started { interfaces } => {
-                eprintln!("sluice: capturing on {}; Ctrl-C ends it", interfaces.join(", "));
+                output::note(format_args!("capturing on {}; Ctrl-C ends it", interfaces.join(", ")));
             }
             CaptureLine::Packet(packet) if self.ends.is_none() => {
                 if self.file.bytes() >= self.arguments.max_size << 20 {
@@ -186,7 +184,7 @@ impl Recording<'_> {
         };
         match self.arguments.format.output {
             Format::Json => output::json(&summary)?,
-            Format::Table => eprintln!("sluice: {}", summary.line()),
+            Format::Table => output::note(summary.line()),
         }
         match reason {
             EndReason::Resized | EndReason::AgentEnds => Err(Failure::Failed(reason.text().to_owned())),

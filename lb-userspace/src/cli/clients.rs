@@ -29,7 +29,7 @@ pub(super) async fn run(
     client: &Client,
 ) -> Result<(), Failure> {
     if !(Duration::from_secs(1)..=LONGEST).contains(&duration) {
-        return Err(Failure::Invalid(vec![format!("--for: {duration:?} is not from 1s to 60s")]));
+        return Err(Failure::usage(format!("--for: {duration:?} is not from 1s to 60s")));
     }
     let mut clients = Clients::default();
     let kinds = {
@@ -61,7 +61,7 @@ pub(super) fn not_there(service: Option<&str>, backend: Option<&str>) -> Failure
     let asked = [("service", service), ("backend", backend)];
     let asked = asked.iter().filter_map(|(what, name)| Some(format!("{what} {}", name.as_ref()?)));
     let asked = asked.collect::<Vec<_>>().join(" with ");
-    Failure::Invalid(vec![format!("there is no {asked}; `sluice status` shows those there are")])
+    Failure::usage(format!("there is no {asked}; `sluice status` shows those there are"))
 }
 
 /// Has the agent look at packets for some time, and counts them.

@@ -78,20 +78,26 @@ fn progress(which: &Which, left: u64, shown: &mut Option<(Instant, u64)>) {
         }
         None => String::new(),
     };
-    eprintln!("service {}: backend {}: {left} live flows left{rate}", which.service, which.backend);
+    let Which { service, backend } = which;
+    output::say(format_args!("service {service}: backend {backend}: {left} live flows left{rate}"));
     *shown = Some((now, left));
 }
 
 /// Live flows of a backend that drains.
 async fn flows(which: &Which, client: &Client) -> Result<u64, Failure> {
     let Which { service, backend } = which;
-    let snapshot: Snapshot = client.get("/v1/status").await?;
+    let snapshot: Snapshot = client.get("/v1/status").await.map_err(|failure| match failure {
+        Failure::Unreachable(why) => Failure::Unreachable(format!(
+            "{why}. Service {service}: backend {backend} goes on draining: wait for it again"
+        )),
+        other => other,
+    })?;
     let found = snapshot.services.iter().find(|found| found.name == *service);
     let found = found.and_then(|found| found.backends.iter().find(|found| found.name == *backend));
     match found {
         Some(found) if found.state == "drain" => Ok(found.active_flows),
         Some(found) => Err(Failure::Failed(format!(
-            "service {service}: backend {backend} does not drain any more: somebody made it {}; see `sluice history`",
+            "service {service}: backend {backend} does not drain any more: it is {} again; `sluice history` says why",
             found.state
         ))),
         None => Err(Failure::Failed(format!(

@@ -81,7 +81,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
             }
             Err(Failure::Unreachable(_)) => {
                 if !gone {
-                    eprintln!("sluice: the agent does not answer; waiting for it");
+                    output::note("the agent does not answer; waiting for it");
                 }
                 gone = true;
                 sleep(RETRY).await;
@@ -119,7 +119,7 @@ fn kept(arguments: &Arguments, filter: &Filter, unreachable: String) -> Result<E
     if !are_kept(&folder) {
         return Err(Failure::Unreachable(unreachable));
     }
-    eprintln!("sluice: no agent answers; read from {}", folder.display());
+    output::note(format_args!("no agent answers; read from {}", folder.display()));
     Ok(Events { events: from_folder(&folder, filter), last: 0 })
 }
 

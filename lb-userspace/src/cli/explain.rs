@@ -91,7 +91,7 @@ async fn ask(arguments: &Arguments, client: &Client, question: &Question) -> Res
                 Failure::Failed(error) => Failure::Unreachable(format!("{unreachable}\nsluice: {error}")),
                 error => error,
             })?;
-            eprintln!("sluice: no agent answers; read from {}", arguments.pin_dir.display());
+            output::note(format_args!("no agent answers; read from {}", arguments.pin_dir.display()));
             Ok(explained)
         }
         answer => answer,
@@ -118,13 +118,11 @@ fn packets(arguments: &Arguments) -> Result<(Vec<PacketSpec>, bool), Failure> {
         if is_hex(&frame) || path.is_file() {
             return Failure::failed(error);
         }
-        Failure::Invalid(vec![format!(
-            "--frame: neither hexadecimal nor a capture that can be read: {error}"
-        )])
+        Failure::usage(format!("--frame: neither hexadecimal nor a capture that can be read: {error}"))
     })?;
     let cut = frames.iter().filter(|frame| frame.bytes.len() < frame.length).count();
     if cut > 0 {
-        eprintln!("sluice: {cut} packets were cut by the capture: capture with -s 0");
+        output::note(format_args!("{cut} packets were cut by the capture: capture with -s 0"));
     }
     Ok((frames.iter().map(|frame| PacketSpec::Frame(to_hex(&frame.bytes))).collect(), true))
 }
@@ -139,8 +137,7 @@ fn from_pins(pin_dir: &PathBuf, question: &Question) -> Result<Explanation, Fail
     let kernel = Kernel::open(&PinDir::new(pin_dir), Access::Read).map_err(Failure::failed)?;
     let tables = kernel.tables();
     let ingress = ingress(tables, question.interface.as_deref())?;
-    let frame =
-        frame(&question.packet, ingress).map_err(|error| Failure::Invalid(vec![error.to_string()]))?;
+    let frame = frame(&question.packet, ingress).map_err(Failure::usage)?;
     let slices = tables.slices().ok_or_else(|| Failure::failed("the tables are empty"))?;
     let now = kernel.now().map_err(Failure::failed)?;
     Ok(explain(slices, &tables.names(), now, frame, ingress))
@@ -149,7 +146,7 @@ fn from_pins(pin_dir: &PathBuf, question: &Question) -> Result<Explanation, Fail
 fn ingress(tables: &TableSet, name: Option<&str>) -> Result<Ingress, Failure> {
     let attached = tables.interfaces();
     let Some(name) = name else { return Ok(attached.first().copied().unwrap_or_default()) };
-    let unknown = || Failure::Invalid(vec![format!("--iface: {name} is not one of the agent's interfaces")]);
+    let unknown = || Failure::usage(format!("--iface: {name} is not one of the agent's interfaces"));
     let index = if_nametoindex(name).map_err(|_| unknown())?;
     attached.into_iter().find(|ingress| ingress.index == index).ok_or_else(unknown)
 }

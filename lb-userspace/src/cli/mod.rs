@@ -104,7 +104,10 @@ enum Failure {
     /// It failed.
     #[error("{0}")]
     Failed(String),
-    /// The usage or a configuration is wrong; one line a finding.
+    /// What was typed cannot be done.
+    #[error("{0}")]
+    Usage(String),
+    /// A configuration, or an edit of it, is wrong; one line a finding, which begins with its place.
     #[error("{}", .0.join("\n"))]
     Invalid(Vec<String>),
     /// The agent cannot be reached.
@@ -120,6 +123,10 @@ impl Failure {
         Self::Failed(error.to_string())
     }
 
+    fn usage(error: impl ToString) -> Self {
+        Self::Usage(error.to_string())
+    }
+
     /// A configuration file could not be read.
     fn unread(error: &StoreError) -> Self {
         if error.is_content() { Self::Invalid(vec![error.to_string()]) } else { Self::failed(error) }
@@ -128,7 +135,7 @@ impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Self::Failed(_) => 1,
-            Self::Invalid(_) => 2,
+            Self::Usage(_) | Self::Invalid(_) => 2,
             Self::Unreachable(_) => 3,
             Self::NotAsWished(_) => 4,
         }
@@ -200,7 +207,9 @@ fn log_to_stderr() {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    let prefix = if matches!(failure, Failure::Invalid(_)) { "" } else { "sluice: " };
-    eprintln!("{prefix}{failure}");
+    match failure {
+        Failure::Invalid(_) => output::say(failure),
+        _ => output::note(failure),
+    }
     ExitCode::from(failure.exit_code())
 }

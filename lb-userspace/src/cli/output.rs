@@ -1,4 +1,7 @@
-//! Values → what a command prints: JSON, or columns for people.
+//! Values → what a command prints: JSON, or columns for people; and what it says beside.
+
+use std::fmt::Display;
+use std::io::{ErrorKind, Write, stderr, stdout};
 
 use serde::Serialize;
 
@@ -17,12 +20,21 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
 
 /// Prints a text and a line end; says whether somebody reads it.
 pub(super) fn print_if_read(text: &str) -> Result<bool, Failure> {
-    use std::io::{ErrorKind, Write};
-    match writeln!(std::io::stdout().lock(), "{text}") {
+    match writeln!(stdout().lock(), "{text}") {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::failed(error)),
+        Err(error) => Err(Failure::Failed(format!("standard output: {error}"))),
     }
+}
+
+/// Says a line on stderr. Where nobody can hear it the exit status still tells.
+pub(super) fn say(line: impl Display) {
+    let _ = writeln!(stderr().lock(), "{line}");
+}
+
+/// The same in the command's name.
+pub(super) fn note(line: impl Display) {
+    say(format_args!("sluice: {line}"));
 }
 
 /// Lines of cells → lines of aligned columns.

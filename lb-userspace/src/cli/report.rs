@@ -8,18 +8,23 @@ use crate::io::api::ApplyReport;
 
 /// Prints a report; warnings go to stderr.
 pub(super) fn show(report: &ApplyReport, format: OutputFlag) -> Result<(), Failure> {
-    match format.output {
-        Format::Json => output::json(report)?,
-        Format::Table => output::print(&render(report))?,
-    }
+    let shown = match format.output {
+        Format::Json => output::json(report),
+        Format::Table => output::print(&render(report)),
+    };
     warn(report);
-    Ok(())
+    match shown {
+        Err(Failure::Failed(error)) if !report.dry_run => {
+            Err(Failure::Failed(format!("{error}; revision {} is in force all the same", report.revision)))
+        }
+        shown => shown,
+    }
 }
 
 /// Says on stderr what is worth knowing.
 pub(super) fn warn(report: &ApplyReport) {
     for warning in &report.warnings {
-        eprintln!("sluice: warning: {warning}");
+        output::note(format_args!("warning: {warning}"));
     }
 }
 

@@ -1,5 +1,7 @@
 //! `sluice service`: services, listed, one by one, or edited.
 
+use serde_json::Value;
+
 use super::backend::edited;
 use super::client::Client;
 use super::output::Columns;
@@ -72,34 +74,31 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    fn settings(&self, unset: &[String]) -> Settings {
-        let mut set = settings(&self.set, unset);
-        if !self.vips.is_empty() {
-            set.insert("vips".to_owned(), self.vips.clone().into());
-        }
-        let texts = [("protocol", &self.protocol), ("forwarding", &self.forwarding)];
-        set.extend(
-            texts.into_iter().filter_map(|(key, text)| Some((key.to_owned(), text.as_deref()?.into()))),
-        );
-        set
+    fn settings(&self, unset: &[String]) -> Result<Settings, Failure> {
+        let flags = [
+            ("vips", (!self.vips.is_empty()).then(|| self.vips.clone().into())),
+            ("protocol", self.protocol.as_deref().map(Value::from)),
+            ("forwarding", self.forwarding.as_deref().map(Value::from)),
+        ];
+        settings(flags, &self.set, unset)
     }
 }
 
 pub(super) async fn run(command: &Command, client: &Client) -> Result<(), Failure> {
     match command {
         Command::Add { name, keys, terms } => {
-            let edit = Edit::ServiceAdd { service: name.clone(), set: keys.settings(&[]) };
+            let edit = Edit::ServiceAdd { service: name.clone(), set: keys.settings(&[])? };
             edited(edit, *terms, client).await
         }
         Command::Remove { name, terms } => {
             edited(Edit::ServiceRemove { service: name.clone() }, *terms, client).await
         }
         Command::Set { name, keys, unset, terms } => {
-            let set = keys.settings(unset);
+            let set = keys.settings(unset)?;
             if set.is_empty() {
-                return Err(Failure::Invalid(vec![
-                    "nothing to set: name a key, such as affinity=client or --vip 203.0.113.10:80".to_owned(),
-                ]));
+                return Err(Failure::usage(
+                    "nothing to set: name a key, such as affinity=client or --vip 203.0.113.10:80",
+                ));
             }
             edited(Edit::ServiceSet { service: name.clone(), set }, *terms, client).await
         }
@@ -117,10 +116,7 @@ async fn print(command: &Command, client: &Client) -> Result<(), Failure> {
             let service = service.ok_or_else(|| {
                 let names: Vec<&str> =
                     snapshot.services.iter().map(|service| service.name.as_str()).collect();
-                Failure::Invalid(vec![format!(
-                    "there is no service {name:?}; there are: {}",
-                    names.join(", ")
-                )])
+                Failure::usage(format!("there is no service {name:?}; there are: {}", names.join(", ")))
             })?;
             match format.output {
                 Format::Json => output::json(service),

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::Failure;
 use crate::core::edit::Settings;
 
 /// Keys whose values are text although they may look like a number.
@@ -39,10 +40,24 @@ fn value(key: &str, text: &str) -> Result<Value, String> {
     })
 }
 
-/// Values and keys to be taken away → what an edit takes.
-pub(super) fn settings(set: &[Setting], unset: &[String]) -> Settings {
+/// Values, by flags of their own or not, and keys to be taken away → what an edit takes. Of a key that is named twice nobody can tell which
+/// value is meant.
+pub(super) fn settings(
+    flags: impl IntoIterator<Item = (&'static str, Option<Value>)>,
+    set: &[Setting],
+    unset: &[String],
+) -> Result<Settings, Failure> {
+    let flags = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
     let set = set.iter().map(|Setting(key, value)| (key.clone(), value.clone()));
-    set.chain(unset.iter().map(|key| (key.clone(), Value::Null))).collect()
+    let unset = unset.iter().map(|key| (key.clone(), Value::Null));
+    let mut settings = Settings::new();
+    for (key, value) in flags.chain(set).chain(unset) {
+        if settings.contains_key(&key) {
+            return Err(Failure::usage(format!("{key} is named twice: name it once")));
+        }
+        settings.insert(key, value);
+    }
+    Ok(settings)
 }
 
 #[cfg(test)]
@@ -68,6 +83,22 @@ mod tests {
         }
         for wrong in ["weight", "=5", "vips=[a]"] {
             assert!(setting(wrong).unwrap_err().starts_with("write "), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_named_once() {
+        let weight = |value: i64| Setting("weight".to_owned(), json!(value));
+        let flag = || [("weight", Some(json!(1))), ("port", None)];
+        assert_eq!(settings(flag(), &[], &["port".to_owned()]).unwrap().len(), 2);
+        let unset = ["weight".to_owned()];
+        for twice in [
+            settings(flag(), &[weight(1)], &[]),
+            settings(flag(), &[], &unset),
+            settings([], &[weight(1), weight(2)], &[]),
+            settings([], &[weight(1)], &unset),
+        ] {
+            assert_eq!(twice.unwrap_err().to_string(), "weight is named twice: name it once");
         }
     }
 }

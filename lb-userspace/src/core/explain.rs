@@ -91,6 +91,12 @@ pub enum QuestionError {
     /// The addresses are of two families.
     #[error("--src and --dst must both be IPv4 addresses, or both IPv6 addresses")]
     Family,
+    /// The packet is to open what is no connection.
+    #[error("--syn: only TCP has it; leave it out, or ask for --proto tcp")]
+    Syn,
+    /// There is no frame.
+    #[error("--frame: no bytes in it; write the frame in hexadecimal, from the destination MAC on")]
+    NoFrame,
     /// The frame is not hexadecimal.
     #[error("--frame: not hexadecimal: {0}")]
     Hex(String),
@@ -118,6 +124,9 @@ pub struct Ingress {
 pub fn frame(packet: &PacketSpec, ingress: Ingress) -> Result<Vec<u8>, QuestionError> {
     match packet {
         PacketSpec::Frame(hex) => parse_hex(hex),
+        PacketSpec::Tuple { protocol: SpecProtocol::Udp | SpecProtocol::Icmp, syn: true, .. } => {
+            Err(QuestionError::Syn)
+        }
         PacketSpec::Tuple { source, destination, protocol, syn } => {
             build(*source, *destination, *protocol, *syn, ingress)
         }
@@ -371,7 +380,11 @@ pub fn parse_hex(text: &str) -> Result<Vec<u8>, QuestionError> {
         .chunks_exact(2)
         .map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | (digit & 15) as u8))
         .collect();
-    if bytes.len() > MAX_FRAME { Err(QuestionError::TooLong(bytes.len())) } else { Ok(bytes) }
+    match bytes.len() {
+        0 => Err(QuestionError::NoFrame),
+        1..=MAX_FRAME => Ok(bytes),
+        more => Err(QuestionError::TooLong(more)),
+    }
 }
 
 #[cfg(test)]

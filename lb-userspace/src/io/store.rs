@@ -1,7 +1,7 @@
 //! The configuration file: read whole, replaced whole.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -54,15 +54,32 @@ fn line_of(cause: &io::Error) -> String {
     not_utf8(cause).map_or_else(|| " ".to_owned(), |NotUtf8 { line }| format!("{line}: "))
 }
 
+/// Bytes that a configuration file has at most: a hundred times those of ten thousand backends.
+const MAX_BYTES: u64 = 128 << 20;
+
+/// What a path leads to does not end, or not soon.
+#[derive(Debug, thiserror::Error)]
+#[error("larger than {} MiB, so no configuration; name another file", MAX_BYTES >> 20)]
+struct TooLarge;
+
 /// Reads a configuration file.
 pub fn read(path: &Path) -> Result<String, StoreError> {
-    let bytes = fs::read(path).map_err(|cause| StoreError { path: path.to_owned(), cause })?;
+    let bytes = bytes(path).map_err(|cause| StoreError { path: path.to_owned(), cause })?;
     String::from_utf8(bytes).map_err(|error| {
         let good = error.as_bytes().iter().take(error.utf8_error().valid_up_to());
         let line = 1 + good.filter(|byte| **byte == b'\n').count();
         let cause = io::Error::new(io::ErrorKind::InvalidData, NotUtf8 { line });
         StoreError { path: path.to_owned(), cause }
     })
+}
+
+fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, TooLarge));
+    }
+    Ok(bytes)
 }
 
 /// Reads a configuration file; none if there is no such file.

@@ -50,7 +50,7 @@ pub(super) struct Arguments {
 pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
     let question = Question { since: arguments.since, until: arguments.until };
     if question.until.is_some_and(|until| until <= question.since) {
-        return Err(Failure::Invalid(vec!["--until: must be later than --since".to_owned()]));
+        return Err(Failure::usage("--until: must be later than --since"));
     }
     let query = serde_urlencoded::to_string(&question).map_err(Failure::failed)?;
     let mut report = match client.get_within(READING, &format!("/v1/report?{query}")).await {
@@ -73,7 +73,7 @@ fn kept(arguments: &Arguments, question: &Question, unreachable: String) -> Resu
     if !are_kept(&folder) {
         return Err(Failure::Unreachable(unreachable));
     }
-    eprintln!("sluice: no agent answers; read from {}", folder.display());
+    output::note(format_args!("no agent answers; read from {}", folder.display()));
     report(&folder, question, false).map_err(|error| Failure::Failed(format!("{error}; run as root")))
 }
 
@@ -81,9 +81,9 @@ fn kept(arguments: &Arguments, question: &Question, unreachable: String) -> Resu
 fn only(report: &mut Report, names: &[String]) -> Result<(), Failure> {
     for name in names {
         if !report.services.iter().any(|service| service.name == *name) {
-            return Err(Failure::Invalid(vec![format!(
+            return Err(Failure::usage(format!(
                 "--service: the record knows of no service {name:?} in that time"
-            )]));
+            )));
         }
     }
     report.services.retain(|service| names.is_empty() || names.contains(&service.name));

@@ -24,7 +24,7 @@ pub(super) struct Frontend<'a> {
 /// The backends, `None` when one of them is wrong in a way that leaves no value.
 pub(super) fn read_all(sections: Vec<Section<'_>>, frontend: &Frontend<'_>) -> Option<Vec<Backend>> {
     let mut names: HashMap<String, usize> = HashMap::new();
-    let mut addresses: HashMap<IpAddr, usize> = HashMap::new();
+    let mut addresses: HashMap<IpAddr, (usize, Option<String>)> = HashMap::new();
     let mut backends = Vec::with_capacity(sections.len());
     for (index, mut backend) in sections.into_iter().enumerate() {
         let name = backend.required("name", "write name = \"…\", unique in its service", values::name);
@@ -38,10 +38,13 @@ pub(super) fn read_all(sections: Vec<Section<'_>>, frontend: &Frontend<'_>) -> O
         let address =
             backend.required("address", "write address = \"…\", the server's own", values::backend_address);
         if let Some(address) = address {
-            let first = *addresses.entry(address).or_insert(index);
-            if first != index {
-                backend
-                    .wrong("address", format!("{address} is already used by backend[{first}]; remove one"));
+            let (first, by) = addresses.entry(address).or_insert_with(|| (index, name.clone()));
+            if *first != index {
+                let by = by.as_ref().map_or(String::new(), |name| format!(" {name:?}"));
+                backend.wrong(
+                    "address",
+                    format!("{address} is already used by backend[{first}]{by}; choose another"),
+                );
             }
             check_address(&backend, address, frontend);
         }

@@ -11,6 +11,29 @@ const GUE_BYTES: usize = 4;
 const MAX_DEPTH: usize = 3;
 /// IP protocol numbers of IPv4 and IPv6 in IP.
 const TUNNELS: [u8; 2] = [4, 41];
+/// ICMP's types that have to do with forwarding (RFC 792).
+const ICMP_TYPES: [(u8, &str); 6] = [
+    (0, "echo reply"),
+    (3, "destination unreachable"),
+    (5, "redirect"),
+    (8, "echo request"),
+    (11, "time exceeded"),
+    (12, "parameter problem"),
+];
+/// ICMPv6's, and those of neighbour discovery (RFC 4443, RFC 4861).
+const ICMPV6_TYPES: [(u8, &str); 11] = [
+    (1, "destination unreachable"),
+    (2, "packet too big"),
+    (3, "time exceeded"),
+    (4, "parameter problem"),
+    (128, "echo request"),
+    (129, "echo reply"),
+    (133, "router solicitation"),
+    (134, "router advertisement"),
+    (135, "neighbor solicitation"),
+    (136, "neighbor advertisement"),
+    (137, "redirect"),
+];
 
 /// The headers of a frame, outermost first; what cannot be parsed is left out. Captures cut frames, so one that is longer by its
 /// headers than it is has headers too.
@@ -57,8 +80,10 @@ fn tell(parsed: &LaxPacketHeaders<'_>, lines: &mut Vec<String>, depth: usize) {
             gue = udp.destination_port == GUE_PORT;
             lines.push(format!("UDP {} → {}", udp.source_port, udp.destination_port));
         }
-        Some(TransportHeader::Icmpv4(icmp)) => lines.push(format!("ICMP {:?}", icmp.icmp_type)),
-        Some(TransportHeader::Icmpv6(icmp)) => lines.push(format!("ICMPv6 {:?}", icmp.icmp_type)),
+        Some(TransportHeader::Icmpv4(icmp)) => lines.push(message("ICMP", &ICMP_TYPES, &icmp.to_bytes())),
+        Some(TransportHeader::Icmpv6(icmp)) => {
+            lines.push(message("ICMPv6", &ICMPV6_TYPES, &icmp.to_bytes()));
+        }
         Some(TransportHeader::Igmp(_)) | None => {}
     }
     let inner = match &parsed.payload {
@@ -76,4 +101,12 @@ fn tell(parsed: &LaxPacketHeaders<'_>, lines: &mut Vec<String>, depth: usize) {
         }
         tell(&inner, lines, depth + 1);
     }
+}
+
+/// An ICMP message by its type, whose name is among these, and code.
+fn message(protocol: &str, types: &[(u8, &str)], bytes: &[u8]) -> String {
+    let [kind, code] = [0, 1].map(|at| bytes.get(at).copied().unwrap_or_default());
+    let name = types.iter().find(|(number, _)| *number == kind);
+    let name = name.map_or_else(|| format!("type {kind}"), |(_, name)| (*name).to_owned());
+    format!("{protocol} {name}, code {code}")
 }
