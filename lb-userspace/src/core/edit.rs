@@ -1,5 +1,6 @@
 //! A configuration's text and an edit of one service or backend → the new text, comments and formatting kept.
 
+mod below;
 mod document;
 mod list;
 mod part;

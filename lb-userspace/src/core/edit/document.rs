@@ -2,6 +2,7 @@
 
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, RawString, Table, TableLike, Value};
 
+use super::below::Below;
 use super::{EditError, Settings, list};
 
 /// The order of keys in a new table; others follow by name.
@@ -11,21 +12,25 @@ const ORDER: [&str; 9] =
 /// A configuration as a document.
 pub(super) struct Document {
     toml: DocumentMut,
+    below: Below,
     /// Lines end as they do in files of Windows.
     crlf: bool,
 }
 
 impl Document {
     pub(super) fn parse(text: &str) -> Result<Self, EditError> {
-        let toml = text
+        let mut toml = text
+            .replace("\r\n", "\n")
             .parse()
             .map_err(|error: toml_edit::TomlError| EditError::Text(error.message().to_owned()))?;
-        Ok(Self { toml, crlf: text.contains("\r\n") })
+        let below = Below::take(&mut toml);
+        Ok(Self { toml, below, crlf: text.contains("\r\n") })
     }
 
-    pub(super) fn text(&self) -> String {
+    pub(super) fn text(&mut self) -> String {
+        self.below.put_back(&mut self.toml);
         let text = self.toml.to_string();
-        if self.crlf { text.replace("\r\n", "\n").replace('\n', "\r\n") } else { text }
+        if self.crlf { text.replace('\n', "\r\n") } else { text }
     }
 
     pub(super) fn add_service(&mut self, name: &str, set: &Settings) -> Result<(), EditError> {
@@ -124,7 +129,7 @@ impl Document {
     /// than that, and move to what comes next.
     fn keep_comments_above(&mut self, removed: Option<Table>) {
         let Some(removed) = removed else { return };
-        let prefix = removed.decor().prefix().and_then(RawString::as_str).unwrap_or_default();
+        let prefix = raw(removed.decor().prefix());
         let own = prefix.lines().rev().take_while(|line| !line.trim().is_empty()).count();
         let lines = prefix.lines().count();
         let kept: Vec<&str> = prefix.lines().take(lines.saturating_sub(own)).collect();
@@ -139,15 +144,20 @@ impl Document {
                 next.decor_mut().set_prefix(kept + &own);
             }
             None => {
-                let own = self.toml.trailing().as_str().unwrap_or_default().to_owned();
+                let own = raw(Some(self.toml.trailing())).to_owned();
                 self.toml.set_trailing(kept + &own);
             }
         }
     }
 }
 
+/// Blanks and comments of the document as text.
+pub(super) fn raw(text: Option<&RawString>) -> &str {
+    text.and_then(RawString::as_str).unwrap_or_default()
+}
+
 /// The last place in the document that a table and those in it have.
-fn last_position(table: &Table) -> isize {
+pub(super) fn last_position(table: &Table) -> isize {
     let inside = table.iter().map(|(_, item)| match item {
         Item::Table(table) => last_position(table),
         Item::ArrayOfTables(tables) => tables.iter().map(last_position).max().unwrap_or_default(),
@@ -184,7 +194,7 @@ fn find_at(table: &mut Table, position: isize) -> Option<&mut Table> {
     })
 }
 
-fn header_position(table: &Table) -> Option<isize> {
+pub(super) fn header_position(table: &Table) -> Option<isize> {
     table.position().filter(|_| !table.is_implicit() && !table.is_dotted())
 }
 
@@ -340,7 +350,7 @@ fn put(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> Resul
         _ => {
             // Within braces, the blank before the closing one belongs to the last value.
             if let Some((_, Item::Value(last))) = table.iter_mut().last() {
-                let suffix = last.decor().suffix().and_then(RawString::as_str).unwrap_or_default().to_owned();
+                let suffix = raw(last.decor().suffix()).to_owned();
                 if !suffix.is_empty() && suffix.trim().is_empty() {
                     last.decor_mut().set_suffix("");
                     *new.decor_mut() = toml_edit::Decor::new(" ", suffix);

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use lb_common::abi::MAX_BACKENDS;
 
-use super::{Edit, EditError, edited};
+use super::{Edit, EditError, below, edited};
 use crate::core::config::{self, Config};
 use crate::core::scope::MOST;
 
@@ -63,7 +63,10 @@ pub(super) fn edited_part(
     };
     let at = config.services.iter().position(|found| found.name == *service)?;
     let parts = parts(text)?;
-    let part = parts.get(at).filter(|_| parts.len() == config.services.len())?;
+    let mut part = parts.get(at).filter(|_| parts.len() == config.services.len())?.clone();
+    if part.end < text.len() {
+        part.end -= above_next(text.get(part.clone())?);
+    }
     let head = text.get(..parts.first()?.start)?;
     let (before, own, behind) = (text.get(..part.start)?, text.get(part.clone())?, text.get(part.end..)?);
     let (alone, small) = match edited(&format!("{head}{own}"), edit) {
@@ -79,6 +82,13 @@ pub(super) fn edited_part(
     let mut config = config.clone();
     *config.services.get_mut(at)? = new;
     has_room(&config).then(|| Ok((format!("{before}{own}{behind}"), config)))
+}
+
+/// How much of the end of a part is about the header behind it.
+fn above_next(part: &str) -> usize {
+    let comments = part.split_inclusive('\n').rev().take_while(|line| line.trim_start().starts_with('#'));
+    let length: usize = comments.map(str::len).sum();
+    length - below::length(&part[part.len() - length..], true)
 }
 
 /// Where the part of each service is in a valid text, from its header to the next one's; `None` if that is not certain.

@@ -41,6 +41,7 @@ name = "dns"
 vips = ["203.0.113.53:53"]
 protocol = "udp"
 backend = [{ name = "ns1", address = "10.0.2.1" }, { name = "ns2", address = "10.0.2.2" }]
+
 # the end
 "#;
 
@@ -93,7 +94,10 @@ fn a_value_changes_in_its_place() {
     assert!(text.find("state = \"drain\"").unwrap() < text.find("# rack 2").unwrap(), "{text}");
     // Within braces, too.
     let text = after(TEXT, &set("dns", "ns2", json!({"weight": 7})));
-    assert!(text.contains("{ name = \"ns2\", address = \"10.0.2.2\", weight = 7 }]\n# the end\n"), "{text}");
+    assert!(
+        text.contains("{ name = \"ns2\", address = \"10.0.2.2\", weight = 7 }]\n\n# the end\n"),
+        "{text}"
+    );
     // Taken away again, the text is what it was.
     let text = after(TEXT, &set("web", "web2", json!({"weight": 7})));
     assert_eq!(after(&text, &set("web", "web2", json!({"weight": null}))), TEXT);
@@ -113,7 +117,7 @@ fn a_backend_comes_behind_the_last_one() {
     assert_eq!(after(&text, &gone), TEXT);
     let text = after(TEXT, &add("dns"));
     assert!(
-        text.contains(", { name = \"new\", address = \"10.0.1.13\", weight = 5 }]\n# the end\n"),
+        text.contains(", { name = \"new\", address = \"10.0.1.13\", weight = 5 }]\n\n# the end\n"),
         "{text}"
     );
     let gone = Edit::BackendRemove { service: "dns".into(), backend: "new".into() };
@@ -138,7 +142,7 @@ fn what_goes_takes_its_own_comments_along_and_no_others() {
     );
     let gone = Edit::ServiceRemove { service: "dns".into() };
     let text = after(TEXT, &gone);
-    assert!(text.ends_with("address = \"10.0.1.12\"\n\n# ---- names ----\n# the end\n"), "{text}");
+    assert!(text.ends_with("address = \"10.0.1.12\"\n\n# ---- names ----\n\n# the end\n"), "{text}");
 }
 
 #[test]
@@ -148,7 +152,7 @@ fn a_service_comes_last_and_its_tables_may_come_later() {
         set: settings(json!({"vips": ["203.0.113.10:443"], "health.type": "none", "forwarding": "ipip"})),
     };
     let text = after(TEXT, &add);
-    let new = "\n[[service]]\nname = \"tls\"\nvips = [\"203.0.113.10:443\"]\nforwarding = \"ipip\"\n\n[service.health]\ntype = \"none\"\n# the end\n";
+    let new = "\n[[service]]\nname = \"tls\"\nvips = [\"203.0.113.10:443\"]\nforwarding = \"ipip\"\n\n[service.health]\ntype = \"none\"\n\n# the end\n";
     assert!(text.ends_with(new), "{text}");
     let backend = Edit::BackendAdd {
         service: "tls".into(),
@@ -158,7 +162,7 @@ fn a_service_comes_last_and_its_tables_may_come_later() {
     let text = after(&text, &backend);
     assert!(
         text.ends_with(
-            "type = \"none\"\n\n[[service.backend]]\nname = \"a\"\naddress = \"10.0.3.1\"\n# the end\n"
+            "type = \"none\"\n\n[[service.backend]]\nname = \"a\"\naddress = \"10.0.3.1\"\n\n# the end\n"
         ),
         "{text}"
     );
@@ -170,6 +174,121 @@ fn a_service_comes_last_and_its_tables_may_come_later() {
         text.contains("vips = [\"1.2.3.4:80\"]\nhealth.type = \"none\"\n\n[[service.backend]]"),
         "{text}"
     );
+}
+
+fn backend_add(service: &str, backend: &str) -> Edit {
+    let set = settings(json!({"address": "10.0.9.1"}));
+    Edit::BackendAdd { service: service.into(), backend: backend.into(), set }
+}
+
+fn backend_remove(service: &str, backend: &str) -> Edit {
+    Edit::BackendRemove { service: service.into(), backend: backend.into() }
+}
+
+fn service_set(service: &str, value: serde_json::Value) -> Edit {
+    Edit::ServiceSet { service: service.into(), set: settings(value) }
+}
+
+/// A service of two backends, keys out of use below each table.
+const OUT_OF_USE: &str = r#"# The shop's edge.
+
+[[service]]
+name = "w"
+vips = ["1.2.3.4:80"]
+# affinity = "client"
+
+[service.health]
+type = "tcp"
+# rise = 5
+
+# the old one
+[[service.backend]]
+name = "web1"
+address = "10.0.1.11" # rack 1
+# weight = 3
+#   (more is too much)
+
+# the new one
+[[service.backend]]
+name = "web2"
+address = "10.0.1.12"
+# weight = 4
+
+# Changed by nobody.
+[agent]
+interfaces = ["eth0"]
+# metrics = "127.0.0.1:9184"
+"#;
+
+#[test]
+fn comments_below_the_last_key_stay_there() {
+    let check = |text: &str, edit: &Edit, at: &str, new: &str| {
+        assert_eq!(text.matches(at).count(), 1, "{at}");
+        assert_eq!(after(text, edit), text.replace(at, &format!("{at}{new}")), "{edit}");
+    };
+    let web3 = "\n[[service.backend]]\nname = \"web3\"\naddress = \"10.0.9.1\"\n";
+    check(OUT_OF_USE, &backend_add("w", "web3"), "# weight = 4\n", web3);
+    let vips = settings(json!({"vips": ["1.2.3.4:81"]}));
+    let service = "\n[[service]]\nname = \"x\"\nvips = [\"1.2.3.4:81\"]\n";
+    let (before, agent) = OUT_OF_USE.split_once("# Changed by nobody.\n").unwrap();
+    let agent_first = format!("{agent}\n{}", before.trim_end());
+    let edit = Edit::ServiceAdd { service: "x".into(), set: vips };
+    assert_eq!(after(&agent_first, &edit), format!("{agent_first}\n{service}"), "no end of line at the end");
+    assert_eq!(after(&agent_first, &backend_add("w", "web3")), format!("{agent_first}\n{web3}"));
+    let more = format!("{agent_first}\n\n# more");
+    assert_eq!(after(&more, &backend_add("w", "web3")), format!("{agent_first}\n{web3}\n# more"));
+    // What is within a table does not come between, either.
+    check(OUT_OF_USE, &set("w", "web1", json!({"weight": 5})), "# rack 1\n", "weight = 5\n");
+    check(
+        OUT_OF_USE,
+        &service_set("w", json!({"protocol": "tcp"})),
+        "vips = [\"1.2.3.4:80\"]\n",
+        "protocol = \"tcp\"\n",
+    );
+    check(OUT_OF_USE, &service_set("w", json!({"health.rise": 4})), "type = \"tcp\"\n", "rise = 4\n");
+    let bare = OUT_OF_USE.replace("[service.health]\ntype = \"tcp\"\n# rise = 5\n\n", "");
+    let health = service_set("w", json!({"health.type": "none"}));
+    check(&bare, &health, "vips = [\"1.2.3.4:80\"]\n", "health.type = \"none\"\n");
+    // The last key goes, and they stay.
+    let text = OUT_OF_USE.replace("address = \"10.0.1.12\"\n", "address = \"10.0.1.12\"\nweight = 9\n");
+    assert_eq!(after(&text, &set("w", "web2", json!({"weight": null}))), OUT_OF_USE);
+    let gone = service_set("w", json!({"health.type": null}));
+    assert_eq!(after(OUT_OF_USE, &gone), OUT_OF_USE.replace("type = \"tcp\"\n", ""));
+}
+
+#[test]
+fn what_goes_takes_what_is_below_its_last_key_along() {
+    let remove = |edit: &Edit, gone: &str| {
+        assert_eq!(OUT_OF_USE.matches(gone).count(), 1, "{gone}");
+        assert_eq!(after(OUT_OF_USE, edit), OUT_OF_USE.replace(gone, ""), "{edit}");
+    };
+    let web1 = "\n# the old one\n[[service.backend]]\nname = \"web1\"\naddress = \"10.0.1.11\" # rack 1\n# weight = 3\n#   (more is too much)\n";
+    remove(&backend_remove("w", "web1"), web1);
+    let web2 =
+        "\n# the new one\n[[service.backend]]\nname = \"web2\"\naddress = \"10.0.1.12\"\n# weight = 4\n";
+    remove(&backend_remove("w", "web2"), web2);
+    let all = OUT_OF_USE.split_once("\n[[service]]").unwrap().1.split_once("\n# Changed").unwrap().0;
+    remove(&Edit::ServiceRemove { service: "w".into() }, &format!("\n[[service]]{all}"));
+}
+
+#[test]
+fn what_is_below_a_key_and_above_a_header_is_the_tables_as_far_as_it_is_keys() {
+    let block =
+        |name: &str| format!("[[service.backend]]\nname = \"{name}\"\naddress = \"10.0.1.1{name}\"\n");
+    let head = "[agent]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"w\"\nvips = [\"1.2.3.4:80\"]\n";
+    let below = "# too much:\n# weight = 3\n";
+    let above = "# ==== rack 2 ====\n";
+    let text = [head, &block("1"), below, above, &block("2")].concat();
+    assert_eq!(after(&text, &backend_remove("w", "1")), [head, above, &block("2")].concat());
+    assert_eq!(after(&text, &backend_remove("w", "2")), [head, &block("1"), below].concat());
+    let other = "# ==== another ====\n[[service]]\nname = \"x\"\nvips = [\"1.2.3.4:81\"]\n";
+    let text = [head, &block("1"), below, other].concat();
+    let edit = backend_add("w", "new");
+    let new = "\n[[service.backend]]\nname = \"new\"\naddress = \"10.0.9.1\"\n";
+    let expected = [head, &block("1"), below, new, other].concat();
+    assert_eq!(after(&text, &edit), expected);
+    let alone = part::edited_part(&text, &config::parse(&text).unwrap(), &edit).unwrap();
+    assert_eq!(alone.unwrap().0, expected);
 }
 
 /// The lines of a list after `vips` of a service was set.
