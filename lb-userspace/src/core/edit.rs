@@ -2,6 +2,7 @@
 
 mod below;
 mod document;
+mod layout;
 mod list;
 mod part;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use toml_edit::{Array, ArrayOfTables, DocumentMut, InlineTable, Item, RawString, Table, TableLike, Value};
 
 use super::below::Below;
+use super::layout::{Layout, key_indent};
 use super::{EditError, Settings, list};
 
 /// The order of keys in a new table; others follow by name.
@@ -41,7 +42,8 @@ impl Document {
                 command: format!("service set {name}"),
             });
         }
-        self.services().push(new_table(name, set)?);
+        let layout = Place::Header(self.toml.as_table_mut()).layout("service");
+        self.services().push(new_table(name, set, layout.as_ref())?);
         Ok(())
     }
 
@@ -57,7 +59,7 @@ impl Document {
         if set.keys().any(|key| key.split('.').next() == Some("backend")) {
             return Err(EditError::Backends);
         }
-        self.services().at(at).map_or(Ok(()), |service| set_keys(service.keys(), set))
+        self.services().at(at).map_or(Ok(()), |service| set_keys(service, set))
     }
 
     pub(super) fn add_backend(&mut self, service: &str, name: &str, set: &Settings) -> Result<(), EditError> {
@@ -69,7 +71,8 @@ impl Document {
                 command: format!("backend set {service} {name}"),
             });
         }
-        self.backends(at).push(new_table(name, set)?);
+        let layout = self.services().at(at).and_then(|service| service.layout("backend"));
+        self.backends(at).push(new_table(name, set, layout.as_ref())?);
         Ok(())
     }
 
@@ -82,7 +85,7 @@ impl Document {
 
     pub(super) fn set_backend(&mut self, service: &str, name: &str, set: &Settings) -> Result<(), EditError> {
         let (service, at) = self.find_backend(service, name)?;
-        self.backends(service).at(at).map_or(Ok(()), |backend| set_keys(backend.keys(), set))
+        self.backends(service).at(at).map_or(Ok(()), |backend| set_keys(backend, set))
     }
 
     /// The name of the service with this number.
@@ -130,6 +133,8 @@ impl Document {
     fn keep_comments_above(&mut self, removed: Option<Table>) {
         let Some(removed) = removed else { return };
         let prefix = raw(removed.decor().prefix());
+        // What indents the header is no line of its own.
+        let prefix = prefix.rfind('\n').map_or("", |at| &prefix[..=at]);
         let own = prefix.lines().rev().take_while(|line| !line.trim().is_empty()).count();
         let lines = prefix.lines().count();
         let kept: Vec<&str> = prefix.lines().take(lines.saturating_sub(own)).collect();
@@ -212,6 +217,14 @@ impl<'a> Place<'a> {
         }
     }
 
+    /// What a new table under a key is to look like if it has a header.
+    fn layout(&self, key: &str) -> Option<Layout> {
+        match self {
+            Self::Header(table) => Some(Layout::within(table, key)),
+            Self::Braces(_) => None,
+        }
+    }
+
     /// The list of tables under a key; an empty one if there is none.
     fn tables(self, key: &str) -> Tables<'a> {
         let new = match &self {
@@ -287,29 +300,48 @@ impl<'a> Tables<'a> {
 }
 
 /// A table of this name with these keys.
-fn new_table(name: &str, set: &Settings) -> Result<Table, EditError> {
-    let mut table = Table::new();
-    table.insert("name", toml_edit::value(name));
+fn new_table(name: &str, set: &Settings, layout: Option<&Layout>) -> Result<Table, EditError> {
+    let mut table = under_header(layout);
+    put(&mut table, "name", &name.into(), layout)?;
     let rank = |key: &str| ORDER.iter().position(|ordered| *ordered == key).unwrap_or(ORDER.len());
     let mut keys: Vec<&String> = set.keys().collect();
     keys.sort_by_key(|key| (key.contains('.'), rank(key)));
     for key in keys {
         if let Some(value) = set.get(key) {
-            set_key(&mut table, key, value)?;
+            set_key(&mut table, key, value, layout)?;
         }
     }
     Ok(table)
 }
 
-fn set_keys(table: &mut dyn TableLike, set: &Settings) -> Result<(), EditError> {
-    set.iter().try_for_each(|(key, value)| set_key(table, key, value))
+fn under_header(layout: Option<&Layout>) -> Table {
+    let mut table = Table::new();
+    if let Some(layout) = layout {
+        table.decor_mut().set_prefix(&layout.header);
+    }
+    table
 }
 
-fn set_key(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> Result<(), EditError> {
+fn set_keys(place: Place<'_>, set: &Settings) -> Result<(), EditError> {
+    let layout = match &place {
+        Place::Header(table) => Some(Layout::of(table)),
+        Place::Braces(_) => None,
+    };
+    let table = place.keys();
+    set.iter().try_for_each(|(key, value)| set_key(table, key, value, layout.as_ref()))
+}
+
+/// Within braces, no layout is given.
+fn set_key(
+    table: &mut dyn TableLike,
+    key: &str,
+    value: &serde_json::Value,
+    layout: Option<&Layout>,
+) -> Result<(), EditError> {
     let bare =
         |key: &str| !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
     match key.split_once('.') {
-        None if bare(key) => put(table, key, value),
+        None if bare(key) => put(table, key, value, layout),
         Some((outer, inner)) if bare(outer) && bare(inner) => {
             let empty = match table.get(outer) {
                 None if value.is_null() => return Ok(()),
@@ -317,13 +349,15 @@ fn set_key(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> R
                 Some(_) => false,
             };
             if empty {
-                let mut new = Table::new();
+                let mut new = under_header(layout);
                 // Behind a header of a backend, a header of this one would look as if it were the backend's.
                 new.set_dotted(table.contains_key("backend"));
                 table.insert(outer, Item::Table(new));
             }
-            match table.get_mut(outer).and_then(Item::as_table_like_mut) {
-                Some(table) => put(table, inner, value),
+            let inside = table.get_mut(outer);
+            let layout = layout.filter(|_| inside.as_ref().is_some_and(|item| item.is_table()));
+            match inside.and_then(Item::as_table_like_mut) {
+                Some(table) => put(table, inner, value, layout),
                 None => Err(EditError::Key(key.to_owned())),
             }
         }
@@ -332,14 +366,19 @@ fn set_key(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> R
 }
 
 /// Puts a value in the place of the one before, with the comment and the blanks around that.
-fn put(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> Result<(), EditError> {
+fn put(
+    table: &mut dyn TableLike,
+    key: &str,
+    value: &serde_json::Value,
+    layout: Option<&Layout>,
+) -> Result<(), EditError> {
     if value.is_null() {
         table.remove(key);
         return Ok(());
     }
     let mut new = toml_value(key, value)?;
-    match table.get_mut(key) {
-        Some(Item::Value(old)) => {
+    match (table.get_mut(key), layout) {
+        (Some(Item::Value(old)), _) => {
             if let (Value::Array(old), Value::Array(new)) = (&mut *old, &new) {
                 change_list(old, new);
             } else {
@@ -347,8 +386,15 @@ fn put(table: &mut dyn TableLike, key: &str, value: &serde_json::Value) -> Resul
                 *old = new;
             }
         }
-        _ => {
-            // Within braces, the blank before the closing one belongs to the last value.
+        (_, Some(layout)) => {
+            let indent = key_indent(table).unwrap_or(&layout.key).to_owned();
+            table.insert(key, Item::Value(new));
+            if let Some(mut key) = table.key_mut(key) {
+                key.leaf_decor_mut().set_prefix(indent);
+            }
+        }
+        (_, None) => {
+            // The blank before the closing brace belongs to the last value.
             if let Some((_, Item::Value(last))) = table.iter_mut().last() {
                 let suffix = raw(last.decor().suffix()).to_owned();
                 if !suffix.is_empty() && suffix.trim().is_empty() {

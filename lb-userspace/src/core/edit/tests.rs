@@ -284,11 +284,43 @@ fn what_is_below_a_key_and_above_a_header_is_the_tables_as_far_as_it_is_keys() {
     let other = "# ==== another ====\n[[service]]\nname = \"x\"\nvips = [\"1.2.3.4:81\"]\n";
     let text = [head, &block("1"), below, other].concat();
     let edit = backend_add("w", "new");
-    let new = "\n[[service.backend]]\nname = \"new\"\naddress = \"10.0.9.1\"\n";
+    let new = "[[service.backend]]\nname = \"new\"\naddress = \"10.0.9.1\"\n";
     let expected = [head, &block("1"), below, new, other].concat();
     assert_eq!(after(&text, &edit), expected);
     let alone = part::edited_part(&text, &config::parse(&text).unwrap(), &edit).unwrap();
     assert_eq!(alone.unwrap().0, expected);
+}
+
+#[test]
+fn what_is_new_is_indented_like_its_neighbours() {
+    let head =
+        "[agent]\n  interfaces = [\"eth0\"]\n\n[[service]]\n  name = \"w\"\n  vips = [\"1.2.3.4:80\"]\n";
+    let backend = |name: &str, address: &str| {
+        format!("\n\t[[service.backend]]\n\t\tname = \"{name}\"\n\t\taddress = \"{address}\"\n")
+    };
+    let (web1, new) = (backend("web1", "10.0.1.1"), backend("new", "10.0.9.1"));
+    let text = [head, &web1].concat();
+    assert_eq!(after(&text, &backend_add("w", "new")), [head, &web1, &new].concat());
+    assert_eq!(
+        after(&text, &set("w", "web1", json!({"weight": 5}))),
+        [head, &web1, "\t\tweight = 5\n"].concat()
+    );
+    let health = service_set("w", json!({"health.type": "tcp", "health.rise": 4}));
+    let dotted = "  health.rise = 4\n  health.type = \"tcp\"\n";
+    assert_eq!(after(&text, &health), [head, dotted, &web1].concat());
+    // Without a sibling, like what it is in.
+    let table = "\n[service.health]\n  rise = 4\n  type = \"tcp\"\n";
+    assert_eq!(after(head, &health), [head, table].concat());
+    let first = "\n[[service.backend]]\n  name = \"new\"\n  address = \"10.0.9.1\"\n";
+    assert_eq!(after(head, &backend_add("w", "new")), [head, first].concat());
+    let service = settings(json!({"vips": ["1.2.3.4:81"], "health.type": "tcp"}));
+    let expected =
+        "\n[[service]]\n  name = \"x\"\n  vips = [\"1.2.3.4:81\"]\n\n[service.health]\n  type = \"tcp\"\n";
+    let edit = Edit::ServiceAdd { service: "x".into(), set: service };
+    assert_eq!(after(&text, &edit), [head, &web1, expected].concat());
+    // Blanks at the end of a line stay there.
+    let text = format!("{}   \n", text.trim_end());
+    assert_eq!(after(&text, &set("w", "web1", json!({"weight": 5}))), format!("{text}\t\tweight = 5\n"));
 }
 
 /// The lines of a list after `vips` of a service was set.
@@ -511,6 +543,159 @@ proptest! {
             "# ---- site A ----", "# ---- names ----", "# the end"] {
             prop_assert_eq!(text.matches(comment).count(), 1, "{} in {}", comment, text);
         }
+    }
+}
+
+/// A table of a file that is made up.
+#[derive(Clone, Debug)]
+struct Block {
+    /// `agent`, or the name of a service and what it is of that.
+    owner: String,
+    above: bool,
+    header: &'static str,
+    keys: Vec<String>,
+    below: Vec<&'static str>,
+}
+
+impl Block {
+    fn new(owner: String, header: &'static str, keys: &[String], around: &Around) -> Self {
+        let (above, below) = around.clone();
+        Self { owner, above, header, keys: keys.to_vec(), below }
+    }
+
+    fn service(at: usize, around: &Around) -> Self {
+        let keys = [format!("name = \"s{at}\""), format!("vips = [\"1.2.3.4:{}\"]", 80 + at)];
+        Self::new(format!("s{at}"), "[[service]]", &keys, around)
+    }
+
+    fn backend(service: usize, at: usize, around: &Around) -> Self {
+        let keys = [format!("name = \"b{at}\""), format!("address = \"10.0.{service}.{at}\"")];
+        Self::new(format!("s{service}.b{at}"), "[[service.backend]]", &keys, around)
+    }
+}
+
+/// Whether a comment is above a block, and those below it.
+type Around = (bool, Vec<&'static str>);
+
+/// How a file is laid out: what headers and keys are indented by, whether an empty line is between blocks, what ends a line,
+/// what the file ends with, and whether the agent's keys are in no table.
+type Layout = (&'static str, &'static str, bool, &'static str, &'static str, bool);
+
+fn rendered(blocks: &[Block], layout: &Layout) -> String {
+    let (header, key, apart, line_end, end, bare) = *layout;
+    let mut text = String::new();
+    for (at, block) in blocks.iter().enumerate() {
+        if at > 0 && apart {
+            text.push('\n');
+        }
+        if at > 0 && block.above {
+            text += &format!("{header}# about {}\n", block.owner);
+        }
+        if at > 0 || !bare {
+            text += &format!("{header}{}\n", block.header);
+        }
+        let prefix = if at == 0 && bare { "agent." } else { "" };
+        text.extend(block.keys.iter().map(|line| format!("{key}{prefix}{line}\n")));
+        // Without an empty line, what is no key is taken for what the next block is about.
+        let below = block.below.iter().filter(|line| apart || line.contains('='));
+        text.extend(below.map(|line| format!("{key}{line}\n")));
+    }
+    (text + end).replace('\n', line_end)
+}
+
+fn any_around() -> impl Strategy<Value = Around> {
+    let comments = prop::sample::select(vec!["# weight = 3", "#rise=5", "# why not"]);
+    (any::<bool>(), prop::collection::vec(comments, 0..3))
+}
+
+fn any_layout() -> impl Strategy<Value = Layout> {
+    let indent = || prop::sample::select(vec!["", "  ", "\t"]);
+    let line_end = prop::sample::select(vec!["\n", "\r\n"]);
+    let end = prop::sample::select(vec!["", "\n# the end", "\n# the end\n"]);
+    (indent(), indent(), any::<bool>(), line_end, end, any::<bool>())
+}
+
+/// An agent and services, each with a health check or none and some backends.
+fn any_blocks() -> impl Strategy<Value = Vec<Block>> {
+    let backends = prop::collection::vec(any_around(), 0..3);
+    let service = (any_around(), prop::option::of(any_around()), backends);
+    (any_around(), prop::collection::vec(service, 2..4)).prop_map(|(around, services)| {
+        let interfaces = ["interfaces = [\"eth0\"]".to_owned()];
+        let mut blocks = vec![Block::new("agent".to_owned(), "[agent]", &interfaces, &around)];
+        for (at, (around, health, backends)) in services.iter().enumerate() {
+            blocks.push(Block::service(at, around));
+            let check = ["type = \"tcp\"".to_owned()];
+            blocks.extend(
+                health
+                    .iter()
+                    .map(|around| Block::new(format!("s{at}.health"), "[service.health]", &check, around)),
+            );
+            blocks.extend(
+                backends.iter().enumerate().map(|(number, around)| Block::backend(at, number, around)),
+            );
+        }
+        blocks
+    })
+}
+
+/// An edit of the block with this number, or of the service it is of, made in the model as well.
+fn edit_of_model(blocks: &mut Vec<Block>, at: usize, kind: u8) -> Edit {
+    let owner = blocks[at].owner.clone();
+    let (service, part) = owner.split_once('.').unwrap_or((&owner, ""));
+    let number = service.trim_start_matches('s').parse().unwrap_or_default();
+    let service = service.to_owned();
+    let none = (false, Vec::new());
+    match (part, kind) {
+        ("", _) if owner == "agent" => {
+            blocks.push(Block::service(9, &none));
+            Edit::ServiceAdd { service: "s9".into(), set: settings(json!({"vips": ["1.2.3.4:89"]})) }
+        }
+        ("", 0) => {
+            blocks.retain(|block| !block.owner.starts_with(&owner));
+            Edit::ServiceRemove { service }
+        }
+        ("", 1) => {
+            blocks[at].keys.push("affinity = \"client\"".to_owned());
+            service_set(&service, json!({"affinity": "client"}))
+        }
+        ("health", 0) => {
+            blocks[at].keys.push("rise = 4".to_owned());
+            service_set(&service, json!({"health.rise": 4}))
+        }
+        ("" | "health", _) => {
+            let last = blocks.iter().rposition(|block| block.owner.starts_with(&service)).unwrap();
+            blocks.insert(last + 1, Block::backend(number, 9, &none));
+            let set = settings(json!({"address": format!("10.0.{number}.9")}));
+            Edit::BackendAdd { service, backend: "b9".into(), set }
+        }
+        (backend, 0) => {
+            blocks.remove(at);
+            backend_remove(&service, backend)
+        }
+        (backend, _) => {
+            blocks[at].keys.push("weight = 7".to_owned());
+            set(&service, backend, json!({"weight": 7}))
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_else_moves_whatever_the_layout(
+        blocks in any_blocks(), layout in any_layout(), at in any::<prop::sample::Index>(), kind in 0..3_u8
+    ) {
+        let text = rendered(&blocks, &layout);
+        let mut model = blocks;
+        let at = at.index(model.len());
+        // A first table within a service comes behind an empty line.
+        prop_assume!(layout.2 || kind < 2 || model[at].owner == "agent" || model[at].owner.contains('.'));
+        let edit = edit_of_model(&mut model, at, kind);
+        let (new, config) = edited(&text, &edit).unwrap();
+        // An end of line may come at the end.
+        let expected = rendered(&model, &layout);
+        prop_assert_eq!(new.trim_end(), expected.trim_end(), "{} in\n{}", edit, text);
+        let before = config::parse(&text).unwrap();
+        prop_assert_eq!(edited_from(&text, &before, &edit), Ok((new, config)));
     }
 }
 
