@@ -67,7 +67,10 @@ fn https_looks_at_the_certificate_and_http_at_the_body() {
     let applied = lab.sluice(&["apply", file.to_str().expect("a path")]).expect("sluice");
     let said = String::from_utf8_lossy(&applied.stderr).into_owned();
     assert_eq!(applied.status.code(), Some(1), "{said}");
-    assert!(said.contains("service.health.ca: /nowhere/ca.pem: No such file"), "{said}");
+    assert!(said.contains("service good: health.ca: /nowhere/ca.pem: No such file"), "{said}");
+    let tried = lab.sluice(&["apply", file.to_str().expect("a path"), "--dry-run"]).expect("sluice");
+    let said = String::from_utf8_lossy(&tried.stderr).into_owned();
+    assert!(said.contains("would be refused: service good: health.ca: /nowhere/ca.pem"), "{said}");
     assert_eq!(health_of(&agent, "good", "web1").0, "healthy");
 }
 
