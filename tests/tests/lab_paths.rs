@@ -260,6 +260,21 @@ fn traffic_follows_a_backend_whose_mac_address_changes() {
     drop(agent);
 }
 
+/// The kernel by itself believes in an old address for some forty seconds.
+#[test]
+fn a_backend_whose_mac_address_changes_in_silence_is_found_again_by_its_checks() {
+    let lab = Lab::builder().start().expect("a lab");
+    let way = WAYS[0];
+    let _servers = ways::serve(&lab, &[way]);
+    let agent = ways::healthy_agent(&lab, &ways::config(&lab, &[way], "", ""));
+    let is =
+        |health: &str| agent.backend(&way.name(), "web1").is_ok_and(|backend| backend["health"] == health);
+    lab.web(0).ip("link set eth0 address 02:00:00:00:99:12").expect("another address");
+    wait_until("it is missed", PATIENCE, || is("unhealthy")).expect("a failed check");
+    wait_until("it is found", PATIENCE, || is("healthy")).unwrap_or_else(|_| panic!("{}", agent.log()));
+    customers_are_served(&lab, way);
+}
+
 /// Whether packets of this way leave by the interface they came in on.
 fn leaves_where_it_came_in(lab: &Lab, agent: &Agent<'_>, way: Way) -> bool {
     let (source, vip) =

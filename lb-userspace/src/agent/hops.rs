@@ -42,6 +42,15 @@ impl Walk {
 }
 
 impl Agent {
+    /// Has the neighbours of backends that fell silent verified. With so many at once it is another fault, and not theirs.
+    pub(super) async fn verify_doubted(&mut self) {
+        for address in std::mem::take(&mut self.doubted).into_iter().take(CONCURRENT) {
+            if let Err(error) = self.resolver.doubt(address).await {
+                log::debug!("cannot have {address} verified: {error}");
+            }
+        }
+    }
+
     /// Backends whose answers must be translated, and come in where no program does it.
     pub(super) fn unseen_answers(&self) -> BTreeMap<BackendKey, String> {
         let attached: BTreeSet<u32> = self.interfaces.iter().map(|interface| interface.ifindex).collect();

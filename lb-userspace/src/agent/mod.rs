@@ -124,7 +124,7 @@ pub async fn run(options: Options) -> Result<(), AgentError> {
                 Next::Continue
             }
             Some(report) = reports.recv() => {
-                agent.on_probes(report, &mut reports);
+                agent.on_probes(report, &mut reports).await;
                 Next::Continue
             }
             Some(request) = requests.recv() => agent.on_request(request).await,

@@ -20,7 +20,7 @@ use crate::core::image::Image;
 use crate::core::names;
 use crate::core::slow_start::Ramp;
 use crate::core::wanted::BackendKey;
-use crate::io::probes::{Check, ProbeReport, Target, probe_loop};
+use crate::io::probes::{Check, ProbeError, ProbeReport, Target, probe_loop};
 
 /// A probe's outcome. The target tells a backend's server from one that had its name before.
 pub(super) type Report = ProbeReport<Arc<(BackendKey, SocketAddr)>>;
@@ -176,8 +176,12 @@ impl Agent {
                 }
                 return false;
             }
-            result => result.map_err(|error| error.to_string()),
+            result => result,
         };
+        if probed.failure.is_none() && result.as_ref().is_err_and(ProbeError::is_silence) {
+            self.doubted.insert(target.ip());
+        }
+        let result = result.map_err(|error| error.to_string());
         probed.failure = result.as_ref().err().cloned();
         let Some(transition) = probed.monitor.on_result(result, now) else { return false };
         self.on_transition(key.clone(), transition);
@@ -227,7 +231,7 @@ impl Agent {
     }
 
     /// A probe reported, and perhaps others meanwhile: the consequences of all are brought about at once.
-    pub(super) fn on_probes(&mut self, first: Report, more: &mut mpsc::Receiver<Report>) {
+    pub(super) async fn on_probes(&mut self, first: Report, more: &mut mpsc::Receiver<Report>) {
         let mut changed = self.judge(first);
         while let Ok(report) = more.try_recv() {
             changed |= self.judge(report);
@@ -235,6 +239,7 @@ impl Agent {
         if changed {
             self.reconcile_stale();
         }
+        self.verify_doubted().await;
     }
 
     /// A recovering backend is due more of its weight.

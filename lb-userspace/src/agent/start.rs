@@ -97,6 +97,7 @@ pub(super) async fn start(
         hop_errors: BTreeMap::new(),
         walk: Walk::default(),
         retried: None,
+        doubted: BTreeSet::new(),
         hop_news: Vec::new(),
         checks: BTreeMap::new(),
         tls: TlsClients::default(),

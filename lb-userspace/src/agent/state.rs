@@ -1,7 +1,7 @@
 //! What the agent knows and holds, and how it brings the datapath in line with it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use lb_common::abi::FLOW_WAYS;
@@ -74,6 +74,8 @@ pub(super) struct Agent {
     pub(super) walk: Walk,
     /// The last one of those that did not answer and were asked again, if it is not yet the turn of all.
     pub(super) retried: Option<Target>,
+    /// Backends that have just fallen silent, whose neighbours are to be verified.
+    pub(super) doubted: BTreeSet<IpAddr>,
     /// What the last look at next hops found wrong that was not so before.
     pub(super) hop_news: Vec<String>,
     /// The checks in force.

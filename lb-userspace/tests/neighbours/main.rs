@@ -59,6 +59,31 @@ fn peer_that_changes_its_mac_is_noticed() {
 }
 
 #[test]
+fn peer_that_changes_its_mac_in_silence_is_found_again_once_it_is_doubted() {
+    lab(|peer| async move {
+        let resolver = Resolver::new().await.unwrap();
+        let mut changes = resolver.changes();
+        let backend = address("10.99.0.2");
+        let outcome = resolver.resolve_within(backend, OnLink, PATIENCE).await;
+        assert!(leads_to(&outcome, PEER), "{outcome:?}");
+        settle(&mut changes).await;
+        resolver.doubt(backend).await.unwrap();
+        await_verified("10.99.0.2").await;
+        settle(&mut changes).await;
+        assert!(leads_to(&resolver.resolve(backend, OnLink).await, PEER), "who is there stays");
+        peer.ip("link set peer address 02:00:00:00:00:03");
+        assert_eq!(settle(&mut changes).await, 0, "it tells nobody");
+        resolver.doubt(backend).await.unwrap();
+        await_outcome(&resolver, &mut changes, (backend, OnLink), |outcome| leads_to(outcome, MOVED)).await;
+        settle(&mut changes).await;
+        ip("neigh replace 10.99.0.2 lladdr 02:00:00:00:00:02 dev edge nud permanent");
+        resolver.doubt(backend).await.unwrap();
+        let table = std::process::Command::new("ip").args(["neigh", "show", "10.99.0.2"]).output().unwrap();
+        assert!(String::from_utf8_lossy(&table.stdout).contains("PERMANENT"), "{table:?}");
+    });
+}
+
+#[test]
 fn stale_neighbour_is_used_and_verified() {
     lab(|_peer| async {
         ip("neigh replace 10.99.0.2 lladdr 02:00:00:00:00:02 dev edge nud stale");

@@ -50,6 +50,8 @@ pub(super) struct Neighbour {
     pub(super) mac: Option<Mac>,
     /// Not verified for a while.
     pub(super) stale: bool,
+    /// Asked for and not being verified just now: nobody has written it down.
+    pub(super) learnt: bool,
 }
 
 /// An interface.
@@ -176,6 +178,7 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
         address,
         mac: mac.filter(|_| usable),
         stale: state == NeighbourState::Stale,
+        learnt: matches!(state, NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay),
     })
 }
 

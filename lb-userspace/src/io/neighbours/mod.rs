@@ -132,6 +132,18 @@ impl Resolver {
         }
     }
 
+    /// Has the neighbour on the way to a backend that is silent verified. One that has another MAC address by now, and told nobody, is
+    /// found again after the kernel's three questions to the old one, a second apart, and not after half a minute more.
+    pub async fn doubt(&self, address: IpAddr) -> Result<(), HopError> {
+        let way = self.way(address).await?;
+        let neighbour = way.gateway.unwrap_or(address);
+        let known = self.requests.neighbour(way.ifindex, neighbour).await?;
+        if let Some(mac) = known.filter(|known| known.learnt).and_then(|known| known.mac) {
+            self.requests.doubt(way.ifindex, neighbour, mac).await?;
+        }
+        Ok(())
+    }
+
     /// The changes from now on. Subscribe first, then resolve: then none is missed.
     pub fn changes(&self) -> Changes {
         Changes::new(self.watcher.subscribe())

@@ -11,11 +11,11 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
-use rtnetlink::packet_route::neighbour::{NeighbourFlags, NeighbourState};
+use rtnetlink::packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourState};
 use tokio::time::timeout;
 
-use super::NetlinkError;
 use super::message::{self, Link, Neighbour, Route};
+use super::{Mac, NetlinkError};
 
 /// The kernel answers in microseconds. Only an answer that cannot be decoded never arrives here.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -70,6 +70,14 @@ impl Requests {
         neighbour.header.state = NeighbourState::None;
         let flags = NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
         self.request(RouteNetlinkMessage::NewNeighbour(neighbour), flags).await.map(drop)
+    }
+
+    /// Makes the kernel ask `address` whether it still has this MAC address, and forget that if nobody answers.
+    pub(super) async fn doubt(&self, ifindex: u32, address: IpAddr, mac: Mac) -> Result<(), NetlinkError> {
+        let mut neighbour = message::neighbour_at(ifindex, address);
+        neighbour.header.state = NeighbourState::Probe;
+        neighbour.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
+        self.request(RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_ACK | NLM_F_REPLACE).await.map(drop)
     }
 
     /// The interface of this index.

@@ -126,6 +126,11 @@ pub enum ProbeError {
 }
 
 impl ProbeError {
+    /// Whether nothing at all came back.
+    pub fn is_silence(&self) -> bool {
+        matches!(self, Self::ConnectTimeout(_) | Self::SilentBoth { .. })
+    }
+
     /// Whether the cause is this host's, so that nothing follows for the backend.
     pub fn is_local(&self) -> bool {
         matches!(self, Self::NoResources(_) | Self::NotForwarded(_))

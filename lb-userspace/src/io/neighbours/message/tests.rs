@@ -93,7 +93,9 @@ fn only_usable_states_give_a_mac() {
     };
     for state in [Reachable, Stale, Delay, Probe, Permanent, Noarp] {
         let found = neighbour(&neighbour_message(state, Some(&MAC))).unwrap();
-        let expected = Neighbour { ifindex: 7, address: ADDRESS, mac: Some(MAC), stale: state == Stale };
+        let learnt = [Reachable, Stale, Delay].contains(&state);
+        let expected =
+            Neighbour { ifindex: 7, address: ADDRESS, mac: Some(MAC), stale: state == Stale, learnt };
         assert_eq!(found, expected, "{state:?}");
     }
     for state in [Incomplete, Failed, NoState] {
