@@ -128,6 +128,24 @@ fn a_new_agent_waits_for_the_one_that_ends() {
 }
 
 #[test]
+fn a_start_that_fails_leaves_nothing_that_the_next_one_would_adopt() {
+    let lab = Lab::builder().start().expect("a lab");
+    let config = lab.config().metrics();
+    let taken =
+        lab.edge().run(|| std::net::TcpListener::bind("127.0.0.1:9400").expect("a port")).expect("run");
+    let refused = lab.start_agent(&config.to_string()).map(drop).expect_err("the port is taken");
+    assert!(format!("{refused:#}").contains("127.0.0.1:9400"), "{refused:#}");
+    assert_eq!(
+        Kernel::open(&PinDir::new(lab.pins()), Access::Read).err().map(|_| ()),
+        Some(()),
+        "tables are left"
+    );
+    drop(taken);
+    let agent = lab.start_healthy_agent(&config).expect("an agent");
+    assert!(!agent.log().contains("adopted"), "{}", agent.log());
+}
+
+#[test]
 fn a_second_agent_is_told_what_is_wrong() {
     let lab = Lab::builder().start().expect("a lab");
     let agent = lab.start_healthy_agent(&lab.config()).expect("an agent");

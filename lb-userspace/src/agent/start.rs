@@ -118,8 +118,7 @@ pub(super) async fn start(
         capturing: Capturing::default(),
         detached: false,
     };
-    agent.make_room_first(adopted)?;
-    agent.begin(&image, reports).await?;
+    agent.begin_or_leave_nothing(adopted, &image, reports).await?;
     Ok(agent)
 }
 
@@ -147,6 +146,26 @@ fn load(options: &Options, pins: &PinDir, capacity: Capacity) -> Result<(Kernel,
 }
 
 impl Agent {
+    /// Begins. If that fails, what was loaded goes, unless it was adopted: the next start would take it for what customers are served by.
+    async fn begin_or_leave_nothing(
+        &mut self,
+        adopted: bool,
+        image: &Image,
+        reports: &mut mpsc::Receiver<Report>,
+    ) -> Result<(), AgentError> {
+        let begun = match self.make_room_first(adopted) {
+            Ok(()) => self.begin(image, reports).await,
+            error => error,
+        };
+        if begun.is_err()
+            && !adopted
+            && let Err(error) = self.pins.remove_all()
+        {
+            log::warn!("what was loaded is left behind: {error}");
+        }
+        begun
+    }
+
     /// Brings the tables to what the configuration says, and only then attaches the program. `image` is what was loaded before.
     async fn begin(&mut self, image: &Image, reports: &mut mpsc::Receiver<Report>) -> Result<(), AgentError> {
         self.publish_interfaces();

@@ -117,7 +117,7 @@ async fn ask(client: &Client, filter: &Filter) -> Result<Events, Failure> {
 fn kept(arguments: &Arguments, filter: &Filter, unreachable: String) -> Result<Events, Failure> {
     let folder = super::state_dir(arguments.state_dir.clone(), DEFAULT_PIN_DIR.as_ref());
     if !are_kept(&folder) {
-        return Err(Failure::Unreachable(unreachable));
+        return Err(super::nothing_kept(&unreachable, &folder));
     }
     output::note(format_args!("no agent answers; read from {}", folder.display()));
     Ok(Events { events: from_folder(&folder, filter), last: 0 })

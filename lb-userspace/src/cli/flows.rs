@@ -17,6 +17,8 @@ use crate::io::datapath::{Access, Datapath, Kernel, PinDir};
 
 /// Count live flows by service, backend, state, or the time since their last packet
 ///
+/// Those that are opening or closing are counted, too; `sluice status` and a drain count established ones alone.
+///
 /// Reads the pinned flow table, whether or not an agent runs. The table keeps a signature of each flow, not its addresses:
 /// who the clients are cannot be told from it. --clients has the agent look at packets for a short time, and tells whose they are;
 /// of services of mode nat, the table of translations tells all clients, whether or not an agent runs.

@@ -198,9 +198,18 @@ fn state_dir(given: Option<PathBuf>, pin_dir: &Path) -> PathBuf {
     root.join(pin_dir.to_string_lossy().trim_matches('/').replace('/', "-"))
 }
 
+/// Neither an agent nor what one has kept is there.
+fn nothing_kept(unreachable: &str, folder: &Path) -> Failure {
+    Failure::Unreachable(format!(
+        "{unreachable}; and none has kept anything in {}: name its --state-dir if it is another",
+        folder.display()
+    ))
+}
+
 /// What a command that stays in the foreground says goes to stderr.
 fn log_to_stderr() {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info"))
+    // What the netlink library warns of, answers that came too late for who had asked, tells an operator nothing.
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info,netlink_proto=error"))
         .format_timestamp_millis()
         .format_target(false)
         .init();

@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 
 use serde::{Deserialize, Serialize};
 
-use super::config::{Config, Probe, Service, Source, Tls, Written};
+use super::config::{Config, Probe, Service, Source, Tls, Written, statuses};
 use super::names;
 
 /// One value that differs.
@@ -95,13 +95,11 @@ fn flatten(config: &Config, without: &HashSet<&str>) -> BTreeMap<String, String>
             put(at("health.hold_down_max"), Written(health.hold_down_max).to_string());
         }
         if let Probe::Http { path, host, expect, body, tls } = &health.probe {
-            let expect: Vec<String> =
-                expect.iter().map(|range| format!("{}-{}", range.start(), range.end())).collect();
             put(at("health.path"), path.clone());
             if let Some(host) = host {
                 put(at("health.host"), host.clone());
             }
-            put(at("health.expect"), expect.join(","));
+            put(at("health.expect"), statuses(expect));
             if let Some(body) = body {
                 put(at("health.body"), body.clone());
             }

@@ -71,7 +71,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
 fn kept(arguments: &Arguments, question: &Question, unreachable: String) -> Result<Report, Failure> {
     let folder = super::state_dir(arguments.state_dir.clone(), DEFAULT_PIN_DIR.as_ref());
     if !are_kept(&folder) {
-        return Err(Failure::Unreachable(unreachable));
+        return Err(super::nothing_kept(&unreachable, &folder));
     }
     output::note(format_args!("no agent answers; read from {}", folder.display()));
     report(&folder, question, false).map_err(|error| Failure::Failed(format!("{error}; run as root")))

@@ -272,6 +272,15 @@ pub enum Probe {
     },
 }
 
+/// Accepted statuses as the configuration writes them, such as `200,300-399`.
+pub fn statuses(expect: &[RangeInclusive<u16>]) -> String {
+    let written = expect.iter().map(|range| match (range.start(), range.end()) {
+        (first, last) if first == last => first.to_string(),
+        (first, last) => format!("{first}-{last}"),
+    });
+    written.collect::<Vec<_>>().join(",")
+}
+
 /// What makes an HTTP check an HTTPS one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Tls {

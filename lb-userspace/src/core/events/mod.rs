@@ -11,7 +11,7 @@ pub use filter::{Filter, MAX_LIMIT, parse_since};
 pub use journal::Journal;
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::config::Config;
 use super::diff::Change;
@@ -253,6 +253,7 @@ pub struct Recorded {
     /// Grows by one with every event, also over restarts of the agent.
     pub seq: u64,
     /// When, in UTC, to the millisecond.
+    #[serde(serialize_with = "to_the_millisecond")]
     pub time: Timestamp,
     /// How much it matters.
     pub severity: Severity,
@@ -466,6 +467,11 @@ impl Event {
             _ => None,
         }
     }
+}
+
+/// With three digits in any case, so that times sort as text.
+fn to_the_millisecond<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ"))
 }
 
 impl Event {

@@ -51,6 +51,22 @@ fn neither_a_backend_that_is_new_again_nor_the_end_of_its_flows_ends_what_was_be
 }
 
 #[test]
+fn times_sort_as_text() {
+    let mut journal = Journal::default();
+    for (millisecond, expected) in
+        [(1_800_000_000_000, "2027-01-15T08:00:00.000Z"), (1_800_000_000_290, "2027-01-15T08:00:00.290Z")]
+    {
+        let recorded = journal.record(
+            Event::Attached { interface: "eth0".into() },
+            Timestamp::from_millisecond(millisecond).unwrap(),
+        );
+        let json = serde_json::to_value(&recorded).unwrap();
+        assert_eq!(json["time"], expected);
+        assert_eq!(serde_json::from_value::<Recorded>(json).unwrap(), recorded);
+    }
+}
+
+#[test]
 fn memory_is_bounded_and_says_when_older_events_may_be_missing() {
     let mut journal = Journal::default();
     for second in 0..1_500 {

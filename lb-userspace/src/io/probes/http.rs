@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::ProbeError;
+use crate::core::config::statuses;
 
 /// What probes call themselves, so that operators can tell them apart in a web server's log.
 const AGENT: &str = concat!("sluice/", env!("CARGO_PKG_VERSION"));
@@ -114,16 +115,7 @@ fn check(status: u16, expect: &[RangeInclusive<u16>]) -> Result<(), ProbeError> 
     if expect.iter().any(|range| range.contains(&status)) {
         return Ok(());
     }
-    let expected = expect.iter().map(range_text).collect::<Vec<_>>().join(",");
-    Err(ProbeError::UnexpectedStatus { status, expected })
-}
-
-fn range_text(range: &RangeInclusive<u16>) -> String {
-    if range.start() == range.end() {
-        range.start().to_string()
-    } else {
-        format!("{}-{}", range.start(), range.end())
-    }
+    Err(ProbeError::UnexpectedStatus { status, expected: statuses(expect) })
 }
 
 fn answer_error(error: hyper::Error) -> ProbeError {
