@@ -92,10 +92,7 @@ impl Agent {
         self.forget_unused(&before);
         self.record_state_changes(&before);
         let lost = self.hop_news.iter().map(|error| format!("no next hop: {error}"));
-        let unseen = self.unseen_answers().into_iter();
-        let unseen =
-            unseen.map(|(key, why)| format!("service {}: backend {}: {why}", key.service, key.backend));
-        report.warnings = lost.chain(unseen).collect();
+        report.warnings = lost.chain(self.unseen_news()).collect();
         Ok((before, report))
     }
 

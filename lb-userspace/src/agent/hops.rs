@@ -75,6 +75,16 @@ impl Agent {
         unseen
     }
 
+    /// The same to be read by people.
+    pub(super) fn unseen_news(&self) -> Vec<String> {
+        let unseen = self.unseen_answers().into_iter();
+        summarise(
+            unseen
+                .map(|(key, why)| format!("service {}: backend {}: {why}", key.service, key.backend))
+                .collect(),
+        )
+    }
+
     /// Looks again at the interfaces, and begins to look at the next hops.
     pub(super) async fn refresh_network(&mut self) {
         self.refresh_interfaces().await;
@@ -246,7 +256,7 @@ fn summarise(mut errors: Vec<String>) -> Vec<String> {
     let more = errors.len().saturating_sub(MAX_NEWS);
     errors.truncate(MAX_NEWS);
     if more > 0 {
-        errors.push(format!("… and {more} more addresses; `sluice status` shows each"));
+        errors.push(format!("… and {more} more; `sluice status` shows each"));
     }
     errors
 }

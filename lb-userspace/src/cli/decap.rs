@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lb_common::abi::{DecapRoles, MAX_DECAP_SOURCES, SourcePrefix};
 use lb_common::decap::Verdict;
+use nix::net::if_::{if_indextoname, if_nametoindex};
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -14,6 +15,7 @@ use super::{Failure, Format, OutputFlag, output};
 use crate::core::decap::{self, Prefix, Roles};
 use crate::io::datapath::{Attached, Decapsulator};
 use crate::io::host;
+use crate::io::neighbours::{Resolver, XdpState};
 
 /// How often the host's addresses and the interface are looked at.
 const RECHECK: Duration = Duration::from_secs(1);
@@ -53,13 +55,13 @@ pub(super) async fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let end = |kind| signal(kind).map_err(Failure::failed);
     let (mut terminate, mut interrupt) = (end(SignalKind::terminate())?, end(SignalKind::interrupt())?);
-    let mut decap = Running::start(arguments)?;
+    let mut decap = Running::start(arguments, Resolver::new().await.map_err(Failure::failed)?)?;
     let mut recheck = tokio::time::interval(RECHECK);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = recheck.tick() => decap.recheck()?,
+            _ = recheck.tick() => decap.recheck().await?,
         }
     }
     decap.end()
@@ -68,13 +70,16 @@ pub(super) async fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// The program at work.
 struct Running<'a> {
     arguments: &'a Arguments,
+    /// What tells whether the program is there still, which needs no privilege.
+    resolver: Resolver,
     program: Decapsulator,
+    index: u32,
     xdp_mode: &'static str,
     roles: Roles,
 }
 
 impl<'a> Running<'a> {
-    fn start(arguments: &'a Arguments) -> Result<Self, Failure> {
+    fn start(arguments: &'a Arguments, resolver: Resolver) -> Result<Self, Failure> {
         let roles = roles(arguments)?;
         if decap::with_roles(&roles, DecapRoles::VIP).is_empty() {
             return Err(Failure::failed(
@@ -96,7 +101,8 @@ impl<'a> Running<'a> {
             }
             Attached::New | Attached::Replaced => "driver",
         };
-        let running = Self { arguments, program, xdp_mode, roles };
+        let index = if_nametoindex(arguments.iface.as_str()).map_err(Failure::failed)?;
+        let running = Self { arguments, resolver, program, index, xdp_mode, roles };
         running.warn_of_foreign_vips();
         log::info!(
             "ready: {} ({xdp_mode} mode) takes tunnels off from {}; VIPs: {}",
@@ -108,8 +114,11 @@ impl<'a> Running<'a> {
     }
 
     /// Ends when the program is not on the interface any more. What else goes wrong leaves it as it was.
-    fn recheck(&mut self) -> Result<(), Failure> {
-        if !self.program.is_attached() {
+    async fn recheck(&mut self) -> Result<(), Failure> {
+        let interface = self.resolver.interface(&self.arguments.iface).await;
+        // One that was given another name keeps the program.
+        let removed = if_indextoname(self.index).is_err();
+        if removed || interface.is_ok_and(|interface| interface.xdp == XdpState::None) {
             return Err(Failure::failed(format!(
                 "{}: the program is not on it any more: the interface was removed, or somebody took the program off; start this \
                  command again",

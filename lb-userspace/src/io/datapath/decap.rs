@@ -9,7 +9,6 @@ use lb_common::abi::{self, DECAP_BUCKETS, DecapControl, SourcePrefix, Verdicts, 
 use super::accounts::{by_cpu, sum};
 use super::attach::is_busy;
 use super::kernel::{FrameRun, LoadError, chain, wait_for_grace};
-use super::link;
 use super::loader;
 use super::object::{load_program, program};
 use super::region::{Access, Record, Region};
@@ -99,23 +98,17 @@ impl Decapsulator {
     /// [`Self::detach`], or until the process ends in any way.
     pub fn attach(&mut self, interface: &str) -> Result<Attached, DecapAttachError> {
         let program = program::<Xdp>(&mut self.object, abi::DECAP_PROGRAM)?;
-        match attach(program, interface, XdpMode::Driver) {
+        match link(program, interface, XdpMode::Driver) {
             Ok(link) => {
                 self.link = Some(link);
                 Ok(Attached::New)
             }
             Err(DecapAttachError::Other { cause, .. }) => {
-                self.link = Some(attach(program, interface, XdpMode::Skb)?);
+                self.link = Some(link(program, interface, XdpMode::Skb)?);
                 Ok(Attached::Fallback(cause))
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Whether the program is on its interface still: it goes with the interface, and an administrator may take it off.
-    pub fn is_attached(&self) -> bool {
-        let id = self.link.as_ref().and_then(|link| Some(link.info().ok()?.id()));
-        id.is_some_and(|id| link::ifindex_by_id(id).is_ok_and(|ifindex| ifindex != 0))
     }
 
     /// Detaches the program; when this returns no packet is under way in it.
@@ -157,7 +150,7 @@ fn region<T: Record>(object: &Ebpf, name: &'static str) -> Result<Region<T>, Loa
 }
 
 /// Attaches by a link that the kernel removes with its last descriptor.
-fn attach(program: &mut Xdp, interface: &str, mode: XdpMode) -> Result<FdLink, DecapAttachError> {
+fn link(program: &mut Xdp, interface: &str, mode: XdpMode) -> Result<FdLink, DecapAttachError> {
     let other = |error: &dyn std::error::Error| DecapAttachError::Other {
         interface: interface.to_owned(),
         cause: chain(error),

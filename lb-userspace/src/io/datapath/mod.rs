@@ -13,7 +13,6 @@ mod fragments;
 mod fresh;
 mod kernel;
 mod latency;
-mod link;
 mod loader;
 mod memory;
 mod object;

@@ -1,5 +1,7 @@
 //! The pin directory on bpffs: what outlives the agent.
 
+mod link;
+
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -12,7 +14,6 @@ use lb_common::abi::{self, Control, map};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{FsType, statfs};
 
-use super::link;
 use super::probe_path;
 use super::region::{Access, Region};
 use crate::core::image::Capacity;

@@ -1,4 +1,4 @@
-//! A link → where its program is, or a program that is detached, at once.
+//! A pinned link → where its program is, or a program that is detached, at once.
 
 use std::ffi::CString;
 use std::io;
@@ -9,7 +9,6 @@ use std::path::Path;
 /// Commands of linux/bpf.h.
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const BPF_LINK_GET_FD_BY_ID: libc::c_int = 30;
 const BPF_LINK_DETACH: libc::c_int = 34;
 
 /// `union bpf_attr` for `BPF_OBJ_GET`.
@@ -18,12 +17,6 @@ struct ObjGet {
     pathname: u64,
     bpf_fd: u32,
     file_flags: u32,
-}
-
-/// `union bpf_attr` for `BPF_LINK_GET_FD_BY_ID`.
-#[repr(C)]
-struct LinkId {
-    link_id: u32,
 }
 
 /// `union bpf_attr` for `BPF_LINK_DETACH`.
@@ -54,15 +47,7 @@ struct LinkInfo {
 
 /// The interface that the link pinned at `path` is on; 0 if it was taken off, or the interface is gone.
 pub(super) fn ifindex(path: &Path) -> io::Result<u32> {
-    ifindex_of(&open(path)?)
-}
-
-/// The same of the link with this number.
-pub(super) fn ifindex_by_id(link_id: u32) -> io::Result<u32> {
-    ifindex_of(&owned(bpf(BPF_LINK_GET_FD_BY_ID, &mut LinkId { link_id })?))
-}
-
-fn ifindex_of(link: &OwnedFd) -> io::Result<u32> {
+    let link = open(path)?;
     let mut info = LinkInfo::default();
     let mut asked = GetInfo {
         bpf_fd: link.as_raw_fd().unsigned_abs(),
@@ -84,12 +69,9 @@ pub(super) fn detach(path: &Path) -> io::Result<()> {
 fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut get = ObjGet { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0 };
-    Ok(owned(bpf(BPF_OBJ_GET, &mut get)?))
-}
-
-fn owned(new: libc::c_int) -> OwnedFd {
+    let fd = bpf(BPF_OBJ_GET, &mut get)?;
     // SAFETY: a new descriptor that nobody else knows.
-    unsafe { OwnedFd::from_raw_fd(new) }
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_int> {
