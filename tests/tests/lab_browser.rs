@@ -261,9 +261,12 @@ fn all_numbers_are_those_of_the_packets_that_the_lab_sent() {
     for web in ["web1", "web2"] {
         assert!(agent.sluice(&["backend", "drain", "udp", web]).expect("sluice").status.success());
     }
-    let dropped = 25;
-    let drop = || std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| socket.send_to(&[7; 9], vip));
-    lab.customer().run(|| (0..dropped).for_each(|_| assert_eq!(drop().expect("sent"), 9))).expect("run");
+    let dropped: u16 = 25;
+    // From ports that no flow has had: those of flows go on to backends that drain.
+    let drop = |n: u16| {
+        std::net::UdpSocket::bind(("0.0.0.0", 20_000 + n)).and_then(|socket| socket.send_to(&[7; 9], vip))
+    };
+    lab.customer().run(|| (0..dropped).for_each(|n| assert_eq!(drop(n).expect("sent"), 9))).expect("run");
 
     let service = agent.service("udp").expect("udp");
     let verdicts = agent.status().expect("status")["verdicts"].clone();
