@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream;
 use lb_common::abi;
 use nix::net::if_::if_indextoname;
+use tokio::time::timeout;
 
 use super::state::Agent;
 use crate::core::config::{Config, Forwarding, Service};
@@ -19,6 +20,8 @@ use crate::io::neighbours::{HopError, Interface, InterfaceError, NextHop, XdpSta
 
 /// News that are told one by one.
 pub(super) const MAX_NEWS: usize = 10;
+/// How long questions about neighbours that fell silent may take.
+const VERIFYING: Duration = Duration::from_millis(200);
 /// Addresses that are looked at in one step.
 const STEP: usize = 100;
 /// Addresses that are resolved at the same time.
@@ -44,11 +47,16 @@ impl Walk {
 impl Agent {
     /// Has the neighbours of backends that fell silent verified. With so many at once it is another fault, and not theirs.
     pub(super) async fn verify_doubted(&mut self) {
-        for address in std::mem::take(&mut self.doubted).into_iter().take(CONCURRENT) {
-            if let Err(error) = self.resolver.doubt(address).await {
-                log::debug!("cannot have {address} verified: {error}");
+        let some: Vec<_> = std::mem::take(&mut self.doubted).into_iter().take(CONCURRENT).collect();
+        let verify = async {
+            for address in some {
+                if let Err(error) = self.resolver.doubt(address).await {
+                    log::debug!("cannot have {address} verified: {error}");
+                }
             }
-        }
+        };
+        // The kernel answers in microseconds; were it not to, more is waiting for this task.
+        let _ = timeout(VERIFYING, verify).await;
     }
 
     /// Backends whose answers must be translated, and come in where no program does it.

@@ -27,9 +27,9 @@ pub(super) fn print_if_read(text: &str) -> Result<bool, Failure> {
     }
 }
 
-/// Says a line on stderr. Where nobody can hear it the exit status still tells.
+/// Says a line on stderr, at once: who reads it while it is written sees it whole. Where nobody can hear it the exit status still tells.
 pub(super) fn say(line: impl Display) {
-    let _ = writeln!(stderr().lock(), "{line}");
+    let _ = stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// The same in the command's name.
