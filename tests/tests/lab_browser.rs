@@ -227,6 +227,11 @@ fn top_sees(agent: &Agent<'_>, sent: &AtomicU64) -> (f64, f64) {
     (rate, sent as f64 / took)
 }
 
+fn send_from(port: u16, to: SocketAddr) {
+    let socket = std::net::UdpSocket::bind(("0.0.0.0", port)).expect("a socket");
+    assert_eq!(socket.send_to(&[7; 9], to).expect("sent"), 9);
+}
+
 #[test]
 fn all_numbers_are_those_of_the_packets_that_the_lab_sent() {
     let lab = Lab::builder().start().expect("a lab");
@@ -263,10 +268,7 @@ fn all_numbers_are_those_of_the_packets_that_the_lab_sent() {
     }
     let dropped: u16 = 25;
     // From ports that no flow has had: those of flows go on to backends that drain.
-    let drop = |n: u16| {
-        std::net::UdpSocket::bind(("0.0.0.0", 20_000 + n)).and_then(|socket| socket.send_to(&[7; 9], vip))
-    };
-    lab.customer().run(|| (0..dropped).for_each(|n| assert_eq!(drop(n).expect("sent"), 9))).expect("run");
+    lab.customer().run(|| (0..dropped).for_each(|n| send_from(20_000 + n, vip))).expect("run");
 
     let service = agent.service("udp").expect("udp");
     let verdicts = agent.status().expect("status")["verdicts"].clone();
