@@ -9,9 +9,9 @@ use jiff::Timestamp;
 use tokio::time::sleep;
 
 use super::client::{ANSWER, Client};
-use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
+use super::{Failure, Format, OutputFlag, output};
 use crate::core::events::{Event, Filter, Recorded, Severity, parse_since};
-use crate::io::events::{Events, are_kept, from_folder};
+use crate::io::events::{Events, from_folder};
 
 /// How long one question waits for the next event, in seconds.
 const WAIT_SECONDS: u64 = 25;
@@ -115,11 +115,7 @@ async fn ask(client: &Client, filter: &Filter) -> Result<Events, Failure> {
 
 /// What an agent that no longer runs has kept.
 fn kept(arguments: &Arguments, filter: &Filter, unreachable: String) -> Result<Events, Failure> {
-    let folder = super::state_dir(arguments.state_dir.clone(), DEFAULT_PIN_DIR.as_ref());
-    if !are_kept(&folder) {
-        return Err(super::nothing_kept(&unreachable, &folder));
-    }
-    output::note(format_args!("no agent answers; read from {}", folder.display()));
+    let folder = super::kept_folder(arguments.state_dir.clone(), &unreachable)?;
     Ok(Events { events: from_folder(&folder, filter), last: 0 })
 }
 

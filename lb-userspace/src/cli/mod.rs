@@ -30,6 +30,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::io::events::are_kept;
 use crate::io::store::StoreError;
 
 /// Where the agent's API is, unless told otherwise.
@@ -198,12 +199,17 @@ fn state_dir(given: Option<PathBuf>, pin_dir: &Path) -> PathBuf {
     root.join(pin_dir.to_string_lossy().trim_matches('/').replace('/', "-"))
 }
 
-/// Neither an agent nor what one has kept is there.
-fn nothing_kept(unreachable: &str, folder: &Path) -> Failure {
-    Failure::Unreachable(format!(
-        "{unreachable}; and none has kept anything in {}: name its --state-dir if it is another",
-        folder.display()
-    ))
+/// Where an agent that no longer runs has kept what it recorded, and says so; `unreachable` is why none answers.
+fn kept_folder(given: Option<PathBuf>, unreachable: &str) -> Result<PathBuf, Failure> {
+    let folder = state_dir(given, DEFAULT_PIN_DIR.as_ref());
+    if !are_kept(&folder) {
+        return Err(Failure::Unreachable(format!(
+            "{unreachable}; and none has kept anything in {}: name its --state-dir if it is another",
+            folder.display()
+        )));
+    }
+    output::note(format_args!("no agent answers; read from {}", folder.display()));
+    Ok(folder)
 }
 
 /// What a command that stays in the foreground says goes to stderr.

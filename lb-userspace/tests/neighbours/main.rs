@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use lb_userspace::io::neighbours::Reach::OnLink;
-use lb_userspace::io::neighbours::{Changed, HopError, InterfaceError, NextHop, Resolver};
+use lb_userspace::io::neighbours::{Changed, Changes, HopError, InterfaceError, NextHop, Resolver};
 use tokio::time::timeout;
 
 use lab::{
@@ -39,15 +39,21 @@ fn resolves_a_peer_over_ipv4_and_ipv6() {
     });
 }
 
+/// A resolver that knows the peer, after everything that this made it hint at.
+async fn resolved(backend: IpAddr) -> (Resolver, Changes) {
+    let resolver = Resolver::new().await.unwrap();
+    let mut changes = resolver.changes();
+    let outcome = resolver.resolve_within(backend, OnLink, PATIENCE).await;
+    assert!(leads_to(&outcome, PEER), "{outcome:?}");
+    settle(&mut changes).await;
+    (resolver, changes)
+}
+
 #[test]
 fn peer_that_changes_its_mac_is_noticed() {
     lab(|peer| async move {
-        let resolver = Resolver::new().await.unwrap();
-        let mut changes = resolver.changes();
         let backend = address("10.99.0.2");
-        let outcome = resolver.resolve_within(backend, OnLink, PATIENCE).await;
-        assert!(leads_to(&outcome, PEER), "{outcome:?}");
-        settle(&mut changes).await;
+        let (resolver, mut changes) = resolved(backend).await;
         peer.ip("link set peer address 02:00:00:00:00:03");
         // With its address the peer has forgotten its neighbours, so it asks, and so tells the new one.
         peer.enter(|| send_to("10.99.0.1"));
@@ -61,12 +67,8 @@ fn peer_that_changes_its_mac_is_noticed() {
 #[test]
 fn peer_that_changes_its_mac_in_silence_is_found_again_once_it_is_doubted() {
     lab(|peer| async move {
-        let resolver = Resolver::new().await.unwrap();
-        let mut changes = resolver.changes();
         let backend = address("10.99.0.2");
-        let outcome = resolver.resolve_within(backend, OnLink, PATIENCE).await;
-        assert!(leads_to(&outcome, PEER), "{outcome:?}");
-        settle(&mut changes).await;
+        let (resolver, mut changes) = resolved(backend).await;
         resolver.doubt(backend).await.unwrap();
         await_verified("10.99.0.2").await;
         settle(&mut changes).await;

@@ -11,10 +11,9 @@ use jiff::Timestamp;
 use super::client::Client;
 use super::history::{when, who};
 use super::output::Columns;
-use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
+use super::{Failure, Format, OutputFlag, output};
 use crate::core::events::{duration, parse_since, printable};
 use crate::core::report::{Failover, Gap, GapCause, Outage, Record, Report, ServiceReport, Spans};
-use crate::io::events::are_kept;
 use crate::io::report::{Question, report};
 
 /// Lines of a list in the table: the last ones. JSON has more.
@@ -69,11 +68,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
 
 /// What an agent that no longer runs has kept.
 fn kept(arguments: &Arguments, question: &Question, unreachable: String) -> Result<Report, Failure> {
-    let folder = super::state_dir(arguments.state_dir.clone(), DEFAULT_PIN_DIR.as_ref());
-    if !are_kept(&folder) {
-        return Err(super::nothing_kept(&unreachable, &folder));
-    }
-    output::note(format_args!("no agent answers; read from {}", folder.display()));
+    let folder = super::kept_folder(arguments.state_dir.clone(), &unreachable)?;
     report(&folder, question, false).map_err(|error| Failure::Failed(format!("{error}; run as root")))
 }
 
