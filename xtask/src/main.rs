@@ -106,7 +106,8 @@ fn run(task: Task) -> Result<()> {
 
 /// Builds what is shipped.
 fn build() -> Result<()> {
-    shell::stream(shell::cargo().args(["build", "--release"]))
+    // Of the whole workspace: for one package alone cargo resolves other features and builds everything anew.
+    shell::stream(shell::cargo().args(["build", "--release", "--workspace", "--bin", "sluice"]))
 }
 
 fn need_root(why: &str) -> Result<()> {
