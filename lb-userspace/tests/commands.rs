@@ -74,6 +74,7 @@ fn the_manual_has_a_section_for_every_command() {
     }
     assert!(page.contains(".SH \"SLUICE SERVICE LIST\"") && page.contains(".SH \"SLUICE BACKEND DRAIN\""));
     assert!(page.contains("\nsluice doctor\n") && !page.contains("(8)"), "there are no other pages");
+    assert!(page.contains(".SH \"EXIT STATUS\"\n"));
     let doctor = page.split(".SH \"SLUICE DOCTOR\"").nth(1).and_then(|rest| rest.split("\n.SH ").next());
     let doctor = doctor.expect("a section");
     assert!(doctor.contains(".SS OPTIONS") && doctor.contains("no\\-probe"), "{doctor}");

@@ -44,10 +44,12 @@ pub(super) fn manual() -> Result<(), Failure> {
     write(&text)
 }
 
-/// The list of commands refers to pages of their own, which are sections of this one.
+/// The list of commands refers to pages of their own, which are sections of this one; what stands below the help is about the
+/// exit status, which pages have a heading for.
 fn on_this_page(page: &str) -> String {
     let line = |line: &str| match line.strip_prefix("sluice\\-").and_then(|rest| rest.strip_suffix("(8)")) {
         Some(command) => format!("sluice {command}\n"),
+        None if line == ".SH EXTRA" => ".SH \"EXIT STATUS\"\n".to_owned(),
         None => format!("{line}\n"),
     };
     page.lines().map(line).collect()
