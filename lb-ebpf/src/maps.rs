@@ -129,6 +129,13 @@ extern "C" fn victim(index: u64, now: u64) -> u64 {
     FLOWS.get(index as u32).map_or(0, |bucket| bucket.victim(Tick(now as u32)).to_word())
 }
 
+/// See [`datapath::pick_settled`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn pick(asked: u64) -> u64 {
+    datapath::pick_settled(&Maps, asked)
+}
+
 /// See [`datapath::attempt`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -225,11 +232,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16> {
-        let ring = RINGS.get(ring.into())?;
         let mut slot = u64::from(slot);
         // SAFETY: the instruction adds nothing; it hides from the compiler that `slot` is in range, so that the
-        // check below, which the verifier needs, stays.
+        // check below, which the verifier needs, stays. And `slot` is worked out before the call: else all that it is
+        // made of would lie on the stack meanwhile.
         unsafe { asm!("{0} += 0", inout(reg) slot) };
+        let ring = RINGS.get(ring.into())?;
         if slot < RING_SIZE as u64 { Some(ring.slots[slot as usize]) } else { None }
     }
 
@@ -241,6 +249,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn victim(&self, index: u32, _: &FlowBucket, now: Tick) -> Victim {
         Victim::from_word(victim(index.into(), now.0.into()))
+    }
+
+    #[inline(always)]
+    fn pick(&self, asked: u64) -> u64 {
+        pick(asked)
     }
 
     #[inline(always)]

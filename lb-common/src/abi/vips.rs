@@ -47,6 +47,18 @@ impl VipFlags {
         Self(if nat { Self::NAT } else { 0 } | if client_affinity { Self::CLIENT_AFFINITY } else { 0 })
     }
 
+    /// As a word.
+    #[inline(always)]
+    pub(crate) const fn bits(self) -> u16 {
+        self.0
+    }
+
+    /// From that word.
+    #[inline(always)]
+    pub(crate) const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// Whether packets are translated.
     #[inline(always)]
     pub const fn nat(self) -> bool {

@@ -26,6 +26,7 @@ pub use exit::{Exit, Stage};
 pub use nat::{Scratch, Work, add, attempt, clear_ended, locate};
 pub(crate) use parse::is_extension;
 pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
+pub use pick::pick_settled;
 pub use probe::{OwnPacket, ProbeAction, ProbeTables, Side, probe_in, probe_out};
 pub use signals::{Instant, Seen, TimedOpenings, note_answer, note_opening, noted};
 pub use tables::{Header, Packet, Refusal, Step, Tables};
@@ -214,8 +215,8 @@ fn steer_plain<P: Packet, T: Tables>(
     }
     let on = packet.interface();
     admit_on(on, control, destination)?;
-    let flow = pick::Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
-    let pick = pick::pick_plain(tables, control, flow, classified)?;
+    let flow = pick::Flow { fields: &parsed.tuple, transport: parsed.transport, held: 0 };
+    let pick = pick::pick_plain(tables, control, &flow, classified)?;
     let hop = pick.backend.hop(pick.word);
     let interface = rewrite::send(packet, tables, control, parsed, &pick, hop, on)?;
     Ok(Outcome::forwarded(interface, classified.service, pick.id, parsed.bytes, pick.seen))

@@ -1,5 +1,10 @@
 //! A service's packet → the backend it goes to: the one its flow is with, else the ring's choice.
 
+mod apart;
+
+pub use apart::pick_settled;
+pub(super) use apart::{Asked, Picked, pick};
+
 use super::parse::Transport;
 use super::signals::{self, Seen};
 use super::{Classified, Exit, Refusal, Stage, Step, Tables};
@@ -27,49 +32,49 @@ pub(super) struct Pick<'a> {
     pub(super) now: Tick,
 }
 
+/// Where a flow's five fields are.
+pub(super) trait Fields {
+    /// The five fields.
+    fn tuple(&self) -> Tuple;
+}
+
+impl Fields for Tuple {
+    #[inline(always)]
+    fn tuple(&self) -> Tuple {
+        *self
+    }
+}
+
 /// What is asked of the flow table and the ring.
-#[derive(Clone, Copy)]
-pub(super) struct Flow<'a> {
+pub(super) struct Flow<'a, F> {
     /// The flow's five fields.
-    pub(super) tuple: &'a Tuple,
+    pub(super) fields: &'a F,
     /// What the packet does to it.
     pub(super) transport: Transport,
     /// The backend that a new entry names, if it may: that of a translation.
     pub(super) held: u16,
 }
 
-/// Picks the backend and remembers it.
-#[inline(always)]
-pub(super) fn pick<'a, T: Tables>(
-    tables: &'a T,
-    control: &Control,
-    flow: Flow<'_>,
-    classified: Classified,
-) -> Result<Pick<'a>, Verdict> {
-    // Without `PLAIN` all is done here.
-    pick_in::<T, false>(tables, control, flow, classified).map_err(Exit::verdict)
-}
-
-/// The same in the first stage, which leaves to another what is to be remembered of clients.
+/// Picks in the first stage, which leaves to another what is to be remembered of clients.
 #[inline(always)]
 pub(super) fn pick_plain<'a, T: Tables>(
     tables: &'a T,
     control: &Control,
-    flow: Flow<'_>,
+    flow: &Flow<'_, Tuple>,
     classified: Classified,
 ) -> Result<Pick<'a>, Exit> {
-    pick_in::<T, true>(tables, control, flow, classified)
+    pick_in::<_, _, true>(tables, control, flow, classified)
 }
 
 #[inline(always)]
-fn pick_in<'a, T: Tables, const PLAIN: bool>(
+fn pick_in<'a, T: Tables, F: Fields, const PLAIN: bool>(
     tables: &'a T,
     control: &Control,
-    flow: Flow<'_>,
+    flow: &Flow<'_, F>,
     classified: Classified,
 ) -> Result<Pick<'a>, Exit> {
     let service = classified.service;
-    let place = Place::of(tables, control, flow.tuple)?;
+    let place = Place::of(tables, control, &flow.fields.tuple())?;
     let found = place.find(tables);
     let mut former = None;
     if let Some(found) = found {
@@ -78,7 +83,7 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
         }
         let found = anywhere(tables, found);
         match keep(tables, found.entry, flow.transport, service, place.now) {
-            Ok(to) => return stay::<T, PLAIN>(tables, control, &place, found, to, flow, classified),
+            Ok(to) => return stay::<_, _, PLAIN>(tables, control, &place, found, to, flow, classified),
             Err(refusal) => {
                 tables.observe(Step::EntryRefused(refusal));
                 if control.is_moving() {
@@ -96,9 +101,9 @@ fn pick_in<'a, T: Tables, const PLAIN: bool>(
             if classified.flags.client_affinity() {
                 return Err(Stage::Rare.into());
             }
-            ring(tables, control, flow.tuple, service)?
+            ring(tables, control, &flow.fields.tuple(), service)?
         }
-        None => choose(tables, control, flow.tuple, classified, place.now)?,
+        None => choose(tables, control, flow.fields, classified, place.now)?,
     };
     if PLAIN && !word.is_resolved() {
         return Err(Stage::Rare.into());
@@ -136,13 +141,13 @@ fn settled<'a, T: Tables>(
 
 /// Has a packet stay with its flow's backend, and notes what it tells of the flow.
 #[inline(always)]
-fn stay<'a, T: Tables, const PLAIN: bool>(
+fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
     tables: &'a T,
     control: &Control,
     place: &Place<'_>,
     Found { way, entry }: Found,
     (backend, word): (&'a Backend, BackendWord),
-    flow: Flow<'_>,
+    flow: &Flow<'_, F>,
     classified: Classified,
 ) -> Result<Pick<'a>, Exit> {
     // The other stage picks again, and it is that one's to note what is new.
@@ -163,7 +168,7 @@ fn stay<'a, T: Tables, const PLAIN: bool>(
             signals::answered(tables, control, hash, kept.backend());
         }
         if client {
-            Client::of(tables, control, flow.tuple, classified.service)?.remember(
+            Client::of(tables, control, &flow.fields.tuple(), classified.service)?.remember(
                 tables,
                 kept.backend(),
                 State::Established,
@@ -293,9 +298,9 @@ fn former_of<T: Tables>(tables: &T, entry: Entry, service: u32) -> Option<(u16, 
 
 /// The backend that a translation holds the flow with, if it still may.
 #[inline(always)]
-fn held<'a, T: Tables>(
+fn held<'a, T: Tables, F>(
     tables: &'a T,
-    flow: Flow<'_>,
+    flow: &Flow<'_, F>,
     service: u32,
 ) -> Option<(u16, &'a Backend, BackendWord)> {
     if flow.held == 0 {
@@ -308,18 +313,18 @@ fn held<'a, T: Tables>(
 
 /// Chooses a backend for a new flow.
 #[inline(always)]
-fn choose<'a, T: Tables>(
+fn choose<'a, T: Tables, F: Fields>(
     tables: &'a T,
     control: &Control,
-    tuple: &Tuple,
+    fields: &F,
     classified: Classified,
     now: Tick,
 ) -> Result<(u16, &'a Backend, BackendWord), Verdict> {
     let service = classified.service;
     if !classified.flags.client_affinity() {
-        return ring(tables, control, tuple, service);
+        return ring(tables, control, &fields.tuple(), service);
     }
-    let client = Client::of(tables, control, tuple, service)?;
+    let client = Client::of(tables, control, &fields.tuple(), service)?;
     let found = client.bucket.find(client.signature).map(|found| found.entry);
     tables.observe(Step::ClientLookup(found.map(Entry::backend)));
     if let Some(entry) = found
@@ -331,7 +336,7 @@ fn choose<'a, T: Tables>(
             return Ok((entry.backend(), backend, word));
         }
     }
-    let (id, backend, word) = ring(tables, control, &by_client(tuple), service)?;
+    let (id, backend, word) = ring(tables, control, &by_client(&fields.tuple()), service)?;
     client.remember(tables, id, State::Opening, now);
     Ok((id, backend, word))
 }

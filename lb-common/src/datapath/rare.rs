@@ -2,7 +2,7 @@
 //! fragments, what is to be remembered of a client, next hops that only the kernel's tables know.
 
 use super::parse::{self, Fragment, Parsed, icmp_stage, is_extension};
-use super::pick::{Flow, Pick, pick};
+use super::pick::{Asked, Pick, pick};
 use super::settled::{ip_offset, settle};
 use super::{
     Exit, Outcome, Packet, Stage, Step, Tables, admit, answers_flow, classify, fragment, is_vip, rewrite,
@@ -36,8 +36,7 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
         return Err(Stage::Nat.into());
     }
     admit(packet, control)?;
-    let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
-    let pick = pick(tables, control, flow, classified)?;
+    let pick = pick(tables, Asked { classified, transport: parsed.transport, held: 0 })?;
     if fragment.is {
         remember(tables, &parsed, fragment, pick.now, classified.service as u16, pick.id)?;
     }

@@ -49,8 +49,14 @@ impl Settled {
         self.flow.store(u64::from(tuple.ports.word()) | u64::from(tuple.protocol.0) << 32 | flags << 40);
     }
 
+    /// The flow's five fields.
     #[inline(always)]
-    fn tuple(&self, flow: u64) -> Tuple {
+    pub(super) fn tuple(&self) -> Tuple {
+        self.tuple_of(self.flow.load())
+    }
+
+    #[inline(always)]
+    fn tuple_of(&self, flow: u64) -> Tuple {
         let [a, b, c, d] =
             [&self.addresses[0], &self.addresses[1], &self.addresses[2], &self.addresses[3]].map(Word::load);
         Tuple {
@@ -81,7 +87,7 @@ pub(super) fn settle<T: Tables>(
 
     let (flow, place) = (room.flow.load(), room.place.load());
     let parsed = Parsed {
-        tuple: room.tuple(flow),
+        tuple: room.tuple_of(flow),
         transport: Transport::from_bits((flow >> 40) as u8),
         ip_offset: ip_offset(place as u8),
         transport_offset: (place >> 16 & TRANSPORT_OFFSET_MASK) as usize,
@@ -105,5 +111,5 @@ pub(super) fn settle_quoted<T: Tables>(tables: &T, quoted: &Quoted) -> Option<Qu
     room.place.store((quoted.transport_offset as u64) << 16);
     let (flow, place) = (room.flow.load(), room.place.load());
     let transport_offset = (place >> 16) as usize & MAX_OFFSET;
-    Some(Quoted { tuple: room.tuple(flow), transport_offset })
+    Some(Quoted { tuple: room.tuple_of(flow), transport_offset })
 }

@@ -10,6 +10,7 @@ use network_types::tcp::TcpHdr;
 use super::Outcome;
 use super::nat::{Scratch, add, attempt, clear_ended, locate};
 use super::parse::{Extensions, extensions};
+use super::pick::pick_settled;
 use super::signals::{self, Instant};
 use crate::abi::{
     Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, Service, TupleKey, VipBucket, Word,
@@ -107,6 +108,14 @@ pub trait Tables: Buckets {
     #[inline(always)]
     fn victim(&self, _index: u32, bucket: &FlowBucket, now: Tick) -> Victim {
         bucket.victim(now)
+    }
+    /// Picks a backend: [`pick_settled`], which takes the scratch room. The kernel's implementation does it in a function by itself.
+    #[inline(always)]
+    fn pick(&self, asked: u64) -> u64
+    where
+        Self: Sized,
+    {
+        pick_settled(self, asked)
     }
     /// The value itself. In the kernel the verifier knows nothing of it any more, if it knows nothing of the other: what follows
     /// is gone through once, and not for each value that it may have.

@@ -15,7 +15,7 @@ pub use new::{attempt, clear_ended};
 pub use state::{Scratch, Work, add, locate};
 
 use super::parse::{self, Fragment, Parsed};
-use super::pick::{self, Flow, Pick};
+use super::pick::{self, Asked, Pick};
 use super::rewrite::{self, address_frame, check_size};
 use super::settled::settle;
 use super::signals::Seen;
@@ -41,7 +41,7 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     let classified = classify(tables, control, &parsed.tuple).ok_or(Verdict::DropInconsistent)?;
     admit(packet, control)?;
     let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
-    let Scratch { hop: room, work } = &mut *scratch;
+    let work = &mut scratch.work;
     work.key = TupleKey::of(&parsed.tuple);
     work.path = came_from(packet, parsed.ip_offset)?;
     let found = find(tables, control, work, parsed.transport, tables.now(control), true) && !work.found.reply;
@@ -51,10 +51,15 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     if !found || work.found.over && !control.is_moving() {
         return Err(Stage::NatNew.into());
     }
-    let pick = match known(tables, control, work, &parsed, classified.service) {
+    let (id, told) = (work.found.backend, work.found.told);
+    // The choice takes it.
+    drop(scratch);
+    let pick = match known(tables, control, id, told, &parsed, classified.service) {
         Some(pick) => pick,
-        None => remember(tables, control, work, &parsed, classified)?,
+        None => remember(tables, id, &parsed, classified)?,
     };
+    let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
+    let Scratch { hop: room, work } = &mut *scratch;
     forward(packet, tables, control, work, room, &parsed, fragment, classified.service, &pick)
 }
 
@@ -115,26 +120,26 @@ fn forward<P: Packet, T: Tables>(
 fn known<'a, T: Tables>(
     tables: &'a T,
     control: &Control,
-    work: &Work,
+    id: u16,
+    told: bool,
     parsed: &Parsed,
     service: u32,
 ) -> Option<Pick<'a>> {
-    if !work.found.told {
+    if !told {
         return None;
     }
-    translated_to(tables, work, parsed, service, tables.now(control))
+    translated_to(tables, id, parsed, service, tables.now(control))
 }
 
 /// The backend of the translation, if it may serve the packet.
 #[inline(always)]
 fn translated_to<'a, T: Tables>(
     tables: &'a T,
-    work: &Work,
+    id: u16,
     parsed: &Parsed,
     service: u32,
     now: Tick,
 ) -> Option<Pick<'a>> {
-    let id = work.found.backend;
     let backend = tables.backend(id)?;
     let word = backend.load();
     (word.serves(service) && pick::may_stay(parsed.transport, word)).then_some(Pick {
@@ -151,18 +156,16 @@ fn translated_to<'a, T: Tables>(
 #[inline(always)]
 fn remember<'a, T: Tables>(
     tables: &'a T,
-    control: &Control,
-    work: &Work,
+    id: u16,
     parsed: &Parsed,
     classified: Classified,
 ) -> Result<Pick<'a>, Exit> {
-    let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: work.found.backend };
-    let pick = pick::pick(tables, control, flow, classified)?;
-    if work.found.backend == pick.id {
+    let pick = pick::pick(tables, Asked { classified, transport: parsed.transport, held: id })?;
+    if id == pick.id {
         return Ok(pick);
     }
     // An established flow stays with its translation, whatever the flow table has forgotten of it.
-    translated_to(tables, work, parsed, classified.service, pick.now).ok_or_else(|| Stage::NatNew.into())
+    translated_to(tables, id, parsed, classified.service, pick.now).ok_or_else(|| Stage::NatNew.into())
 }
 
 /// Sends a backend's answer to the customer.

@@ -1,7 +1,7 @@
 //! A customer's packet of a flow that has no translation → one for each direction.
 
 use super::super::parse;
-use super::super::pick::{self, Flow, Pick};
+use super::super::pick::{Asked, Pick, pick};
 use super::super::settled::settle;
 use super::super::{Exit, Outcome, Packet, Stage, Tables, classify, rare};
 use super::state::{Leaves, Scratch, Work, entry_of, forget, remove, reverse_key};
@@ -28,12 +28,11 @@ pub(in crate::datapath) fn translate_new<P: Packet, T: Tables>(
     let (parsed, _) = settle(tables, parse::whole(packet)?)?;
     let classified = classify(tables, control, &parsed.tuple).ok_or(Verdict::DropInconsistent)?;
     forget(tables, control, &TupleKey::of(&parsed.tuple));
+    let pick = pick(tables, Asked { classified, transport: parsed.transport, held: 0 })?;
     let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
     let Scratch { hop: room, work } = &mut *scratch;
     work.path = came_from(packet, parsed.ip_offset)?;
     work.key = TupleKey::of(&parsed.tuple);
-    let flow = Flow { tuple: &parsed.tuple, transport: parsed.transport, held: 0 };
-    let pick = pick::pick(tables, control, flow, classified)?;
     let hop = rare::resolve(packet, control, &parsed, &pick, room)?;
     check(packet, control, &parsed, hop.mtu)?;
     prepare(work, hop, &parsed.tuple, &pick);

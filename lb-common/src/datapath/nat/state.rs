@@ -2,6 +2,7 @@
 
 use super::super::Tables;
 use super::super::parse::Transport;
+use super::super::pick::Picked;
 use super::super::settled::Settled;
 use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, Translation, TranslationState, TupleKey};
 use crate::flow::{RETRANSMISSION_TICKS, Tick};
@@ -21,6 +22,7 @@ pub struct Scratch {
 #[derive(Debug, Default)]
 pub struct Work {
     pub(in crate::datapath) parsed: Settled,
+    pub(in crate::datapath) picked: Picked,
     pub(in crate::datapath) key: TupleKey,
     /// The key of the other direction.
     pub(super) reverse: TupleKey,
