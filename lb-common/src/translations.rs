@@ -9,22 +9,17 @@
 //! key at the same time both may give way, but never both stay. A claim that nobody follows up, for its CPU or agent has stopped,
 //! is freed by the agent.
 
+mod line;
 mod tag;
 
 pub use tag::{Location, Note, Tag};
 
 use crate::abi::{
-    Control, ReturnPath, TRANSLATION_WAYS, TRANSLATION_WORDS, Translation, TranslationBucket,
-    TranslationLine, TranslationState, TupleKey, Word,
+    Control, KEY_WORDS, ReturnPath, TRANSLATION_WAYS, Translation, TranslationBucket, TranslationLine,
+    TranslationState, TupleKey, Word,
 };
 use crate::hash::{self, Key};
 
-/// Words of a key.
-const KEY_WORDS: usize = 5;
-/// Where in its line an entry's translation is, behind the key.
-const TRANSLATION: usize = KEY_WORDS;
-/// Where its way back is.
-const PATH: usize = TRANSLATION + TRANSLATION_WORDS - 3;
 /// Free places from which on the first bucket is taken for a key whatever the second is like: so most are found there.
 const ROOMY: u32 = 4;
 /// Times that something is tried while others change the same place.
@@ -83,38 +78,17 @@ impl TranslationBucket {
         Tag(self.tag(way).load())
     }
 
+    /// Asks for what is needed of these entries, without waiting for it.
+    #[inline(always)]
+    fn fetch(&self, ways: [usize; 2], key: &[u64; KEY_WORDS]) {
+        for way in ways {
+            self.line(way).fetch(key);
+        }
+    }
+
     #[inline(always)]
     fn line(&self, way: usize) -> &TranslationLine {
         &self.lines[way & TRANSLATION_WAYS]
-    }
-}
-
-impl TranslationLine {
-    /// Whether an entry's key is this one.
-    #[inline(always)]
-    fn is(&self, key: &[u64; KEY_WORDS]) -> bool {
-        let [a, b, c, d, e] = self.key();
-        (a ^ key[0]) | (b ^ key[1]) | (c ^ key[2]) | (d ^ key[3]) | (e ^ key[4]) == 0
-    }
-
-    #[inline(always)]
-    fn key(&self) -> [u64; KEY_WORDS] {
-        let [a, b, c, d, e, ..] = &self.words;
-        [a.load(), b.load(), c.load(), d.load(), e.load()]
-    }
-
-    #[inline(always)]
-    fn write(&self, key: &[u64; KEY_WORDS], translation: &[u64; TRANSLATION_WORDS]) {
-        let mut at = 0;
-        while at < KEY_WORDS {
-            self.words[at].store(key[at]);
-            at += 1;
-        }
-        let mut at = 0;
-        while at < TRANSLATION_WORDS {
-            self.words[TRANSLATION + at].store(translation[at]);
-            at += 1;
-        }
     }
 }
 
@@ -123,10 +97,22 @@ impl TranslationLine {
 struct Place {
     /// The buckets.
     buckets: [u32; 2],
-    /// The way that it has if it is free: what is there need not wait for the tags.
-    way: usize,
+    /// The ways that it has if one of them is free: what is there need not wait for the tags.
+    ways: [usize; 2],
     /// The signature, where it is in a tag.
     signature: u64,
+}
+
+/// Two ways of a bucket, from bits of a hash that lead neither to the bucket nor to the signature.
+#[inline(always)]
+const fn ways(hash: u64) -> [u64; 2] {
+    const WAYS: u64 = TRANSLATION_WAYS as u64;
+    const FRACTION: u64 = (1 << 14) - 1;
+    let drawn = (hash >> 18 & FRACTION) * WAYS;
+    let first = drawn >> 14;
+    let other = first + 1 + (((drawn & FRACTION) * (WAYS - 1)) >> 14);
+    // Back to the front: what is beyond the last, and that alone, has the bit of eight once one is added.
+    [1 + first, 1 + other - WAYS * ((other + 1) >> 3)]
 }
 
 /// An entry, or what has come into its place since.
@@ -148,8 +134,8 @@ impl Entry<'_> {
     /// The translation and the tag; `None` once it is gone.
     #[inline(always)]
     pub fn read(&self) -> Option<(Translation, Tag)> {
-        let words = core::array::from_fn(|at| self.line.words[TRANSLATION + at].load());
-        Some((Translation::from_words(words), self.tag()?))
+        let translation = Translation::from_words(self.line.translation());
+        Some((translation, self.tag()?))
     }
 
     /// The key; `None` once it is gone.
@@ -182,7 +168,7 @@ impl Entry<'_> {
     /// same way.
     #[inline(always)]
     pub fn redirect(&self, from: &ReturnPath, to: &ReturnPath) {
-        let [first, rest, vlan] = [PATH, PATH + 1, PATH + 2].map(|at| &self.line.words[at]);
+        let [first, rest, vlan] = self.line.path();
         for (word, from, to) in
             [(first, from.first, to.first), (rest, from.rest, to.rest), (vlan, from.vlan, to.vlan)]
         {
@@ -233,7 +219,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         let next = if first.wrapping_add(1) < self.count { first.wrapping_add(1) } else { 0 };
         Place {
             buckets: [first, if second == first { next } else { second }],
-            way: self.buckets.hide(1 + (((hash >> 18 & 0x3fff) * TRANSLATION_WAYS as u64) >> 14)) as usize,
+            ways: ways(hash).map(|way| self.buckets.hide(way) as usize),
             signature: hash << Tag::SIGNATURE_SHIFT,
         }
     }
@@ -244,6 +230,10 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         let place = self.place(key);
         let words = key.words();
         let [first, second] = place.buckets;
+        // It is looked into while what is most likely needed then is on its way.
+        let other = self.buckets.translation_bucket(second)?;
+        other.look(1);
+        other.fetch(place.ways, &words);
         match self.locate_in(first, &place, &words) {
             None => self.locate_in(second, &place, &words),
             found => found,
@@ -268,12 +258,20 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
     #[inline(always)]
     pub fn entry_soon(&self, key: &TupleKey) -> Option<Entry<'a>> {
         let place = self.place(key);
+        let words = key.words();
         let [first, _] = place.buckets;
         let bucket = self.buckets.translation_bucket(first)?;
-        let (word, line) = (bucket.tag(place.way), bucket.line(place.way));
+        // All three lines are asked for before the first of them is there.
+        bucket.fetch(place.ways, &words);
+        let [own, other] = place.ways;
+        // Without a branch, which nobody could foretell.
+        let differs = self.buckets.hide(bucket.look(other).unlike(place.signature));
+        let is_other = self.buckets.hide((differs.wrapping_sub(1) & !differs) >> 63) as usize;
+        let way = own.wrapping_add(other.wrapping_sub(own).wrapping_mul(is_other));
+        let (word, line) = (bucket.tag(way), bucket.line(way));
         let tag = Tag(word.load());
-        if tag.is(place.signature) && line.is(&key.words()) {
-            return Some(Entry { location: Location::new(first, place.way, tag), tag: word, line });
+        if tag.is(place.signature) && line.is(&words) {
+            return Some(Entry { location: Location::new(first, way, tag), tag: word, line });
         }
         None
     }
@@ -326,7 +324,14 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         if free == 0 {
             return Some(None);
         }
-        let way = if free >> place.way & 1 != 0 { place.way } else { free.trailing_zeros() as usize };
+        let [own, other] = place.ways;
+        let way = if free >> own & 1 != 0 {
+            own
+        } else if free >> other & 1 != 0 {
+            other
+        } else {
+            free.trailing_zeros() as usize
+        };
         Some(Some((index, self.buckets.hide(way as u64) as usize)))
     }
 

@@ -45,22 +45,19 @@ impl TupleKey {
         }
     }
 
-    /// As words.
+    /// As words, of which IPv4 needs but the first two: the second says so.
     #[inline(always)]
-    pub const fn words(&self) -> [u64; 5] {
-        let ([a, b, c, d], [e, f, g, h]) = (self.source.words(), self.destination.words());
-        [pair(a, b), pair(c, d), pair(e, f), pair(g, h), pair(self.ports, self.protocol)]
+    pub const fn words(&self) -> [u64; KEY_WORDS] {
+        let [last, a, b, c] = address_words(self.source, self.destination);
+        let family = if self.destination.is_v4() { V4_KEY } else { 0 };
+        [last, pair(self.ports, self.protocol) | family, a, b, c]
     }
 
     /// From those words.
     #[inline(always)]
-    pub const fn from_words([a, b, c, d, e]: [u64; 5]) -> Self {
-        Self {
-            source: Address::from_words([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]),
-            destination: Address::from_words([c as u32, (c >> 32) as u32, d as u32, (d >> 32) as u32]),
-            ports: e as u32,
-            protocol: (e >> 32) as u32,
-        }
+    pub const fn from_words([last, flow, a, b, c]: [u64; KEY_WORDS]) -> Self {
+        let [source, destination] = addresses([last, a, b, c]);
+        Self { source, destination, ports: flow as u32, protocol: ((flow & !V4_KEY) >> 32) as u32 }
     }
 
     /// The tuple of a packet with ports.
@@ -73,6 +70,32 @@ impl TupleKey {
             protocol: Protocol(self.protocol as u8),
         }
     }
+}
+
+/// The words a [`TupleKey`] is made of.
+pub(crate) const KEY_WORDS: usize = size_of::<TupleKey>() / size_of::<u64>();
+/// In the second of these words: the addresses are IPv4's.
+pub(crate) const V4_KEY: u64 = 1 << 63;
+/// The words of two addresses after the first, if they are IPv4's.
+pub(crate) const V4_WORDS: [u64; 3] = {
+    let [_, words @ ..] = address_words(Address::v4([0; 4]), Address::v4([0; 4]));
+    words
+};
+
+/// Two addresses as words, of which the first is all that tells IPv4 addresses apart.
+#[inline(always)]
+const fn address_words(source: Address, destination: Address) -> [u64; 4] {
+    let ([a, b, c, d], [e, f, g, h]) = (source.words(), destination.words());
+    [pair(d, h), pair(a, b), pair(c, e), pair(f, g)]
+}
+
+/// The two addresses.
+#[inline(always)]
+const fn addresses([last, first, middle, other]: [u64; 4]) -> [Address; 2] {
+    [
+        Address::from_words([first as u32, (first >> 32) as u32, middle as u32, last as u32]),
+        Address::from_words([(middle >> 32) as u32, other as u32, (other >> 32) as u32, (last >> 32) as u32]),
+    ]
 }
 
 /// Two words as one.
@@ -103,24 +126,27 @@ pub struct Translation {
 pub(crate) const TRANSLATION_WORDS: usize = size_of::<Translation>() / size_of::<u64>();
 
 impl Translation {
-    /// As words.
+    /// As words, of which IPv4 needs but the first five.
     #[inline(always)]
     pub(crate) const fn words(&self) -> [u64; TRANSLATION_WORDS] {
-        let ([a, b, c, d], [e, f, g, h]) = (self.source.words(), self.destination.words());
-        let rest = pair(self.ports, self.backend as u32 | (self.reply as u32) << 16);
-        let ReturnPath { first, rest: path, vlan } = self.path;
-        [pair(a, b), pair(c, d), pair(e, f), pair(g, h), rest, first, path, vlan]
+        let [last, a, b, c] = address_words(self.source, self.destination);
+        let flow = pair(self.ports, self.backend as u32 | (self.reply as u32) << 16);
+        let ReturnPath { first, rest, vlan } = self.path;
+        [last, flow, first, rest, vlan, a, b, c]
     }
 
     /// From those words.
     #[inline(always)]
-    pub(crate) const fn from_words([a, b, c, d, e, first, rest, vlan]: [u64; TRANSLATION_WORDS]) -> Self {
+    pub(crate) const fn from_words(
+        [last, flow, first, rest, vlan, a, b, c]: [u64; TRANSLATION_WORDS],
+    ) -> Self {
+        let [source, destination] = addresses([last, a, b, c]);
         Self {
-            source: Address::from_words([a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]),
-            destination: Address::from_words([c as u32, (c >> 32) as u32, d as u32, (d >> 32) as u32]),
-            ports: e as u32,
-            backend: (e >> 32) as u16,
-            reply: (e >> 48) as u16,
+            source,
+            destination,
+            ports: flow as u32,
+            backend: (flow >> 32) as u16,
+            reply: (flow >> 48) as u16,
             path: ReturnPath { first, rest, vlan },
         }
     }
@@ -145,7 +171,7 @@ pub const TRANSLATIONS_A_BUCKET: u32 = 4;
 /// Buckets of the map `translations` at least: a key belongs into two.
 pub const MIN_TRANSLATION_BUCKETS: u32 = 2;
 
-/// A line of a [`TranslationBucket`]: two cache lines that processors fetch together.
+/// A line of a [`TranslationBucket`]: two cache lines, of which an entry of IPv4 needs but the first.
 #[derive(Debug, Default)]
 #[repr(C, align(128))]
 pub struct TranslationLine {

@@ -26,11 +26,11 @@ pub use control::{
 };
 pub use counters::{Traffic, Verdicts};
 pub use decap::{DecapControl, DecapRoles, SourcePrefix, decap_map};
-pub(crate) use exact::TRANSLATION_WORDS;
 pub use exact::{
     FragmentRoute, MIN_TRANSLATION_BUCKETS, ReturnPath, TRANSLATION_WAYS, TRANSLATIONS_A_BUCKET, Translation,
     TranslationBucket, TranslationLine, TranslationState, TupleKey,
 };
+pub(crate) use exact::{KEY_WORDS, TRANSLATION_WORDS, V4_KEY, V4_WORDS};
 pub use latency::{LATENCY_BUCKETS, Latency};
 pub use probe::{PROBE_MARK, PROBE_MARK_MASK, ProbeTarget, probe_map};
 pub use service::{Ring, Service, ServiceWord};
@@ -40,7 +40,7 @@ pub use word::Word;
 use crate::datapath::Stage;
 
 /// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Names of the maps, in the object and under `PIN_DIR/maps`.
 pub mod map {

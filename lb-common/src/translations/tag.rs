@@ -53,7 +53,13 @@ impl Tag {
     /// Whether the entry is whole and has this signature.
     #[inline(always)]
     pub(super) const fn is(self, signature: u64) -> bool {
-        self.0 & (Self::SIGNATURE | Self::STATUS) == signature | Self::VALID
+        self.unlike(signature) == 0
+    }
+
+    /// What tells it from that of a whole entry with this signature.
+    #[inline(always)]
+    pub(super) const fn unlike(self, signature: u64) -> u64 {
+        (self.0 ^ (signature | Self::VALID)) & (Self::SIGNATURE | Self::STATUS)
     }
 
     /// The tag after a packet.

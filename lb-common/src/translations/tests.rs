@@ -7,6 +7,7 @@ use std::vec::Vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::abi::TRANSLATION_WORDS;
 use crate::net::{Address, Ports, Protocol, Tuple};
 
 fn buckets(count: u32) -> Vec<TranslationBucket> {
@@ -17,20 +18,32 @@ fn control(buckets: u32) -> Control {
     Control { flow_key: hash::expand(0x5eed), translation_buckets: buckets, ..Control::default() }
 }
 
+/// Of either family.
 fn key(number: u32) -> TupleKey {
+    let v4 = number.is_multiple_of(2);
+    let address = |v4_address: u32, v6_address: [u32; 4]| {
+        if v4 { Address::v4(v4_address.to_be_bytes()) } else { Address::from_words(v6_address) }
+    };
     TupleKey::of(&Tuple {
-        source: Address::v4((0x0a00_0000 + number).to_be_bytes()),
-        destination: Address::v4([203, 0, 113, 10]),
+        source: address(0x0a00_0000_u32.wrapping_add(number), [number, number / 3, number / 5, number / 7]),
+        destination: address(0xcb00_710a, [1, 2, 3, 4]),
         ports: Ports::from_word(40_000 << 16 | 443),
         protocol: if number.is_multiple_of(3) { Protocol::UDP } else { Protocol::TCP },
     })
 }
 
-/// A translation of which every word says whose it is.
-fn translation(number: u32) -> Translation {
+/// A translation for this key's packets, of which every word says which one it is.
+fn translation_of(key: &TupleKey, number: u32) -> Translation {
+    let address = |number: u32| {
+        if key.destination.is_v4() {
+            Address::v4(number.to_ne_bytes())
+        } else {
+            Address::from_words([number; 4])
+        }
+    };
     Translation {
-        source: Address::from_words([number; 4]),
-        destination: Address::from_words([!number; 4]),
+        source: address(number),
+        destination: address(!number),
         ports: number,
         backend: number as u16,
         reply: (number >> 16) as u16,
@@ -40,6 +53,11 @@ fn translation(number: u32) -> Translation {
             vlan: number.into(),
         },
     }
+}
+
+/// One for the key of the same number.
+fn translation(number: u32) -> Translation {
+    translation_of(&key(number), number)
 }
 
 fn state(tick: u32) -> TranslationState {
@@ -88,7 +106,7 @@ fn seven_tenths_of_a_table_are_found_a_place_and_eight_tenths_nearly() {
         assert_eq!(found(&table, &key(number)).map(|(found, _)| found), Some(translation(number)));
     }
     let soon = (0..least).filter(|&number| table.entry_soon(&key(number)).is_some()).count() as u32;
-    assert!(soon * 10 > least * 6, "{soon} of {least} are where they are looked for first");
+    assert!(soon * 4 > least * 3, "{soon} of {least} are where they are looked for first");
 }
 
 #[test]
@@ -170,9 +188,29 @@ fn packets_leave_their_note_once_and_lose_none_of_anothers() {
 
 proptest! {
     #[test]
-    fn words_survive_the_round_trip(words: [u64; KEY_WORDS], translated: [u64; TRANSLATION_WORDS], tick: u32, flags in 0..16_u32) {
-        prop_assert_eq!(TupleKey::from_words(words).words(), words);
+    fn a_key_has_two_ways_of_its_bucket(hash: u64) {
+        let [own, other] = ways(hash);
+        let all = 1..=TRANSLATION_WAYS as u64;
+        prop_assert!(all.contains(&own) && all.contains(&other) && own != other, "{own} {other}");
+    }
+
+    #[test]
+    fn words_survive_the_round_trip(
+        number: u32,
+        words: [u64; KEY_WORDS],
+        translated: [u64; TRANSLATION_WORDS],
+        tick: u32,
+        flags in 0..16_u32,
+    ) {
+        prop_assert_eq!(TupleKey::from_words(key(number).words()), key(number));
         prop_assert_eq!(Translation::from_words(translated).words(), translated);
+        let line = TranslationLine::default();
+        line.write(&key(number).words(), &translation(number).words());
+        prop_assert!(line.is(&key(number).words()) && !line.is(&key(number ^ 2).words()));
+        prop_assert_eq!(TupleKey::from_words(line.key()), key(number));
+        prop_assert_eq!(Translation::from_words(line.translation()), translation(number));
+        let far = line.words[8..].iter().any(|word| word.load() != 0);
+        prop_assert_eq!(far, !key(number).destination.is_v4(), "IPv4 needs one cache line");
         let bit = |number: u32| flags & 1 << number != 0;
         let state = TranslationState { tick, established: bit(0), closing: bit(1), reset: bit(2), fresh: bit(3) };
         let claimed = Tag(translated[0]).claimed(words[0] << Tag::SIGNATURE_SHIFT, state);
@@ -189,9 +227,9 @@ proptest! {
         let mut model = HashMap::<u32, u32>::new();
         for (step, (what, number)) in (1..).zip(steps) {
             let before = found(&table, &key(number));
-            prop_assert_eq!(before.map(|(found, _)| found), model.get(&number).map(|&tick| translation(tick)));
+            prop_assert_eq!(before.map(|(found, _)| found), model.get(&number).map(|&tick| translation_of(&key(number), tick)));
             match what {
-                0 | 1 => match table.insert(&key(number), &translation(step), state(step)) {
+                0 | 1 => match table.insert(&key(number), &translation_of(&key(number), step), state(step)) {
                     Inserted::Done => prop_assert_eq!(model.insert(number, step), None),
                     Inserted::Exists => prop_assert!(model.contains_key(&number)),
                     Inserted::Full => prop_assert!(!model.contains_key(&number) && model.len() >= 14),
