@@ -15,6 +15,7 @@ use lb_common::abi::{
 };
 use lb_common::datapath::{self, Exit, Instant, Outcome, Scratch, Stage, Step, Tables};
 use lb_common::flow::{Eviction, Tick, Victim};
+use lb_common::net::Address;
 use lb_common::translations::{Buckets, Inserted};
 use lb_common::verdict::{VERDICT_SLOTS, Verdict};
 use lb_ebpf::table::Table;
@@ -129,6 +130,14 @@ extern "C" fn victim(index: u64, now: u64) -> u64 {
     FLOWS.get(index as u32).map_or(0, |bucket| bucket.victim(Tick(now as u32)).to_word())
 }
 
+/// See [`datapath::vip_beyond`]; the address is two pairs of words.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn vip_beyond(high: u64, low: u64, key: u64) -> u64 {
+    let words = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+    datapath::vip_beyond(&Maps, Address::from_words(words), key as u32)
+}
+
 /// See [`datapath::pick_settled`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -211,6 +220,12 @@ impl Tables for Maps {
     #[inline(always)]
     fn vip_bucket(&self, index: u32) -> Option<&VipBucket> {
         VIPS.get(index)
+    }
+
+    #[inline(always)]
+    fn vip_beyond(&self, address: Address, key: u32) -> u64 {
+        let [a, b, c, d] = address.words().map(u64::from);
+        vip_beyond(a | b << 32, c | d << 32, key.into())
     }
 
     #[inline(always)]

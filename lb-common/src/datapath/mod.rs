@@ -20,6 +20,7 @@ mod rewrite;
 mod settled;
 mod signals;
 mod tables;
+mod vips;
 
 pub(crate) use ethernet::ethernet;
 pub use exit::{Exit, Stage};
@@ -30,14 +31,13 @@ pub use pick::pick_settled;
 pub use probe::{OwnPacket, ProbeAction, ProbeTables, Side, probe_in, probe_out};
 pub use signals::{Instant, Seen, TimedOpenings, note_answer, note_opening, noted};
 pub use tables::{Header, Packet, Refusal, Step, Tables};
+pub use vips::vip_beyond;
 
 use network_types::eth::EthHdr;
 
-use crate::abi::{
-    Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VIP_PROBES, VipBucket, VipFlags, VipSlot, VipTable,
-    interface_slot, vip_key,
-};
-use crate::hash;
+use vips::find_vip;
+
+use crate::abi::{Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VipFlags, VipSlot, VipTable, interface_slot};
 use crate::net::{Address, Be16, EtherType, Protocol, Tuple};
 use crate::verdict::Verdict;
 
@@ -258,49 +258,6 @@ fn classified<T: Tables>(tables: &T, slot: &VipSlot, any_port: bool) -> Classifi
 fn is_vip<T: Tables>(tables: &T, control: &Control, address: Address) -> bool {
     let table = VipTable::from_word(control.vip_table.load());
     find_vip(tables, control, table, address, Be16::new(0), Protocol::ICMP).is_some()
-}
-
-/// Walks the VIP table from where the hash points to the first empty slot.
-#[inline(always)]
-fn find_vip<'a, T: Tables>(
-    tables: &'a T,
-    control: &Control,
-    table: VipTable,
-    address: Address,
-    port: Be16,
-    protocol: Protocol,
-) -> Option<&'a VipSlot> {
-    let mask = control.vip_buckets.wrapping_sub(1);
-    let key = vip_key(address, port, protocol);
-    let first = hash::vip(address, key);
-    // Nearly every search ends in the first bucket: it has code of its own, which need not keep count.
-    let bucket = tables.vip_bucket(table.first_bucket.wrapping_add(first & mask))?;
-    if let Some(found) = find_in(bucket, address, key) {
-        return found;
-    }
-    let mut probe = 1;
-    while probe < VIP_PROBES {
-        let bucket = tables.vip_bucket(table.first_bucket.wrapping_add(first.wrapping_add(probe) & mask))?;
-        if let Some(found) = find_in(bucket, address, key) {
-            return found;
-        }
-        probe += 1;
-    }
-    None
-}
-
-/// Looks for a VIP in one bucket; `None` if it may be in the next.
-#[inline(always)]
-fn find_in(bucket: &VipBucket, address: Address, key: u32) -> Option<Option<&VipSlot>> {
-    for slot in &bucket.slots {
-        if slot.is(address, key) {
-            return Some(Some(slot));
-        }
-        if slot.is_empty() {
-            return Some(None);
-        }
-    }
-    None
 }
 
 /// What a packet for a service must still meet: a frame for this host's own MAC, for a promiscuous port sees flooded frames

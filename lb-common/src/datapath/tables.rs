@@ -12,6 +12,7 @@ use super::nat::{Scratch, add, attempt, clear_ended, locate};
 use super::parse::{Extensions, extensions};
 use super::pick::pick_settled;
 use super::signals::{self, Instant};
+use super::vips::vip_beyond;
 use crate::abi::{
     Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, Service, TupleKey, VipBucket, Word,
 };
@@ -93,6 +94,15 @@ pub trait Tables: Buckets {
     fn icmp_budget(&self) -> Option<&Word>;
     /// A bucket of the VIP table, by its index over both halves.
     fn vip_bucket(&self, index: u32) -> Option<&VipBucket>;
+    /// Where a VIP is that its first bucket has no room for: [`vip_beyond`]. The kernel's implementation does it in a function by itself,
+    /// for it is rare.
+    #[inline(always)]
+    fn vip_beyond(&self, address: Address, key: u32) -> u64
+    where
+        Self: Sized,
+    {
+        vip_beyond(self, address, key)
+    }
     /// A service's record.
     fn service(&self, id: u32) -> Option<&Service>;
     /// A backend's record.
