@@ -10,6 +10,7 @@ use super::Tables;
 #[cfg(doc)]
 use super::parse;
 use super::parse::{Fragment, MAX_OFFSET, Parsed, Quoted, Transport};
+use super::pick::Fields;
 use crate::abi::Word;
 use crate::net::{Address, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;
@@ -49,12 +50,6 @@ impl Settled {
         self.flow.store(u64::from(tuple.ports.word()) | u64::from(tuple.protocol.0) << 32 | flags << 40);
     }
 
-    /// The flow's five fields.
-    #[inline(always)]
-    pub(super) fn tuple(&self) -> Tuple {
-        self.tuple_of(self.flow.load())
-    }
-
     #[inline(always)]
     fn tuple_of(&self, flow: u64) -> Tuple {
         let [a, b, c, d] =
@@ -65,6 +60,14 @@ impl Settled {
             ports: Ports::from_word(flow as u32),
             protocol: Protocol((flow >> 32) as u8),
         }
+    }
+}
+
+/// On BPF the stack is short: they are read again whenever they are needed.
+impl Fields for Settled {
+    #[inline(always)]
+    fn tuple(&self) -> Tuple {
+        self.tuple_of(self.flow.load())
     }
 }
 

@@ -54,7 +54,10 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     let (id, told) = (work.found.backend, work.found.told);
     // The choice takes it.
     drop(scratch);
-    let pick = match known(tables, control, id, told, &parsed, classified.service) {
+    // To tell the flow table of the flow once a tick is enough to keep it there.
+    let known =
+        if told { translated_to(tables, id, &parsed, classified.service, tables.now(control)) } else { None };
+    let pick = match known {
         Some(pick) => pick,
         None => remember(tables, id, &parsed, classified)?,
     };
@@ -112,23 +115,6 @@ fn forward<P: Packet, T: Tables>(
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
     let interface = leave_to(packet, parsed, hop)?;
     Ok(Outcome::forwarded(interface, service, pick.id, parsed.bytes, pick.seen.new_flow(new)))
-}
-
-/// The translation's backend, if it may serve the packet and the flow table has been told of the flow in this tick: once is
-/// enough to keep the flow in it.
-#[inline(always)]
-fn known<'a, T: Tables>(
-    tables: &'a T,
-    control: &Control,
-    id: u16,
-    told: bool,
-    parsed: &Parsed,
-    service: u32,
-) -> Option<Pick<'a>> {
-    if !told {
-        return None;
-    }
-    translated_to(tables, id, parsed, service, tables.now(control))
 }
 
 /// The backend of the translation, if it may serve the packet.

@@ -2,22 +2,12 @@
 //! through that once, and not once for each way that leads there.
 
 use super::super::parse::Transport;
-use super::super::settled::Settled;
 use super::super::signals::Seen;
 use super::super::{Classified, Exit, Tables};
-use super::{Fields, Flow, Pick, pick_in};
+use super::{Flow, Pick, pick_in};
 use crate::abi::{BackendWord, VipFlags};
 use crate::flow::Tick;
-use crate::net::Tuple;
 use crate::verdict::Verdict;
-
-/// On BPF the stack is short: they are read again whenever they are needed.
-impl Fields for Settled {
-    #[inline(always)]
-    fn tuple(&self) -> Tuple {
-        Self::tuple(self)
-    }
-}
 
 /// What [`pick`] is asked about the packet that is settled in the scratch room.
 #[derive(Clone, Copy)]
