@@ -4,7 +4,9 @@ mod support;
 
 use std::net::IpAddr;
 
-use lb_common::abi::{ICMP_PER_TICK, Traffic};
+use lb_common::abi::{ICMP_PER_TICK, Traffic, vip_key};
+use lb_common::hash;
+use lb_common::net::{Be16, Protocol};
 use lb_common::verdict::Verdict;
 use lb_userspace::core::image::{VipKey, Wanted};
 use lb_userspace::io::datapath::Datapath;
@@ -13,7 +15,7 @@ use support::frames::wire::{self, FAMILIES, Family, Packet, ip_bytes, ip_offset}
 use support::frames::{self, CLIENT, EDGE_MAC, Flags, Named, VIP, expect};
 use support::parity::{SHORTEST, Twins};
 use support::services::{Kind, L2_STICKY, PREFIXED, TUNNELS};
-use support::wanted;
+use support::{backend, capacity, service, wanted};
 
 /// Runs frames one after the other through both implementations, and checks what leaves and what is counted.
 fn run(wanted: &Wanted, frames: &[Named]) {
@@ -278,6 +280,30 @@ fn a_clients_flows_stay_together() {
         }
     }
     assert_eq!(used.len(), 3, "{used:?}");
+}
+
+/// A bucket holds two VIPs: of five that their hash leads to one bucket three are found further on, and a sixth is found missing.
+#[test]
+fn vips_that_their_bucket_has_no_room_for_are_found() {
+    for family in FAMILIES {
+        let key = |port| VipKey { address: family.vip(10).into(), port, protocol: Protocol::TCP };
+        let bucket = |port| {
+            let VipKey { address, protocol, .. } = key(port);
+            hash::vip(address, vip_key(address, Be16::new(port), protocol)) & (capacity().vip_buckets - 1)
+        };
+        let meeting: Vec<u16> = (1..u16::MAX).filter(|port| bucket(*port) == bucket(1)).take(6).collect();
+        let [served @ .., missing] = meeting.as_slice() else { panic!("{meeting:?}") };
+        let vips = served.iter().map(|port| key(*port)).collect();
+        let web = service("web", vips, vec![backend("web1", 1)]);
+        let mut twins = Twins::new(&Wanted { services: vec![web], ..wanted() });
+        let mut meets = |port, verdict| {
+            let frame = Packet::tcp(family.client(), family.vip(10), [2_000, port], wire::SYN, b"").frame();
+            assert_eq!(twins.agree(&frame).verdict, verdict, "{family:?} {port}");
+        };
+        assert_eq!(served.len(), 5);
+        served.iter().for_each(|port| meets(*port, Verdict::Forward));
+        meets(*missing, Verdict::PassNotVip);
+    }
 }
 
 /// Every entry that a full table loses is counted, once, by what it was.
