@@ -217,7 +217,7 @@ impl PathMtu {
     /// The smaller of this MTU, while it is fresh, and another; 0 is none.
     #[inline(always)]
     pub const fn with(self, mtu: u16, now: Tick) -> u16 {
-        let fresh = self.mtu != 0 && now.0.wrapping_sub(self.told.0) <= Self::LIFE_TICKS;
+        let fresh = self.mtu != 0 && now.since(self.told.0) <= Self::LIFE_TICKS;
         if fresh && (mtu == 0 || self.mtu < mtu) { self.mtu } else { mtu }
     }
 }

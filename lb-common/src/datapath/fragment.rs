@@ -55,7 +55,7 @@ pub(super) fn follow<P: Packet, T: Tables>(
 /// Whether the way is that of a datagram under way.
 #[inline(always)]
 pub(super) fn is_fresh(route: &FragmentRoute, now: Tick) -> bool {
-    now.0.wrapping_sub(route.tick) <= LIFE_TICKS
+    now.since(route.tick) <= LIFE_TICKS
 }
 
 /// Remembers where the rest of a datagram goes.

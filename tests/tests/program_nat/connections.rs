@@ -310,6 +310,8 @@ fn ports_may_be_exhausted() {
     let mut nat = Nat::new(setup);
     nat.twins.set_time(START);
     nat.twins.set_nat_ports(NatPorts { hole: 1_032, hole_size: 64_504 });
+    const ENDED: usize = 3;
+    const HALF_OPEN: usize = 5;
     let (mut left, mut port) = (Vec::new(), 40_000);
     while left.len() < 8 {
         let syn = setup.customer(port, SYN, b"");
@@ -328,22 +330,29 @@ fn ports_may_be_exhausted() {
         nat.unchanged(&setup.customer(port, SYN, b""), Verdict::DropNatPorts);
     }
     assert_eq!(nat.translations(), 16);
-    // Those that are there go on.
-    for (syn, left) in &left {
+    // Those that are there go on; the customer of one has never answered.
+    for (at, (syn, left)) in left.iter().enumerate() {
         let answer = answer(left, SYN | ACK, b"");
         nat.back(&answer, &answered(syn, &answer));
+        if at != HALF_OPEN {
+            nat.forward(&setup.customer(syn.body.ports()[0], ACK, b""));
+        }
     }
-    // A connection that both sides have ended makes way, a while later.
-    let (syn, gone) = &left[3];
-    let [from, _] = syn.body.ports();
-    nat.forward(&setup.customer(from, ACK | FIN, b""));
+    // A connection that both sides have ended, and one that never came about, make way, a while later.
+    let (syn, gone) = &left[ENDED];
+    nat.forward(&setup.customer(syn.body.ports()[0], ACK | FIN, b""));
     let answer = answer(gone, ACK | FIN, b"");
     nat.back(&answer, &answered(syn, &answer));
+    for port in port..port + 50 {
+        nat.unchanged(&setup.customer(port, SYN, b""), Verdict::DropNatPorts);
+    }
     nat.twins.set_time(LATER);
-    let forwarded = (port..port + 200)
-        .find(|port| nat.twins.agree(&setup.customer(*port, SYN, b"").frame()).verdict == Verdict::Forward);
-    let (new, _) = nat.forward(&setup.customer(forwarded.unwrap(), SYN, b""));
-    assert_eq!(new.body.ports()[0], gone.body.ports()[0]);
+    let forwarded: Vec<_> = (port..port + 400)
+        .filter(|port| nat.twins.agree(&setup.customer(*port, SYN, b"").frame()).verdict == Verdict::Forward)
+        .collect();
+    let taken = forwarded.iter().map(|port| nat.forward(&setup.customer(*port, SYN, b"")).0.body.ports()[0]);
+    let given_up = [ENDED, HALF_OPEN].map(|at| left[at].1.body.ports()[0]);
+    assert_eq!(taken.collect::<BTreeSet<u16>>(), given_up.into());
     assert_eq!(nat.translations(), 16);
 }
 

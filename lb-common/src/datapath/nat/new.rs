@@ -151,8 +151,9 @@ fn add_forward<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Resul
     Err(verdict.into())
 }
 
-/// Removes the answers' translation under the key in [`Work`], and the other direction's, if both sides have ended the connection, and
-/// tables do not change their size; says whether. On BPF the stack is short: what can be found again is not kept.
+/// Removes the answers' translation under the key in [`Work`], and the other direction's, if both sides have ended the connection or the
+/// customer has never followed up its beginning, and tables do not change their size; says whether. On BPF the stack is short: what can
+/// be found again is not kept.
 #[inline(always)]
 pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
     let mut scratch = tables.scratch()?;
@@ -163,27 +164,36 @@ pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
             return None;
         }
         let (translation, tag) = entry_of(tables, control, &work.key)?.read()?;
-        if !has_ended(tag, tables.now(control)) {
+        if !is_past(tag, tables.now(control)) {
             return None;
         }
         work.reverse = translation.reverse_key(Protocol(work.key.protocol as u8));
         tag
     };
-    if let Some(forward) = entry_of(tables, tables.control()?, &work.reverse)
-        && let Some(tag) = forward.tag()
-        && !(has_ended(tag, tables.now(tables.control()?)) && forward.remove(tag))
-    {
+    if let Some(forward) = entry_of(tables, tables.control()?, &work.reverse) {
+        let customers = forward.tag()?;
+        let is_over = !customers.state().established || has_ended(tag) && has_ended(customers);
+        if !(is_over && is_past(customers, tables.now(tables.control()?)) && forward.remove(customers)) {
+            return None;
+        }
+    } else if !has_ended(tag) {
         return None;
     }
     entry_of(tables, tables.control()?, &work.key)?.remove(tag);
     Some(())
 }
 
-/// Whether this side has ended the connection, and no packet came since.
+/// Whether this side has ended the connection.
 #[inline(always)]
-fn has_ended(tag: Tag, now: Tick) -> bool {
+const fn has_ended(tag: Tag) -> bool {
     let state = tag.state();
-    (state.closing || state.reset) && now.0.wrapping_sub(state.tick) > RETRANSMISSION_TICKS
+    state.closing || state.reset
+}
+
+/// Whether no packet came this way for longer than one is waited for that was lost.
+#[inline(always)]
+const fn is_past(tag: Tag, now: Tick) -> bool {
+    now.since(tag.state().tick) > RETRANSMISSION_TICKS
 }
 
 /// The address that a new flow is sent on from, if any are configured.

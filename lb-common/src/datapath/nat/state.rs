@@ -88,10 +88,10 @@ pub(super) fn find<T: Tables>(
     let Some((before, after)) = entry.note(tag, note) else { return false };
     let state = before.state();
     let told = before.is_much_like(after);
-    let old = now.0.wrapping_sub(state.tick) > RETRANSMISSION_TICKS;
+    let old = now.since(state.tick) > RETRANSMISSION_TICKS;
     let ended = state.closing || state.reset || state.established;
     *found = Found::of(&translation, opens && ended && old, state.fresh, told);
-    if !to_backend {
+    if !to_backend || found.reply {
         *path = translation.path;
         return true;
     }

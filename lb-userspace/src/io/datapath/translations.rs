@@ -7,10 +7,12 @@ use lb_common::translations::{Entry, Inserted, Tag, Translations};
 
 use super::tables::TableSet;
 
-/// Ticks after which a translation goes that no answer came for, or whose connection was reset.
+/// Ticks after which a translation goes that no answer came for, that the customer did not follow up, or whose connection was reset.
 const OPENING_TICKS: u32 = 60;
 /// Ticks after which one goes whose connection was closed: Linux' TIME_WAIT.
 const CLOSED_TICKS: u32 = 60;
+/// Ticks after which one goes whose connection was closed by one side, and the other does nothing: RFC 5382 asks for four minutes.
+const HALF_CLOSED_TICKS: u32 = 300;
 /// Ticks after which one goes whose connection is established: above the two hours of TCP's keep-alive.
 const ESTABLISHED_TICKS: u32 = 9_000;
 /// Ticks after which one of UDP goes: RFC 4787 asks for at least five minutes.
@@ -61,7 +63,7 @@ impl TableSet {
             let Some(entry) = table.entry(location) else { continue };
             if tag.is_valid() {
                 remove_if_over(&table, &entry, tag, now);
-            } else if age(tag.state(), now) > CLAIMED_TICKS {
+            } else if now.since(tag.state().tick) > CLAIMED_TICKS {
                 entry.remove(tag);
             }
         }
@@ -96,20 +98,19 @@ fn remove_if_over(
     tag: Tag,
     now: Tick,
 ) -> Option<()> {
-    if age(tag.state(), now) <= LEAST_TICKS {
+    if now.since(tag.state().tick) <= LEAST_TICKS {
         return None;
     }
     let (key, (translation, _)) = (entry.key()?, entry.read()?);
     let protocol = Protocol(key.protocol as u8);
     let reverse = table.locate(&translation.reverse_key(protocol)).and_then(|at| table.entry(at));
     let other = reverse.and_then(|reverse| Some((reverse, reverse.tag()?)));
-    let reply = translation.reply != 0;
     // One that stands alone was just made, or left over.
-    if !is_over(protocol, reply, tag.state(), other.map(|(_, tag)| tag.state()), now) {
+    if !is_over(protocol, tag.state(), other.map(|(_, tag)| tag.state()), now) {
         return None;
     }
     let own = (*entry, tag);
-    let [first, second] = if reply { [other, Some(own)] } else { [Some(own), other] };
+    let [first, second] = if translation.reply != 0 { [other, Some(own)] } else { [Some(own), other] };
     if first.is_none_or(|(entry, tag)| entry.remove(tag))
         && let Some((entry, tag)) = second
     {
@@ -118,30 +119,18 @@ fn remove_if_over(
     Some(())
 }
 
-fn age(state: TranslationState, now: Tick) -> u32 {
-    now.0.wrapping_sub(state.tick)
-}
-
-fn is_over(
-    protocol: Protocol,
-    reply: bool,
-    own: TranslationState,
-    other: Option<TranslationState>,
-    now: Tick,
-) -> bool {
+/// Whether a connection is over, by the states of both directions.
+fn is_over(protocol: Protocol, own: TranslationState, other: Option<TranslationState>, now: Tick) -> bool {
+    let Some(other) = other else { return now.since(own.tick) > OPENING_TICKS };
     // The direction that was used last counts for both.
-    let idle = other.map_or(age(own, now), |other| age(other, now).min(age(own, now)));
-    let (reset, closing) = match other {
-        Some(other) => (own.reset || other.reset, own.closing && other.closing),
-        None => (own.reset, own.closing),
-    };
-    let answers = if reply { Some(own) } else { other };
-    let answered = answers.is_some_and(|state| state.established);
-    let limit = match protocol {
-        _ if other.is_none() || !answered || reset => OPENING_TICKS,
-        Protocol::TCP if closing => CLOSED_TICKS,
-        Protocol::TCP => ESTABLISHED_TICKS,
-        _ => UDP_TICKS,
+    let idle = now.since(own.tick).min(now.since(other.tick));
+    // An answer alone shows nothing of the customer, whose address may be invented.
+    let limit = match (own.closing, other.closing) {
+        _ if !(own.established && other.established) || own.reset || other.reset => OPENING_TICKS,
+        _ if protocol != Protocol::TCP => UDP_TICKS,
+        (true, true) => CLOSED_TICKS,
+        (false, false) => ESTABLISHED_TICKS,
+        _ => HALF_CLOSED_TICKS,
     };
     idle > limit
 }
@@ -160,7 +149,7 @@ mod tests {
     fn translations_end_by_how_far_their_connection_has_come() {
         let over = |protocol, age, closing, answered| {
             let own = state(age, true, closing, false);
-            is_over(protocol, false, own, Some(state(age, answered, closing, false)), NOW)
+            is_over(protocol, own, Some(state(age, answered, closing, false)), NOW)
         };
         assert!(!over(Protocol::TCP, 9_000, false, true), "idle for less than the keep-alive");
         assert!(over(Protocol::TCP, 9_001, false, true));
@@ -171,11 +160,35 @@ mod tests {
         assert!(over(Protocol::UDP, 301, false, true));
         // What one side still uses is not idle, whatever the other does.
         let idle = state(10_000, true, false, false);
-        assert!(!is_over(Protocol::TCP, false, idle, Some(state(5, true, false, false)), NOW));
-        // One side's FIN alone does not end it, a RST does.
+        assert!(!is_over(Protocol::TCP, idle, Some(state(5, true, false, false)), NOW));
         let half = Some(state(100, true, false, false));
-        assert!(!is_over(Protocol::TCP, false, state(100, true, true, false), half, NOW));
-        assert!(is_over(Protocol::TCP, false, state(100, true, false, true), half, NOW));
-        assert!(is_over(Protocol::TCP, true, state(61, true, false, false), None, NOW), "left over");
+        assert!(is_over(Protocol::TCP, state(100, true, false, true), half, NOW), "reset");
+        assert!(is_over(Protocol::TCP, state(61, true, false, false), None, NOW), "left over");
+    }
+
+    #[test]
+    fn an_answered_syn_that_is_not_followed_up_is_no_connection() {
+        let [syn, answered] = [false, true].map(|established| state(61, established, false, false));
+        assert!(is_over(Protocol::TCP, syn, Some(answered), NOW), "seen from the customer's side");
+        assert!(is_over(Protocol::TCP, answered, Some(syn), NOW), "and from the answers'");
+    }
+
+    #[test]
+    fn a_connection_that_one_side_has_closed_goes_once_the_other_is_silent() {
+        let states = |age| [true, false].map(|closing| state(age, true, closing, false));
+        for [own, other] in [states(300), states(301)] {
+            let over = NOW.since(other.tick) > 300;
+            assert_eq!(is_over(Protocol::TCP, own, Some(other), NOW), over);
+            assert_eq!(is_over(Protocol::TCP, other, Some(own), NOW), over);
+        }
+        let [closed, open] = [state(4_000, true, true, false), state(3, true, false, false)];
+        assert!(!is_over(Protocol::TCP, closed, Some(open), NOW), "a long download after a request's end");
+    }
+
+    #[test]
+    fn packets_of_a_tick_that_has_begun_during_a_sweep_keep_their_connection() {
+        let ahead = TranslationState { tick: NOW.0 + 1, ..state(0, true, false, false) };
+        assert!(!is_over(Protocol::TCP, ahead, Some(ahead), NOW));
+        assert!(!is_over(Protocol::TCP, ahead, None, NOW), "the first of two that are just made");
     }
 }
