@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lb_common::abi::{Forwarding, Moving, NextHop};
-use lb_common::datapath::Outcome;
+use lb_common::datapath::{Action, Exit, Outcome, Stage, run_stage};
 use lb_common::flow::{OPENING_IDLE_TICKS, RETRANSMISSION_TICKS, Tick};
 use lb_common::net::{Address, Protocol};
 use lb_common::slice::{SlicePacket, SliceTables};
@@ -276,4 +276,16 @@ fn explain_tells_the_way_and_leaves_no_trace() {
     let gone = explained(&lab, false);
     assert!(gone.steps.iter().any(|step| step.contains("gone, disabled")), "{gone:?}");
     assert_ne!(gone.backend, after.backend);
+}
+
+#[test]
+fn an_answer_for_no_reason_is_a_fault_and_not_the_packet_itself() {
+    let lab = Lab::new();
+    let mut bytes = frame(&Lab::spec(SpecProtocol::Tcp, false), Ingress::default()).unwrap();
+    let before = bytes.clone();
+    let tables = SliceTables::new(lab.memory.tables().slices().unwrap(), lab.memory.now);
+    let exit = Exit::from_word(0).with_stage(Stage::Answer);
+    let outcome = run_stage(&mut SlicePacket::new(&mut bytes, 0, 1), &tables, exit).unwrap();
+    assert_eq!((outcome.verdict, outcome.action), (Verdict::DropInconsistent, Action::Drop));
+    assert_eq!(bytes, before);
 }

@@ -12,8 +12,8 @@ use crate::verdict::Verdict;
 /// Bytes of the packet that are quoted at most: well within the 576 of RFC 1812 section 4.3.2.3, and enough for QUIC's connection
 /// ids, by which a sender knows its own packet (RFC 9000 section 14.2.1).
 const MAX_QUOTE_BYTES: usize = 256;
-/// The smallest MTU that an IPv6 sender may be told of (RFC 8200 section 5).
-const MIN_IPV6_MTU: u16 = 1_280;
+/// The smallest MTU of IPv6: no sender may be told of a smaller one, nor heeds it (RFC 8200 section 5, RFC 8201 section 4).
+pub(super) const MIN_IPV6_MTU: u16 = 1_280;
 /// "Destination unreachable: fragmentation needed" (RFC 1191 section 4).
 const FRAGMENTATION_NEEDED: u32 = u32::from_ne_bytes([3, 4, 0, 0]);
 /// "Time exceeded in transit" (RFC 792).
@@ -30,6 +30,10 @@ const V6_TIME_EXCEEDED: u32 = u32::from_ne_bytes([3, 0, 0, 0]);
 #[inline(always)]
 pub(super) fn send<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -> Result<Outcome, Exit> {
     let (unanswered, mtu) = (exit.verdict(), exit.mtu());
+    // From the program of a former agent, which hands over elsewhere, in the moment before this one's takes its place.
+    if unanswered == Verdict::Forward {
+        return Err(Verdict::DropInconsistent.into());
+    }
     let control = tables.control().ok_or(Verdict::DropInconsistent)?;
     let (parsed, fragment) = parse::whole(packet)?;
     let (from, to) = (parsed.tuple.destination, parsed.tuple.source);
@@ -44,7 +48,7 @@ pub(super) fn send<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit)
             return Err(unanswered.into());
         }
     }
-    icmp::spend(tables, control)?;
+    icmp::spend(tables, control, icmp::Answer::Error)?;
 
     let at = parsed.ip_offset;
     let mut sum = Sum::default();

@@ -4,13 +4,15 @@ use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
 
+use super::answer::MIN_IPV6_MTU;
 use super::parse::{self, ICMP_BYTES, Parsed, Quoted};
-use super::pick::peek;
-use super::rewrite::{DONT_FRAGMENT, TTL};
+use super::pick::{Pick, peek};
+use super::rewrite::{DONT_FRAGMENT, FLOW_LABEL, TTL, gue_port};
 use super::settled::{settle, settle_quoted};
 use super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, is_vip, rare};
 use crate::abi::{Control, GUE_PORT, ICMP_PER_TICK, PathMtu};
 use crate::checksum::{Change, Sum};
+use crate::hash;
 use crate::net::{Address, Be16, Protocol, Tuple};
 use crate::verdict::Verdict;
 
@@ -18,8 +20,8 @@ use crate::verdict::Verdict;
 const V4_ECHO: (u8, u8) = (8, 0);
 /// The same of ICMPv6 (RFC 4443 section 4).
 const V6_ECHO: (u8, u8) = (128, 129);
-/// The least that a tunnel's MTU is believed to be: what is told beyond is an attack, not a network (RFC 1191 section 3 for the
-/// smallest that hosts may rely on).
+/// The least that a tunnel's MTU over IPv4 is believed to be: what is told beyond is an attack, not a network (RFC 1191 section 3
+/// for the smallest that hosts may rely on).
 const MIN_PATH_MTU: u16 = 576;
 
 /// Whether this is the type of an error: destination unreachable, redirect's elder source quench, time exceeded, parameter
@@ -44,20 +46,30 @@ pub(super) fn may_be_answered(tuple: &Tuple) -> bool {
     }
 }
 
-/// Takes one from the number of ICMP answers that may be sent in this tick.
+/// What is limited by itself: a flood of pings must not keep a sender from learning what is too big. The discriminant is where
+/// its number begins in [`Control::icmp_budget`].
+#[derive(Clone, Copy)]
+pub(super) enum Answer {
+    Echo = 0,
+    Error = 16,
+}
+
+/// Takes one from the number of ICMP answers of a kind that may be sent in this tick.
 #[inline(always)]
-pub(super) fn spend<T: Tables>(tables: &T, control: &Control) -> Result<(), Verdict> {
+pub(super) fn spend<T: Tables>(tables: &T, control: &Control, answer: Answer) -> Result<(), Verdict> {
     let budget = tables.icmp_budget().ok_or(Verdict::DropInconsistent)?;
     let now = tables.now(control).0;
     let word = budget.load();
     let sent = if (word >> 32) as u32 == now { word as u32 } else { 0 };
-    if sent >= ICMP_PER_TICK {
+    if sent >> answer as u32 & 0xffff >= ICMP_PER_TICK {
         return Err(Verdict::DropIcmpRate);
     }
     // Two CPUs may count as one: the number is a limit, not an account.
-    budget.store(u64::from(now) << 32 | u64::from(sent + 1));
+    budget.store(u64::from(now) << 32 | u64::from(sent + (1 << answer as u32)));
     Ok(())
 }
+
+const _: () = assert!(ICMP_PER_TICK < 0xffff);
 
 /// Answers an echo request to a VIP; leaves everything else as it is.
 #[inline(always)]
@@ -76,7 +88,7 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     if kind != request || code != 0 || !may_be_answered(&parsed.tuple) {
         return Err(Verdict::PassIcmp.into());
     }
-    spend(tables, control)?;
+    spend(tables, control, Answer::Echo)?;
     let change = Change::NONE.and_half(Be16::from_wire([request, 0]), Be16::from_wire([reply, 0]));
     let [high, low] = change.apply(Be16::from_wire([high, low])).raw().to_ne_bytes();
     echo(packet, &parsed, [reply, 0, high, low]).ok_or(Verdict::PassMalformedTransport)?;
@@ -165,8 +177,9 @@ fn is_gue(quoted: &Quoted) -> bool {
     quoted.tuple.protocol == Protocol::UDP && quoted.tuple.ports.destination() == Be16::new(GUE_PORT)
 }
 
-/// Notes the MTU that a router on a tunnel's way tells, with the backend at its end. What may be packets of ours is told from
-/// what is not by the packet within: it must be of a service's flow, whose backend it went to.
+/// Notes the MTU that a router on a tunnel's way tells, with the backend at its end. Packets of ours are told from others by the
+/// packet within, which must be of a service's flow, and by the outer header, which must be the one that it was sent with: what is
+/// filled in by flow, nobody outside can foretell.
 #[inline(always)]
 fn note_path<P: Packet, T: Tables>(
     packet: &P,
@@ -178,7 +191,9 @@ fn note_path<P: Packet, T: Tables>(
     let [kind, code, _, _, a, b, high, low]: [u8; ICMP_BYTES] = packet.read(parsed.transport_offset)?;
     let too_big = if parsed.tuple.destination.is_v4() { kind == 3 && code == 4 } else { kind == 2 };
     let told = u32::from_be_bytes([if kind == 2 { a } else { 0 }, if kind == 2 { b } else { 0 }, high, low]);
-    if !too_big || told < u32::from(MIN_PATH_MTU) || told > u32::from(u16::MAX) {
+    let outer_v4 = quoted.tuple.destination.is_v4();
+    let least = if outer_v4 { MIN_PATH_MTU } else { MIN_IPV6_MTU };
+    if !too_big || told < u32::from(least) || told > u32::from(u16::MAX) {
         return None;
     }
     let (inner_offset, v4) = match quoted.tuple.protocol {
@@ -193,9 +208,26 @@ fn note_path<P: Packet, T: Tables>(
     let inner = settle_quoted(tables, &parse::quoted(packet, inner_offset, v4)?)?;
     let classified = classify(tables, control, &inner.tuple)?;
     let pick = peek(tables, control, &inner.tuple, classified).ok()?;
-    if pick.backend.address != quoted.tuple.destination {
+    let spread = hash::spread(pick.hash);
+    let label: u32 = packet.read(parsed.transport_offset + ICMP_BYTES)?;
+    let is_ours = pick.backend.address == quoted.tuple.destination
+        && tunnel_source(control, &pick, spread) == quoted.tuple.source
+        && (!is_gue(quoted) || quoted.tuple.ports.source() == gue_port(spread))
+        && (outer_v4 || (u32::from_be(label) ^ spread) & FLOW_LABEL == 0);
+    if !is_ours {
         return None;
     }
     tables.note(pick.id, PathMtu { mtu: told as u16, told: pick.now }.to_word());
     Some(Verdict::PassPathMtu)
+}
+
+/// Where packets to this backend are sent from, in a tunnel.
+#[inline(always)]
+fn tunnel_source(control: &Control, pick: &Pick<'_>, spread: u32) -> Address {
+    if pick.word.is_resolved() {
+        let hop = pick.backend.hop(pick.word);
+        hop.source.with_low_bits(spread & hop.source_mask)
+    } else {
+        control.sources[usize::from(!pick.backend.address.is_v4())]
+    }
 }

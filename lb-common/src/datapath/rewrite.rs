@@ -4,6 +4,7 @@ use network_types::eth::EthHdr;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use network_types::udp::UdpHdr;
 
+use super::answer::MIN_IPV6_MTU;
 use super::ethernet::VLAN_TAG_BYTES;
 use super::parse::Parsed;
 use super::pick::Pick;
@@ -20,6 +21,8 @@ pub(super) const TTL: u8 = 64;
 pub(super) const DONT_FRAGMENT: u32 = u32::from_ne_bytes([0, 0, 0x40, 0]);
 /// Bytes of a GUE header without extensions (draft-ietf-intarea-gue-09 section 3).
 const GUE_BYTES: usize = 4;
+/// The flow label in the first word of an IPv6 header, in host order.
+pub(super) const FLOW_LABEL: u32 = 0xf_ffff;
 /// The VLAN id in tag control information.
 const VLAN_ID_MASK: u16 = 0x0fff;
 /// The value of [`NextHop::vlan`] for frames that must carry no tag.
@@ -238,7 +241,8 @@ const fn overhead(forwarding: Forwarding, outer_v4: bool) -> usize {
 }
 
 /// Whether the packet, with what goes in front of it, is small enough for the way to its backend. With `l2-dsr` it came in
-/// on the segment that it goes out on.
+/// on the segment that it goes out on. What a router tells of less than any IPv6 packet may have does not keep one of that size back:
+/// its sender could not send a smaller one.
 #[inline(always)]
 pub(super) fn check_fit<P: Packet>(
     packet: &P,
@@ -255,7 +259,11 @@ pub(super) fn check_fit<P: Packet>(
     if noted == 0 && u32::from(parsed.bytes) + overhead as u32 <= u32::from(limit(hop.mtu)) {
         return Ok(());
     }
-    let room = limit(PathMtu::from_word(noted).with(hop.mtu, pick.now)).saturating_sub(overhead as u16);
+    let within = |mtu: u16| limit(mtu).saturating_sub(overhead as u16);
+    let mut room = within(PathMtu::from_word(noted).with(hop.mtu, pick.now));
+    if room < MIN_IPV6_MTU && !parsed.tuple.destination.is_v4() {
+        room = within(hop.mtu).min(MIN_IPV6_MTU);
+    }
     check_size(control, parsed.bytes, room, is_whole(packet, parsed)?)
 }
 
@@ -263,6 +271,12 @@ pub(super) fn check_fit<P: Packet>(
 #[inline(always)]
 const fn limit(mtu: u16) -> u16 {
     if mtu == 0 { u16::MAX } else { mtu }
+}
+
+/// The source port of a flow's GUE packets: one of the dynamic range.
+#[inline(always)]
+pub(super) const fn gue_port(spread: u32) -> Be16 {
+    Be16::new(0xc000 | spread as u16 & 0x3fff)
 }
 
 /// Puts an IP header, and for GUE a UDP and a GUE header, in front of the packet.
@@ -313,7 +327,7 @@ fn encapsulate<P: Packet>(
         packet.write_both(at - 2, EtherType::IPV4.0.raw(), words).ok_or(lost)?;
     } else {
         // Twenty bits of the flow's hash, for balancing on the way (RFC 6438).
-        let first = 6 << 28 | u32::from(tos) << 20 | spread & 0xf_ffff;
+        let first = 6 << 28 | u32::from(tos) << 20 | spread & FLOW_LABEL;
         let [high, low] = payload.to_be_bytes();
         let second = u32::from_ne_bytes([high, low, next.0, TTL]);
         let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (source.words(), pick.backend.address.words());
@@ -321,9 +335,8 @@ fn encapsulate<P: Packet>(
         packet.write_both(at - 2, EtherType::IPV6.0.raw(), words).ok_or(lost)?;
     }
     if gue {
-        // A port of the dynamic range, by flow. No checksum: the packet within has its own (RFC 6935).
-        let port = 0xc000 | spread as u16 & 0x3fff;
-        let ports = u32::from(Be16::new(port).raw()) | u32::from(Be16::new(GUE_PORT).raw()) << 16;
+        // No checksum: the packet within has its own (RFC 6935).
+        let ports = u32::from(gue_port(spread).raw()) | u32::from(Be16::new(GUE_PORT).raw()) << 16;
         let length = u32::from(Be16::new(payload).raw());
         let header = u32::from_ne_bytes([0, protocol.0, 0, 0]);
         packet.write(at + overhead - between, [ports, length, header]).ok_or(lost)?;
