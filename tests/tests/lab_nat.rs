@@ -3,11 +3,11 @@
 #[path = "support/ways.rs"]
 mod ways;
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use lb_tests::{Agent, HttpConnection, Lab, TcpEcho, wait_until};
+use lb_tests::{Agent, BACKEND_PORT, HttpConnection, Lab, TcpEcho, wait_until};
 
 use ways::{WAYS, Way};
 
@@ -132,4 +132,33 @@ fn a_killed_agent_costs_no_transfer_through_tunnels_and_translations() {
         all_are_served("with the new agent");
         assert_eq!(ways::drops(&agent, &[]), [""; 0]);
     });
+}
+
+/// For IPv6 the kernel sends from the address that is most like the server's, and that may be a VIP on the interface: answers to it
+/// would be taken for a customer's packets.
+#[test]
+fn a_vip_on_the_interface_is_not_what_translated_packets_come_from() {
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let web = &lab.webs()[0];
+    let vip = Ipv6Addr::from_bits(web.address6().to_bits() ^ 8);
+    lab.edge().ip(&format!("addr add {vip}/128 dev eth0 nodad\n")).expect("address");
+    let output = lab.edge().command("ip").args(["-6", "route", "get", &web.address6().to_string()]).output();
+    let route = String::from_utf8(output.expect("ip").stdout).expect("text");
+    assert!(route.contains(&format!("src {vip}")), "{route}");
+    let config = format!(
+        "[agent]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"all\"\nvips = [\"[{vip}]:0\"]\nforwarding = \"nat\"\n\
+         [service.health]\ntype = \"tcp\"\nport = {BACKEND_PORT}\n\
+         [[service.backend]]\nname = \"web\"\naddress = \"{}\"\n",
+        web.address6()
+    );
+    let agent = ways::healthy_agent(&lab, &config);
+    let to = SocketAddr::new(vip.into(), BACKEND_PORT);
+    let packet = ["explain", "--src", "[2001:db8::7]:4000", "--dst", &to.to_string(), "--syn", "-o", "json"];
+    let output = agent.sluice(&packet).expect("explain");
+    let explained = String::from_utf8(output.stdout).expect("text");
+    assert!(explained.contains(&format!("[{}]:", lab.edge().address6())), "{explained}");
+    for _ in 0..3 {
+        let mut connection = HttpConnection::open(lab.customer(), to, None).expect("open");
+        assert_eq!(connection.get("/").expect("answer").served_by(), web.name());
+    }
 }

@@ -1,6 +1,7 @@
 //! Routes, neighbours and interfaces as the kernel knows them → the next hops in force.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::Bound;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::core::events::{Event, clip};
 use crate::core::reach::{self, Target};
 use crate::core::wanted::BackendKey;
 use crate::io::datapath::Datapath;
+use crate::io::host;
 use crate::io::neighbours::{HopError, Interface, InterfaceError, NextHop, XdpState};
 
 /// News that are told one by one.
@@ -217,7 +219,7 @@ impl Agent {
         for (target, result) in found {
             match result {
                 Ok(hop) => {
-                    let hop = self.shared_hop(hop);
+                    let hop = self.shared_hop(self.not_from_vip(hop));
                     changed |= self.knowledge.hops.insert(target, hop) != Some(hop);
                     if self.hop_errors.remove(&target).is_some() {
                         found_again.push(target.0);
@@ -239,6 +241,23 @@ impl Agent {
         self.record_hops(&news, &found_again);
         self.hop_news = summarise(news.into_iter().map(|(_, error)| error).collect());
         changed
+    }
+
+    /// The next hop, sent from another address of the interface where the kernel would choose a VIP: what comes back to one is taken
+    /// for a customer's. For IPv6 it does so if the VIP is more like the backend's address than the interface's own.
+    fn not_from_vip(&self, hop: NextHop) -> NextHop {
+        let is_vip = |address: &IpAddr| {
+            let mut vips = self.config.services.iter().flat_map(|service| &service.vips);
+            vips.any(|vip| vip.address == *address)
+        };
+        let Some(vip) = hop.source.filter(is_vip) else { return hop };
+        let own = host::addresses_by_interface().unwrap_or_else(|error| {
+            log::warn!("cannot list this host's addresses, so packets are sent from VIP {vip}: {error}");
+            Vec::new()
+        });
+        let interface = own.iter().find(|(_, address)| *address == vip).map(|(name, _)| name);
+        let other = interface.and_then(|interface| host::source(&own, interface, vip, is_vip));
+        NextHop { source: other.or(hop.source), ..hop }
     }
 
     /// The next hop as the program's record has it. With one interface there is no other to transmit on.

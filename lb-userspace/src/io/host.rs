@@ -28,8 +28,27 @@ pub fn addresses() -> io::Result<Vec<HostAddress>> {
     Ok(addresses)
 }
 
+/// All addresses, each with its interface's name.
+pub fn addresses_by_interface() -> io::Result<Vec<(String, IpAddr)>> {
+    Ok(getifaddrs()?.filter_map(|entry| Some((entry.interface_name, ip(&entry.address?)?))).collect())
+}
+
+/// The first of an interface's addresses that others may answer to, of the family of `like`, and that is none of certain others.
+pub fn source(
+    own: &[(String, IpAddr)],
+    interface: &str,
+    like: IpAddr,
+    is_other: impl Fn(&IpAddr) -> bool,
+) -> Option<IpAddr> {
+    let fits = |address: &IpAddr| {
+        let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        address.is_ipv4() == like.is_ipv4() && !is_other(address) && !link_local
+    };
+    own.iter().filter(|(name, _)| name == interface).map(|(_, address)| *address).find(fits)
+}
+
 /// The IP address in a socket address.
-pub(super) fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }

@@ -44,7 +44,10 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     let work = &mut scratch.work;
     work.key = TupleKey::of(&parsed.tuple);
     work.path = came_from(packet, parsed.ip_offset)?;
-    let found = find(tables, control, work, parsed.transport, tables.now(control), true) && !work.found.reply;
+    let found = find(tables, control, work, parsed.transport, tables.now(control), true);
+    if found && work.found.reply {
+        return Err(Stage::NatReturn.into());
+    }
     if !found && control.is_moving_in() && !parsed.transport.opens() {
         return Err(Stage::Former.into());
     }

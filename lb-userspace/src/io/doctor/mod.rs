@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use nix::ifaddrs::getifaddrs;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use nix::sys::resource::{Resource, getrlimit};
 
@@ -126,13 +125,6 @@ fn local_vips(config: &Config) -> io::Result<Vec<IpAddr>> {
     let own = host::addresses()?;
     let vips = config.services.iter().flat_map(|service| &service.vips).map(|vip| vip.address);
     Ok(vips.filter(|vip| own.iter().any(|own| own.address == *vip)).collect())
-}
-
-/// This host's addresses by interface.
-fn addresses() -> io::Result<Vec<(String, IpAddr)>> {
-    let entries = getifaddrs()?;
-    let own = entries.filter_map(|entry| Some((entry.interface_name, host::ip(&entry.address?)?)));
-    Ok(own.collect())
 }
 
 /// The services that what is pinned has counted packets for; none if it cannot be read.

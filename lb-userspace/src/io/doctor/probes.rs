@@ -8,9 +8,10 @@ use std::time::Duration;
 use nix::net::if_::if_nametoindex;
 
 use super::wire::{Next, exchange};
-use super::{Ways, addresses, name_of};
+use super::{Ways, name_of};
 use crate::core::config::{BackendState, Config, Forwarding, Protocol};
 use crate::core::doctor::{Facts, VipAnswer, VipProbe, frames};
+use crate::io::host;
 use crate::io::neighbours::{Reach, Resolver};
 
 const ARP: u16 = 0x0806;
@@ -34,7 +35,7 @@ pub(super) async fn run(
     ways: &Ways,
     facts: &mut Facts,
 ) -> io::Result<()> {
-    let own = addresses()?;
+    let own = host::addresses_by_interface()?;
     let vips: BTreeSet<IpAddr> =
         config.services.iter().flat_map(|service| &service.vips).map(|vip| vip.address).collect();
     let mut segments = BTreeMap::new();
@@ -61,20 +62,6 @@ pub(super) async fn run(
     }
 }
 
-/// An address of this host on an interface, of the family of `like`, that is no VIP.
-fn source(
-    own: &[(String, IpAddr)],
-    interface: &str,
-    like: IpAddr,
-    vips: &BTreeSet<IpAddr>,
-) -> Option<IpAddr> {
-    let fits = |address: &IpAddr| {
-        let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        address.is_ipv4() == like.is_ipv4() && !vips.contains(address) && !link_local
-    };
-    own.iter().filter(|(name, _)| name == interface).map(|(_, address)| *address).find(fits)
-}
-
 /// Who on the segments answers for the VIPs, this host apart.
 fn ask_arp(
     segments: &BTreeMap<String, Mac>,
@@ -86,7 +73,7 @@ fn ask_arp(
         let Ok(ifindex) = if_nametoindex(name.as_str()) else { continue };
         let request = |vip: &IpAddr| {
             let IpAddr::V4(v4) = vip else { return None };
-            let from = match source(own, name, *vip, vips) {
+            let from = match host::source(own, name, *vip, |own| vips.contains(own)) {
                 Some(IpAddr::V4(own)) => own,
                 _ => Ipv4Addr::UNSPECIFIED,
             };
@@ -129,7 +116,8 @@ fn openings(config: &Config, ways: &Ways, own: &[(String, IpAddr)], vips: &BTree
             for vip in &service.vips {
                 let port = if vip.port == 0 { service.probe_port(backend).unwrap_or(0) } else { vip.port };
                 let vip = SocketAddr::new(vip.address, if port == 0 { ANY_PORT } else { port });
-                let source = source(own, &interface, vip.ip(), vips).filter(|_| way.vlan.is_none());
+                let source = host::source(own, &interface, vip.ip(), |own| vips.contains(own))
+                    .filter(|_| way.vlan.is_none());
                 let (Some(source), Some(port)) = (source, ports.next()) else { continue };
                 openings.push(Opening {
                     ifindex: way.ifindex,
@@ -198,7 +186,9 @@ async fn pings(
     let mut pings = Vec::new();
     for &vip in vips.iter().filter(|vip| !facts.local_vips.contains(vip)) {
         let Ok(way) = resolver.resolve_within(vip, Reach::Routed, PATIENCE).await else { continue };
-        if let Some(from) = source(own, &name_of(way.ifindex), vip, vips).filter(|_| way.vlan.is_none()) {
+        if let Some(from) = host::source(own, &name_of(way.ifindex), vip, |own| vips.contains(own))
+            .filter(|_| way.vlan.is_none())
+        {
             let macs = (way.source_mac, way.destination_mac);
             pings.push(Ping { ifindex: way.ifindex, macs, from, vip });
         }
