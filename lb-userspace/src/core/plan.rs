@@ -149,7 +149,7 @@ fn way(loaded: &Image, wanted: &Wanted, cache: &mut RingCache, extent: Extent) -
     let mut cut = BTreeMap::new();
     if extent == Extent::All {
         switch_vips(loaded, wanted, &ids, &mut actions)?;
-        cut = cut_off(loaded, ids.of(wanted).map(|of| (of.id, of.service)));
+        cut = cut_off(loaded, ids.of(wanted).map(|of| (of.id, of.service)), &wanted.snat);
     }
     break_rest(loaded, wanted, &ids, &mut actions);
     let kept = ids.backends(wanted).filter(|(_, backend, _)| backend.enabled).map(|(.., id)| id).collect();
