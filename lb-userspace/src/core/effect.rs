@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
     use crate::core::image::{LoadedBackend, LoadedService};
-    use crate::core::ring::{Known, Member, Planned, Recipe};
+    use crate::core::ring::{Member, Planned, Recipe};
 
     type Members<'a> = &'a [(&'a str, u16, u16)];
 
@@ -203,8 +203,9 @@ mod tests {
         flows: &BTreeMap<u16, u64>,
         cut: BTreeMap<u32, Cut>,
     ) -> Vec<RingChange> {
-        let loaded = recipe(before).and_then(|recipe| recipe.build());
-        let known = loaded.as_ref().map(|ring| (0, Arc::new(Known::of(ring, recipe(before)))));
+        let planned = recipe(before).map(Planned::new);
+        let loaded = planned.as_ref().and_then(Planned::ring);
+        let known = planned.zip(loaded.as_ref()).map(|(planned, ring)| (0, Arc::new(planned.known(ring))));
         let image = Image {
             services: [(0, LoadedService { name: "web".to_owned(), ring: known })].into(),
             backends: [(1, LoadedBackend::well("a", 0)), (2, LoadedBackend::well("b", 0))].into(),

@@ -50,12 +50,13 @@ fn greatest_common_divisor(mut a: u16, mut b: u16) -> u16 {
 pub struct Planned {
     recipe: Arc<Recipe>,
     kept: OnceLock<Arc<Ring>>,
+    slots: OnceLock<BTreeMap<u16, usize>>,
 }
 
 impl Planned {
     /// A ring of this recipe.
     pub fn new(recipe: Arc<Recipe>) -> Self {
-        Self { recipe, kept: OnceLock::new() }
+        Self { recipe, kept: OnceLock::new(), slots: OnceLock::new() }
     }
 
     /// What it is built from.
@@ -72,6 +73,12 @@ impl Planned {
     pub fn keep(&self) -> Option<Arc<Ring>> {
         let ring = self.ring()?;
         Some(Arc::clone(self.kept.get_or_init(|| ring)))
+    }
+
+    /// What is known of it, which is this ring, once it is loaded.
+    pub fn known(&self, ring: &Ring) -> Known {
+        let slots = self.slots.get_or_init(|| slots_by_id(ring)).clone();
+        Known { origin: Origin::Recipe(Arc::clone(&self.recipe)), slots }
     }
 }
 
@@ -94,10 +101,9 @@ pub struct Known {
 }
 
 impl Known {
-    /// What there is to know of a ring.
-    pub fn of(ring: &Ring, recipe: Option<Arc<Recipe>>) -> Self {
-        let origin = recipe.map_or_else(|| Origin::Fingerprint(fingerprint(ring)), Origin::Recipe);
-        Self { origin, slots: slots_by_id(ring) }
+    /// What there is to know of a ring that another agent has loaded.
+    pub fn of(ring: &Ring) -> Self {
+        Self { origin: Origin::Fingerprint(fingerprint(ring)), slots: slots_by_id(ring) }
     }
 }
 

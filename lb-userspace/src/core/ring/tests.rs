@@ -194,7 +194,7 @@ fn equal_recipes_make_equal_rings_and_others_other_ones() {
         listed.iter().map(|member| Member { weight: member.weight / 2, ..*member }).collect();
     assert_eq!(recipe(7, &halved), one, "only the ratio of weights does");
     listed[3].weight += 1;
-    let known = Known::of(&one.build().unwrap(), None);
+    let known = Known::of(&one.build().unwrap());
     let told = |recipe: &Recipe| Origin::Fingerprint(fingerprint(&recipe.build().unwrap()));
     assert_eq!(told(&one), known.origin);
     for other in [recipe(8, &halved), recipe(7, &listed), recipe(7, &halved[1..])] {

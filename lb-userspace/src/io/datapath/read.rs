@@ -90,7 +90,7 @@ impl TableSet {
         if let Some(known) = self.known_rings.borrow().get(&slot) {
             return Some(Arc::clone(known));
         }
-        let known = Arc::new(Known::of(&*self.ring(slot)?, None));
+        let known = Arc::new(Known::of(&*self.ring(slot)?));
         self.known_rings.borrow_mut().insert(slot, Arc::clone(&known));
         Some(known)
     }

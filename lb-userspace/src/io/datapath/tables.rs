@@ -199,8 +199,7 @@ impl TableSet {
         let ring = planned.ring().ok_or_else(|| failed("it has no backends".to_owned()))?;
         self.known_rings.get_mut().remove(&slot);
         self.rings.write(slot, &ring).map_err(|error| failed(error.to_string()))?;
-        let known = Known::of(&ring, Some(Arc::clone(planned.recipe())));
-        self.known_rings.get_mut().insert(slot, Arc::new(known));
+        self.known_rings.get_mut().insert(slot, Arc::new(planned.known(&ring)));
         Ok(())
     }
 
