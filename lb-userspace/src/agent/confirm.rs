@@ -218,20 +218,21 @@ impl Agent {
         // Safety first: what could not be written yet is not what customers wait for.
         let (_, mut report) = self.put_in_force(config).await?;
         *undone = true;
+        let mut what = format!("{why} ({})", pending.what);
         if now.as_ref() == Some(&pending.after) {
             store::prepare(&path, &pending.before)
                 .and_then(|written| written.commit())
                 .map_err(ApiError::failed)?;
         } else if now.as_ref() != Some(&pending.before) {
-            let warning = format!(
-                "{}: was changed meanwhile and is left as it is, so it does not say what runs",
-                path.display()
-            );
+            let left = format!("{}: was changed meanwhile and is left as it is", path.display());
+            // Who looks for it later reads the history and the events: the next start would bring it into force.
+            what = format!("{what}; {left}");
+            let warning =
+                format!("{left}, so it does not say what runs, and the next start takes what it says");
             log::warn!("{warning}");
             report.warnings.push(warning);
         }
         self.history.clear_pending().map_err(ApiError::failed)?;
-        let what = format!("{why} ({})", pending.what);
         self.note(Origin { text: pending.before.clone(), what, uid }, &mut report);
         Ok(report)
     }

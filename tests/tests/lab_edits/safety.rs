@@ -33,6 +33,18 @@ fn a_change_that_nobody_confirms_is_undone() {
     apply(1);
     wait_until("it is undone", PATIENCE, || file(&lab) == before).expect("in time");
     assert_eq!(weight(&agent, "web1"), 100);
+    apply(2);
+    let edited = format!("# by hand\n{}", file(&lab));
+    fs::write(lab.config_file(), &edited).expect("write");
+    let told = || {
+        done(&lab, "history")["entries"][0]["what"]
+            .as_str()
+            .is_some_and(|what| what.contains("is left as it is"))
+    };
+    wait_until("it is undone, and told that the file is not", PATIENCE, told).expect("in time");
+    assert!(sluice(&lab, "events").out.contains("is left as it is"));
+    assert_eq!((weight(&agent, "web1"), file(&lab)), (100.into(), edited));
+    fs::write(lab.config_file(), &before).expect("write");
     apply(60);
     done(&lab, "rollback");
     assert_eq!((weight(&agent, "web1"), file(&lab)), (100.into(), before.clone()));
