@@ -289,3 +289,16 @@ fn an_answer_for_no_reason_is_a_fault_and_not_the_packet_itself() {
     assert_eq!((outcome.verdict, outcome.action), (Verdict::DropInconsistent, Action::Drop));
     assert_eq!(bytes, before);
 }
+
+/// Who reads the JSON is told which service's backends are missing.
+#[test]
+fn explain_names_the_service_that_has_no_backend() {
+    let mut lab = Lab::new();
+    lab.wanted.services[0].backends.iter_mut().for_each(drained);
+    lab.apply();
+    let bytes = frame(&Lab::spec(SpecProtocol::Tcp, true), Ingress::default()).unwrap();
+    let tables = lab.memory.tables();
+    let told = explain(tables.slices().unwrap(), &tables.image(), lab.memory.now, bytes, Ingress::default());
+    assert_eq!((told.verdict.as_str(), told.service.as_str()), ("drop.no_backend", "tcp"));
+    assert_eq!(told.backend, "");
+}

@@ -71,7 +71,7 @@ pub struct Explanation {
     pub meaning: String,
     /// `pass`, `drop`, `transmit` or `redirect`.
     pub action: String,
-    /// The service it went to; empty if to none.
+    /// The service it was for; empty if for none.
     pub service: String,
     /// The backend it went to; empty if to none.
     pub backend: String,
@@ -242,6 +242,7 @@ pub fn explain(
     let outcome = live.process(&mut packet);
     let forwarded = outcome.backend != 0;
     let sent = outcome.verdict.is_sent();
+    let service = if forwarded { Some(outcome.service) } else { met.get().service };
     Explanation {
         headers: if sent { headers::headers(packet.bytes()) } else { Vec::new() },
         advice: advice(outcome.verdict, met.get(), &frame, ingress, image).unwrap_or_default(),
@@ -250,7 +251,7 @@ pub fn explain(
         verdict: outcome.verdict.name().to_owned(),
         meaning: outcome.verdict.explanation().to_owned(),
         action: action(outcome.action).to_owned(),
-        service: if forwarded { service_name(image, outcome.service) } else { String::new() },
+        service: service.map_or_else(String::new, |id| service_name(image, id)),
         backend: if forwarded { backend_name(image, outcome.backend) } else { String::new() },
         rewritten: (packet.bytes() != frame).then(|| to_hex(packet.bytes())),
     }
