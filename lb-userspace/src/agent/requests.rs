@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 
 use super::Next;
 use super::state::{Agent, Server};
-use crate::core::explain::{Explanation, Ingress, Question, explain, frame};
+use crate::core::explain::{Explanation, Ingress, Question, explain, frame, tell_why_down};
 use crate::io::api::{
     self, ApiError, ChangeRequest, DetachRequest, Detached, ListenError, Request, Requests,
 };
@@ -84,7 +84,9 @@ impl Agent {
         let tables = self.kernel.tables();
         let slices = tables.slices().ok_or_else(|| ApiError::failed("the tables are empty"))?;
         let now = self.kernel.now().map_err(ApiError::failed)?;
-        Ok(explain(slices, &tables.names(), now, frame, ingress))
+        let mut explanation = explain(slices, &tables.names(), now, frame, ingress);
+        tell_why_down(&mut explanation, &self.config, &self.knowledge);
+        Ok(explanation)
     }
 
     /// Serves metrics on a port, if there is to be one.

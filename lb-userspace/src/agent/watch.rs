@@ -79,9 +79,10 @@ impl Agent {
         let services = self.config.services.iter();
         for service in services.filter(|service| some.is_none_or(|some| some.contains(&service.name))) {
             let was = self.observed.statuses.get(&service.name).copied();
-            let news = self.knowledge.serving(service).news(was);
-            if let Some(status) = news.filter(|status| was.is_some() || *status != ServiceStatus::Healthy) {
-                self.record(Event::service_status(&service.name, was, status));
+            let serving = self.knowledge.serving(service);
+            let news = serving.news(was);
+            if news.is_some_and(|status| was.is_some() || status != ServiceStatus::Healthy) {
+                self.record(Event::service_status(&service.name, was, &serving));
             }
             if let Some(told) = news {
                 self.observed.statuses.insert(service.name.clone(), told);

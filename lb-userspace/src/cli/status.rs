@@ -75,8 +75,9 @@ pub(super) fn service(service: &ServiceStats) -> String {
     for backend in &service.backends {
         columns.line(cells(backend));
     }
+    let reason = if service.reason.is_empty() { String::new() } else { format!(": {}", service.reason) };
     format!(
-        "service {}: {}\n  {} {} by {}; {} packets, {} bytes, {} new flows\n{}",
+        "service {}: {}{reason}\n  {} {} by {}; {} packets, {} bytes, {} new flows\n{}",
         service.name,
         service.status,
         service.protocol,

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use super::image::Image;
 use advice::{Met, advice};
 
+pub use advice::tell_why_down;
+
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Question {
@@ -59,7 +61,7 @@ pub enum SpecProtocol {
 }
 
 /// The answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The frame asked about, in hexadecimal.
     pub frame: String,

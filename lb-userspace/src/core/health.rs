@@ -3,6 +3,7 @@
 //! Neither sockets nor a clock: the caller probes, and passes results, random numbers and the operator's
 //! wishes in. Drain is not health: a drained backend is still probed, and still healthy.
 
+use std::fmt;
 use std::time::Duration;
 
 use super::config::{self, AllDown, BackendState};
@@ -289,6 +290,27 @@ pub struct Serving {
     pub is_settled: bool,
     /// For every candidate, in order: whether it belongs into the ring.
     pub eligible: Vec<bool>,
+    /// What `min_healthy` is short of, if only for that the healthy ones are not enough.
+    pub shortfall: Option<Shortfall>,
+}
+
+/// Some backends of a service are healthy, but fewer than its `min_healthy`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortfall {
+    min_healthy: u32,
+    /// Of those wanted.
+    healthy: usize,
+    wanted: usize,
+}
+
+impl fmt::Display for Shortfall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { min_healthy, healthy, wanted } = self;
+        write!(
+            f,
+            "min_healthy = {min_healthy} is not reached, {healthy} of {wanted} enabled backends healthy"
+        )
+    }
 }
 
 impl Serving {
@@ -330,5 +352,9 @@ pub fn serving(candidates: &[Candidate], all_down: AllDown, min_healthy: u32) ->
         (ServiceStatus::Down, |_| false)
     };
     let is_settled = is_enough(healthy) || !candidates.is_empty() && !may_be_enough;
-    Serving { status, is_settled, eligible: candidates.iter().map(serves).collect() }
+    let shortfall = (healthy > 0 && !is_enough(healthy)).then(|| {
+        let wanted = candidates.iter().filter(|candidate| candidate.is_wanted()).count();
+        Shortfall { min_healthy, healthy, wanted }
+    });
+    Serving { status, is_settled, eligible: candidates.iter().map(serves).collect(), shortfall }
 }

@@ -179,6 +179,9 @@ pub struct ServiceStats {
     pub forwarding: String,
     /// `healthy`, `degraded`, `failing-open` or `down`.
     pub status: String,
+    /// Why, if `min_healthy` alone is not reached; empty otherwise.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
     /// Packets forwarded.
     pub packets: u64,
     /// Their bytes, by the IP header.
@@ -337,6 +340,7 @@ fn service_stats(
         protocol: names::protocol(service.protocol).to_owned(),
         forwarding: names::forwarding(service.forwarding).to_owned(),
         status: names::status(serving.status).to_owned(),
+        reason: serving.shortfall.map(|shortfall| shortfall.to_string()).unwrap_or_default(),
         packets: traffic.packets,
         bytes: traffic.bytes,
         new_flows: traffic.new_flows,

@@ -43,7 +43,7 @@ pub struct Knowledge {
 
 impl Knowledge {
     /// The health of each of a service's backends, in their order.
-    fn health(&self, service: &config::Service) -> Vec<Health> {
+    pub(super) fn health(&self, service: &config::Service) -> Vec<Health> {
         // One key for all: most of the work would be making them.
         let mut key = BackendKey::new(&service.name, "");
         let health = service.backends.iter().map(|backend| {

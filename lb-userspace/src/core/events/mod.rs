@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::config::Config;
 use super::diff::Change;
-use super::health::{Health, ServiceStatus};
+use super::health::{Health, ServiceStatus, Serving};
 use super::names;
 use super::signals::Showing;
 
@@ -145,6 +145,9 @@ pub enum Event {
         from: Option<String>,
         /// Status from now on.
         to: String,
+        /// Why, if `min_healthy` alone is not reached.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     },
     /// A configuration came into force.
     Applied {
@@ -352,11 +355,12 @@ impl Event {
     }
 
     /// A service's status changed.
-    pub fn service_status(service: &str, from: Option<ServiceStatus>, to: ServiceStatus) -> Self {
+    pub fn service_status(service: &str, from: Option<ServiceStatus>, serving: &Serving) -> Self {
         Self::ServiceStatus {
             service: service.to_owned(),
             from: from.map(|status| names::status(status).to_owned()),
-            to: names::status(to).to_owned(),
+            to: names::status(serving.status).to_owned(),
+            reason: serving.shortfall.map(|shortfall| shortfall.to_string()),
         }
     }
 

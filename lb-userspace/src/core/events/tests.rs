@@ -1,7 +1,8 @@
 use lb_common::abi::Traffic;
 
 use super::*;
-use crate::core::config;
+use crate::core::config::{self, AllDown, BackendState};
+use crate::core::health::{Candidate, serving};
 use crate::core::signals::Signal;
 use crate::core::wanted::BackendKey;
 
@@ -88,7 +89,8 @@ fn every_field_of_a_filter_narrows() {
     journal.record(health("web1", "unknown", "healthy"), at(0));
     journal.record(health("web2", "healthy", "unhealthy"), at(1));
     journal.record(Event::Attached { interface: "eth0".into() }, at(2));
-    journal.record(Event::service_status("web", Some(ServiceStatus::Healthy), ServiceStatus::Down), at(3));
+    let down = serving(&[], AllDown::Drop, 0);
+    journal.record(Event::service_status("web", Some(ServiceStatus::Healthy), &down), at(3));
     let select = |filter: Filter| seqs(&journal.select(&filter).0);
     let text = |text: &str| Some(text.to_owned());
     let filter = Filter::default;
@@ -101,6 +103,19 @@ fn every_field_of_a_filter_narrows() {
     assert_eq!(select(Filter { kind: text("attached,health"), ..filter() }), [1, 2, 3]);
     assert_eq!(select(Filter { severity: Some(Severity::Warn), ..filter() }), [2, 4]);
     assert_eq!(select(Filter { severity: Some(Severity::Error), ..filter() }), [4]);
+}
+
+#[test]
+fn a_service_that_min_healthy_takes_down_says_so() {
+    let wanted = |health| Candidate { state: BackendState::Enabled, weight: 100, checked: true, health };
+    let candidates = [wanted(Health::Healthy), wanted(Health::Unhealthy)];
+    let event = |min_healthy, was| {
+        Event::service_status("web", was, &serving(&candidates, AllDown::Drop, min_healthy)).to_string()
+    };
+    let short =
+        "service web: degraded → down: min_healthy = 2 is not reached, 1 of 2 enabled backends healthy";
+    assert_eq!(event(2, Some(ServiceStatus::Degraded)), short);
+    assert_eq!(event(0, None), "service web: degraded");
 }
 
 #[test]

@@ -40,10 +40,9 @@ impl Display for Event {
                 write!(f, "service {service}: backend {backend}: {from} → {to}")?;
                 reason.as_ref().map_or(Ok(()), |reason| write!(f, ": {reason}"))
             }
-            Self::ServiceStatus { service, from: Some(from), to } => {
-                write!(f, "service {service}: {from} → {to}")
+            Self::ServiceStatus { service, from, to, reason } => {
+                turned(f, service, from.as_deref(), to, reason.as_deref())
             }
-            Self::ServiceStatus { service, from: None, to } => write!(f, "service {service}: {to}"),
             Self::Applied { by, revision, changes, changes_total, flows_lost } => {
                 write!(f, "{by}: in force, revision {revision}, {changes_total} changes")?;
                 list(f, changes, *changes_total)?;
@@ -76,6 +75,19 @@ impl Display for Event {
             Self::Unknown => f.write_str("an event that this version does not know"),
         }
     }
+}
+
+fn turned(
+    f: &mut Formatter<'_>,
+    service: &str,
+    from: Option<&str>,
+    to: &str,
+    reason: Option<&str>,
+) -> fmt::Result {
+    write!(f, "service {service}: ")?;
+    from.map_or(Ok(()), |from| write!(f, "{from} → "))?;
+    f.write_str(to)?;
+    reason.map_or(Ok(()), |reason| write!(f, ": {reason}"))
 }
 
 fn mode_kept(f: &mut Formatter<'_>, interface: &str, mode: &str) -> fmt::Result {

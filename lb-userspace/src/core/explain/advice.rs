@@ -5,8 +5,11 @@ use std::net::SocketAddr;
 use lb_common::net::Tuple;
 use lb_common::verdict::Verdict;
 
-use super::{Ingress, mac, service_name};
+use super::{Explanation, Ingress, mac, service_name};
+use crate::core::config::{BackendState, Config, Probe, Service};
+use crate::core::health::{Health, ServiceStatus, Shortfall};
 use crate::core::image::{Image, LoadedBackend};
+use crate::core::wanted::Knowledge;
 
 /// What is known of the packet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -100,7 +103,10 @@ fn no_backend(service: u32, image: &Image) -> String {
         let reason = match backend {
             LoadedBackend { enabled: false, .. } => "disabled",
             LoadedBackend { healthy: false, .. } => "unhealthy",
-            LoadedBackend { takes_new: false, .. } => "drained, or of weight 0",
+            // The tables do not say which.
+            LoadedBackend { takes_new: false, .. } => {
+                "drained, of weight 0, or one of fewer than min_healthy"
+            }
             _ => "not in the ring",
         };
         format!("{} is {reason}", backend.name)
@@ -114,4 +120,89 @@ fn no_backend(service: u32, image: &Image) -> String {
         "a healthy, enabled backend of service {name} with a weight above 0, or all_down = \"fail-open\": {}",
         told.join(", ")
     )
+}
+
+/// Has the advice say why a service has no backend, which the tables alone do not tell: what the configuration says, and what is
+/// known of its backends.
+pub fn tell_why_down(explanation: &mut Explanation, config: &Config, knowledge: &Knowledge) {
+    let service = config.services.iter().find(|service| service.name == explanation.service);
+    let Some(service) = service.filter(|_| explanation.verdict == Verdict::DropNoBackend.name()) else {
+        return;
+    };
+    let serving = knowledge.serving(service);
+    if serving.status == ServiceStatus::Down && !service.backends.is_empty() {
+        explanation.advice = why_down(service, &knowledge.health(service), serving.shortfall);
+    }
+}
+
+fn why_down(service: &Service, health: &[Health], shortfall: Option<Shortfall>) -> String {
+    let reasons = service.backends.iter().zip(health).filter_map(|(backend, health)| {
+        let reason = match (backend.state, backend.weight, health) {
+            (BackendState::Disabled, ..) => "disabled",
+            (BackendState::Drain, ..) => "drained",
+            (BackendState::Enabled, 0, _) => "of weight 0",
+            _ if service.health.probe == Probe::None => return None,
+            (.., Health::Healthy) => return None,
+            (.., Health::Unhealthy) => "unhealthy",
+            (.., Health::Unknown) => "not checked yet",
+        };
+        Some(format!("{} is {reason}", backend.name))
+    });
+    let reasons = reasons.take(10).collect::<Vec<_>>().join(", ");
+    let name = &service.name;
+    match shortfall {
+        None => format!(
+            "a healthy, enabled backend of service {name} with a weight above 0, or all_down = \"fail-open\": {reasons}"
+        ),
+        Some(shortfall) => format!(
+            "more healthy, enabled backends of service {name}, or a lower min_healthy, or all_down = \"fail-open\": \
+             {shortfall}: {reasons}"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::config::parse;
+    use crate::core::wanted::BackendKey;
+
+    /// What is advised for a service of two backends, with these lines for it and for the second backend; the first is healthy, if it
+    /// is checked.
+    fn advised(of_service: &str, of_second: &str, second: Health) -> String {
+        let text = format!(
+            "[agent]\ninterfaces = [\"eth0\"]\n[[service]]\nname = \"web\"\nvips = [\"192.0.2.1:80\"]\n\
+             all_down = \"drop\"\n{of_service}\n[service.health]\ntype = \"tcp\"\n\
+             [[service.backend]]\nname = \"b1\"\naddress = \"10.0.0.1\"\n\
+             [[service.backend]]\nname = \"b2\"\naddress = \"10.0.0.2\"\n{of_second}\n"
+        );
+        let config = parse(&text).expect("valid");
+        let health = [("b1", Health::Healthy), ("b2", second)];
+        let health = health.into_iter().map(|(name, health)| (BackendKey::new("web", name), health));
+        let knowledge = Knowledge { health: health.collect(), ..Knowledge::default() };
+        let mut explanation = Explanation {
+            verdict: Verdict::DropNoBackend.name().to_owned(),
+            service: "web".to_owned(),
+            advice: "of the tables".to_owned(),
+            ..Explanation::default()
+        };
+        tell_why_down(&mut explanation, &config, &knowledge);
+        explanation.advice
+    }
+
+    #[test]
+    fn min_healthy_is_named_where_it_takes_the_service_down() {
+        assert_eq!(
+            advised("min_healthy = 2", "", Health::Unhealthy),
+            "more healthy, enabled backends of service web, or a lower min_healthy, or all_down = \"fail-open\": \
+             min_healthy = 2 is not reached, 1 of 2 enabled backends healthy: b2 is unhealthy"
+        );
+        let drained = advised("min_healthy = 2", "state = \"drain\"", Health::Healthy);
+        assert!(
+            drained.ends_with("not reached, 1 of 1 enabled backends healthy: b2 is drained"),
+            "{drained}"
+        );
+        // What is known now would let packets through: the tables are about to follow.
+        assert_eq!(advised("", "", Health::Unhealthy), "of the tables");
+    }
 }

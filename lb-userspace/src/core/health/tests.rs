@@ -215,6 +215,22 @@ fn a_service_that_only_begins_is_no_outage() {
     }
 }
 
+#[test]
+fn what_min_healthy_is_short_of_is_told() {
+    let wanted = |health| Candidate { state: BackendState::Enabled, weight: 100, checked: true, health };
+    let (up, down) = (wanted(Healthy), wanted(Unhealthy));
+    let drain = Candidate { state: BackendState::Drain, ..up };
+    let told = |candidates: &[Candidate], min_healthy| {
+        let shortfall = serving(candidates, AllDown::Drop, min_healthy).shortfall;
+        shortfall.map(|shortfall| shortfall.to_string())
+    };
+    let short = "min_healthy = 2 is not reached, 1 of 2 enabled backends healthy".to_owned();
+    assert_eq!(told(&[up, down, drain], 2), Some(short));
+    for (candidates, min_healthy) in [(&[up, down][..], 1), (&[down, down], 2), (&[drain], 1), (&[], 0)] {
+        assert_eq!(told(candidates, min_healthy), None, "{candidates:?}, {min_healthy}");
+    }
+}
+
 fn any_candidate() -> impl Strategy<Value = Candidate> {
     (
         prop::sample::select(vec![BackendState::Enabled, BackendState::Drain, BackendState::Disabled]),

@@ -88,7 +88,7 @@ impl Reporter {
             // Of the agent before, nothing says when it ended.
             Event::Adopted { .. } => self.stop(self.last, GapCause::Died),
             Event::Ready { .. } if !self.watching => self.watch(at),
-            Event::ServiceStatus { service, from, to } => {
+            Event::ServiceStatus { service, from, to, .. } => {
                 self.status(at, service, from.as_deref().map(Status::from_name), Status::from_name(to));
             }
             Event::Health { service, backend, to, reason, .. } => {

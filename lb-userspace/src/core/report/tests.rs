@@ -15,7 +15,7 @@ fn ending() -> Event {
 }
 
 fn status(service: &str, from: Option<&str>, to: &str) -> Event {
-    Event::ServiceStatus { service: service.into(), from: from.map(Into::into), to: to.into() }
+    Event::ServiceStatus { service: service.into(), from: from.map(Into::into), to: to.into(), reason: None }
 }
 
 fn health(backend: &str, to: &str) -> Event {
