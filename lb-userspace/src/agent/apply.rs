@@ -15,6 +15,7 @@ use crate::core::image::{Capacity, Image};
 use crate::core::plan::{Plan, PlanError, plan, plan_some};
 use crate::core::reach::{self, Target};
 use crate::core::scope;
+use crate::core::warn::left_without;
 use crate::io::api::{ApiError, ApplyReport, ErrorKind};
 use crate::io::datapath::{Datapath, LoadError};
 use crate::io::host::give_back_memory;
@@ -92,7 +93,7 @@ impl Agent {
         self.forget_unused(&before);
         self.record_state_changes(&before);
         let lost = self.hop_news.iter().map(|error| format!("no next hop: {error}"));
-        report.warnings = lost.chain(self.unseen_news()).collect();
+        report.warnings.extend(lost.chain(self.unseen_news()));
         Ok((before, report))
     }
 
@@ -164,7 +165,7 @@ impl Agent {
             rings,
             actions: plan.actions.len(),
             confirm_within_seconds: None,
-            warnings: Vec::new(),
+            warnings: left_without(&self.config, config, &self.knowledge, dry_run),
         };
         let capacity = self.sizes(config, image.capacity);
         Ok(Foreseen { report, capacity, way })

@@ -28,3 +28,4 @@ pub mod stats;
 pub mod trend;
 pub mod vips;
 pub mod wanted;
+pub mod warn;

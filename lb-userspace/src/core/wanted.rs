@@ -61,6 +61,13 @@ impl Knowledge {
         outlook.serving(service, &outlook.health(service), &outlook.hops(service))
     }
 
+    /// How a service will be if backends that have not been probed yet turn out well.
+    pub fn hoped_serving(&self, service: &config::Service) -> Serving {
+        let hops = BTreeSet::new();
+        let outlook = Outlook::new(self, Some(&hops));
+        outlook.serving(service, &outlook.health(service), &outlook.hops(service))
+    }
+
     /// What the maps should hold.
     pub fn wanted(&self, config: &Config) -> Wanted {
         self.wanted_of(config, config.services.iter())
