@@ -246,10 +246,12 @@ fn routes(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut told = BTreeSet::new();
     let mut found = Vec::new();
     let Some(first) = facts.interfaces.first() else { return found };
+    // A packet for one service shows that its addresses come here, whoever else has them too.
+    let counted = config.services.iter().filter(|service| facts.counted.contains(&service.name));
+    let seen: BTreeSet<IpAddr> = counted.flat_map(|service| &service.vips).map(|vip| vip.address).collect();
     for service in &config.services {
-        let seen = facts.counted.contains(&service.name);
         for vip in service.vips.iter().map(|vip| vip.address) {
-            if seen || facts.local_vips.contains(&vip) || !told.insert(vip) {
+            if seen.contains(&vip) || facts.local_vips.contains(&vip) || !told.insert(vip) {
                 continue;
             }
             let bits = if vip.is_ipv4() { 32 } else { 128 };

@@ -261,6 +261,20 @@ fn faults_of_a_backend_name_it_and_are_cured_there() {
     assert!(stranger.fix[0].contains("02:00:00:00:00:63"), "{stranger:?}");
 }
 
+/// An address that packets come for to one service is routed here for all.
+#[test]
+fn packets_for_a_vip_are_seen_whichever_of_its_services_counted_them() {
+    let mut config = config("l2-dsr");
+    let mut second = config.services[0].clone();
+    (second.name, second.vips[0].port) = ("web-tls".into(), 443);
+    config.services.push(second);
+    let mut facts = Facts { local_vips: Vec::new(), ..well(true) };
+    let is_noted = |facts: &Facts| found(&config, facts).contains(&("vip_route".into(), Weight::Note));
+    assert!(is_noted(&facts));
+    facts.counted.insert("web-tls".into());
+    assert!(!is_noted(&facts), "the first one of the address has counted none");
+}
+
 #[test]
 fn questions_and_answers_survive_the_wire() {
     let (own, its) = ([2, 0, 0, 0, 0, 2], WEB1);
