@@ -31,7 +31,7 @@ pub use counts::PacketsByCpu;
 pub use decap::{DecapAttachError, Decapsulator};
 pub use kernel::{FrameRun, Kernel, LoadError};
 pub use memory::Memory;
-pub use pins::{PinDir, PinError};
+pub use pins::{PinDir, PinError, Pinned};
 pub use probe_path::{ProbeCounts, ProbePath, ProbePathError};
 pub use region::Access;
 pub use resize::Resized;
