@@ -282,6 +282,14 @@ pub enum ListenError {
     /// Something else has the name.
     #[error("{path}: this is not a socket; remove it, or choose another --socket", path = .0.display())]
     NotASocket(PathBuf),
+    /// Who asks may not make the socket, or not ask who answers on it.
+    #[error("{path}: {cause}; run as root", path = path.display())]
+    Denied {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
     /// The socket cannot be made.
     #[error("{path}: {cause}", path = path.display())]
     Socket {
@@ -323,7 +331,13 @@ impl Drop for SocketFile {
 
 /// Listens on a Unix socket; one left behind by an agent that was killed is replaced.
 pub async fn listen_control(path: &Path) -> Result<ControlSocket, ListenError> {
-    let failed = |cause| ListenError::Socket { path: path.to_owned(), cause };
+    let failed = |cause: io::Error| {
+        let path = path.to_owned();
+        match cause.kind() {
+            io::ErrorKind::PermissionDenied => ListenError::Denied { path, cause },
+            _ => ListenError::Socket { path, cause },
+        }
+    };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(failed)?;
     }
@@ -340,6 +354,7 @@ pub async fn listen_control(path: &Path) -> Result<ControlSocket, ListenError> {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {}
         },
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(failed(error)),
         Err(_) => {}
     }
     let listener = UnixListener::bind(path).map_err(failed)?;

@@ -48,6 +48,27 @@ async fn only_a_socket_that_nobody_answers_on_is_replaced() {
     assert!(!socket.exists());
 }
 
+/// Neither the socket of an agent that runs nor a folder is everybody's.
+#[tokio::test]
+async fn who_may_not_have_the_socket_is_told_to_be_root() {
+    let folder = Folder::new();
+    let socket = folder.0.join("sluice.sock");
+    let control = listen_control(&socket).await.unwrap();
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).unwrap();
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    for path in [&socket, &folder.0.join("other.sock"), &folder.0.join("other/sluice.sock")] {
+        // Of this thread alone, in which all of it happens.
+        let root = nix::unistd::setfsuid(nix::unistd::Uid::from_raw(65_534));
+        let error = listen_control(path).await;
+        nix::unistd::setfsuid(root);
+        let error = error.unwrap_err().to_string();
+        assert_eq!(error, format!("{}: Permission denied (os error 13); run as root", path.display()));
+    }
+    drop(control);
+}
+
 #[tokio::test]
 async fn a_follower_finds_no_socket_while_the_agent_ends() {
     let folder = Folder::new();
