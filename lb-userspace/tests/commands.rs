@@ -113,3 +113,17 @@ fn the_exit_status_does_not_depend_on_who_listens() {
     );
     std::fs::remove_dir_all(folder).expect("removed");
 }
+
+/// What could not be kept to is refused before anybody is asked.
+#[test]
+fn what_would_be_ignored_is_a_usage_error() {
+    for (arguments, told) in [
+        (&["backend", "drain", "web", "web1", "--timeout", "5s"][..], "--wait"),
+        (&["events", "-n", "10001"], "10000"),
+    ] {
+        let output = sluice(arguments);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(told), "{arguments:?}: {said}");
+    }
+}

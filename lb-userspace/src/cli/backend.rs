@@ -81,7 +81,7 @@ pub(super) enum Command {
         #[arg(long, conflicts_with = "dry_run")]
         wait: bool,
         /// How long to wait before giving up with status 4; the backend goes on draining
-        #[arg(long, value_name = "DURATION", default_value = "300s", value_parser = seconds)]
+        #[arg(long, value_name = "DURATION", default_value = "300s", value_parser = seconds, requires = "wait")]
         timeout: u64,
         #[command(flatten)]
         terms: Terms,

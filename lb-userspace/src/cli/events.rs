@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use jiff::Timestamp;
 use tokio::time::sleep;
 
 use super::client::{ANSWER, Client};
 use super::{Failure, Format, OutputFlag, output};
-use crate::core::events::{Event, Filter, Recorded, Severity, parse_since};
+use crate::core::events::{Event, Filter, MAX_LIMIT, Recorded, Severity, parse_since};
 use crate::io::events::{Events, from_folder};
 
 /// How long one question waits for the next event, in seconds.
@@ -28,7 +28,7 @@ pub(super) struct Arguments {
     #[arg(short, long)]
     follow: bool,
     /// How many of the last ones to show
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50, value_parser = RangedU64ValueParser::<usize>::new().range(..=MAX_LIMIT as u64))]
     lines: usize,
     /// Only since this time: 30s, 15m, 2h or 30d ago, or 2026-03-01T12:00:00Z
     #[arg(long, value_name = "TIME", value_parser = |text: &str| parse_since(text, Timestamp::now()))]
@@ -68,7 +68,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
     if !show(arguments, &found.events)? || !arguments.follow {
         return Ok(());
     }
-    filter = Filter { limit: usize::MAX, wait: WAIT_SECONDS, after: Some(found.last), ..filter };
+    filter = Filter { limit: MAX_LIMIT, wait: WAIT_SECONDS, after: Some(found.last), ..filter };
     let mut gone = false;
     loop {
         match ask(client, &filter).await {

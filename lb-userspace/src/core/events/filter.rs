@@ -52,8 +52,11 @@ impl Default for Filter {
 }
 
 impl Filter {
-    /// What no event can be.
+    /// What no event can be, and more of them than there are at once.
     pub fn check(&self) -> Result<(), String> {
+        if self.limit > MAX_LIMIT {
+            return Err(format!("limit: at most {MAX_LIMIT}, not {}", self.limit));
+        }
         let kinds = self.kind.iter().flat_map(|kinds| kinds.split(','));
         match kinds.into_iter().find(|kind| !Event::KINDS.contains(kind)) {
             Some(kind) => {

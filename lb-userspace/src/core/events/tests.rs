@@ -201,6 +201,13 @@ fn times_ago_and_times_are_read() {
 }
 
 #[test]
+fn more_events_than_are_given_at_once_are_not_promised() {
+    let limited = |limit| Filter { limit, ..Filter::default() }.check();
+    assert_eq!(limited(MAX_LIMIT), Ok(()));
+    assert_eq!(limited(MAX_LIMIT + 1), Err("limit: at most 10000, not 10001".to_owned()));
+}
+
+#[test]
 fn lasting_is_told_in_two_units() {
     let told = [0, 1_250, 59_999, 61_000, 7_260_000, 90_000_000].map(duration);
     assert_eq!(told, ["0.0 s", "1.2 s", "59.9 s", "1 min 1 s", "2 h 1 min", "1 d 1 h"]);
