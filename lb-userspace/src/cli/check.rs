@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{Failure, Format, OutputFlag, output};
 use crate::core::config::{self, Config, Forwarding};
 use crate::core::image::Capacity;
+use crate::core::names::number_of;
 use crate::io::store;
 
 /// Validate a configuration file and list every error
@@ -83,9 +84,9 @@ fn nat_table_bytes(connections: u32) -> u64 {
 /// The finding about a valid file. The NAT table is left out where no service uses it.
 fn describe(config: &Config, finding: &Finding) -> String {
     let mut text = format!(
-        "valid: {} services, {} backends, {} flows in a table of {} KiB",
-        finding.services,
-        finding.backends,
+        "valid: {}, {}, {} flows in a table of {} KiB",
+        number_of(finding.services, "service"),
+        number_of(finding.backends, "backend"),
         finding.flow_table_size,
         finding.flow_table_bytes / 1_024,
     );
@@ -116,7 +117,7 @@ mod tests {
     #[test]
     fn memory_is_shown() {
         let (text, finding) = checked("gue");
-        assert_eq!(text, "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB");
+        assert_eq!(text, "valid: 1 service, 0 backends, 4096 flows in a table of 32 KiB");
         assert_eq!((finding.flow_table_size, finding.flow_table_bytes), (4_096, 32_768));
         assert_eq!(
             (finding.nat_table_size, finding.nat_table_bytes),
@@ -126,7 +127,7 @@ mod tests {
         let (text, finding) = checked("nat");
         assert_eq!(
             text,
-            "valid: 1 services, 0 backends, 4096 flows in a table of 32 KiB, 2048 NAT connections in a table of 1024 KiB"
+            "valid: 1 service, 0 backends, 4096 flows in a table of 32 KiB, 2048 NAT connections in a table of 1024 KiB"
         );
         assert_eq!((finding.nat_table_size, finding.nat_table_bytes), (2_048, 1 << 20));
     }

@@ -8,6 +8,7 @@ use super::client::Client;
 use super::{DEFAULT_PIN_DIR, Failure, Format, OutputFlag, output};
 use crate::core::config::{self, Config};
 use crate::core::doctor::{CHECKS, Finding, Weight, judge};
+use crate::core::names::number_of;
 use crate::core::stats::Snapshot;
 use crate::io::datapath::PinDir;
 use crate::io::{doctor, store};
@@ -71,7 +72,10 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
     let count = |weight| findings.iter().filter(|finding| finding.weight == weight).count();
     match (count(Weight::Error), count(Weight::Warning)) {
         (0, 0) => Ok(()),
-        (errors, warnings) => Err(Failure::NotAsWished(format!("{errors} errors, {warnings} warnings"))),
+        (errors, warnings) => {
+            let found = format!("{}, {}", number_of(errors, "error"), number_of(warnings, "warning"));
+            Err(Failure::NotAsWished(found))
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::backend::Which;
 use super::client::Client;
 use super::{Failure, Format, OutputFlag, output, report};
+use crate::core::names::number_of;
 use crate::core::stats::Snapshot;
 use crate::io::api::ApplyReport;
 
@@ -60,8 +61,9 @@ pub(super) async fn wait(
     match left {
         0 => Ok(()),
         left => Err(Failure::NotAsWished(format!(
-            "service {service}: backend {backend} still has {left} live flows after {timeout_seconds} s; it goes on \
-             draining: wait again, or end them with `sluice backend disable {service} {backend}`"
+            "service {service}: backend {backend} still has {} after {timeout_seconds} s; it goes on \
+             draining: wait again, or end them with `sluice backend disable {service} {backend}`",
+            number_of(left, "live flow")
         ))),
     }
 }
@@ -79,7 +81,8 @@ fn progress(which: &Which, left: u64, shown: &mut Option<(Instant, u64)>) {
         None => String::new(),
     };
     let Which { service, backend } = which;
-    output::say(format_args!("service {service}: backend {backend}: {left} live flows left{rate}"));
+    let flows = number_of(left, "live flow");
+    output::say(format_args!("service {service}: backend {backend}: {flows} left{rate}"));
     *shown = Some((now, left));
 }
 

@@ -8,6 +8,7 @@ use super::output::{Columns, percent};
 use super::terms::{Terms, revision};
 use super::{Failure, Format, OutputFlag, output, report};
 use crate::core::events::printable;
+use crate::core::names::number_of;
 use crate::io::api::{Confirmed, HistoryReport, RollbackRequest};
 use crate::io::history::Entry;
 
@@ -94,17 +95,14 @@ pub(super) fn who(uid: u32) -> String {
 }
 
 fn effect(entry: &Entry) -> String {
-    let mut parts = vec![match entry.changes_count {
-        1 => "1 value".to_owned(),
-        count => format!("{count} values"),
-    }];
+    let mut parts = vec![number_of(entry.changes_count, "value")];
     match entry.rings.as_slice() {
         [] => {}
         [ring] => parts.push(format!("{} of {}'s slots", percent(ring.slots_changed), ring.service)),
         rings => parts.push(format!("slots of {} services", rings.len())),
     }
     if entry.flows_lost > 0 {
-        parts.push(format!("{} flows lost", entry.flows_lost));
+        parts.push(format!("{} lost", number_of(entry.flows_lost, "flow")));
     }
     if let Some(confirmed) = entry.confirmed {
         let by = confirmed.uid.map_or(String::new(), |uid| format!(" by {}", who(uid)));

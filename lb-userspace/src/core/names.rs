@@ -110,3 +110,10 @@ pub fn status(status: ServiceStatus) -> &'static str {
         ServiceStatus::Down => "down",
     }
 }
+
+/// So many of something, of which one has a name and more have it with an s.
+pub fn number_of(count: impl ToString, name: &str) -> String {
+    let count = count.to_string();
+    let plural = if count == "1" { "" } else { "s" };
+    format!("{count} {name}{plural}")
+}

@@ -13,6 +13,7 @@ use super::history::{when, who};
 use super::output::Columns;
 use super::{Failure, Format, OutputFlag, output};
 use crate::core::events::{duration, parse_since, printable};
+use crate::core::names::number_of;
 use crate::core::report::{Failover, Gap, GapCause, Outage, Record, Report, ServiceReport, Spans};
 use crate::io::report::{Question, report};
 
@@ -239,8 +240,8 @@ fn changes(report: &Report) -> String {
             when(change.at),
             change.uid.map_or("agent".to_owned(), who),
             printable(&change.what),
-            format!("{} values", change.values),
-            format!("{} flows lost", change.flows_lost),
+            number_of(change.values, "value"),
+            format!("{} lost", number_of(change.flows_lost, "flow")),
         ]);
     }
     format!("{title}\n{}", columns.render("  ")).trim_end().to_owned()

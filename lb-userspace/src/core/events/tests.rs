@@ -236,3 +236,9 @@ fn after_a_number_come_the_first_ones() {
     assert_eq!(select(Some(700), 2), (vec![701, 702], true));
     assert!(!select(Some(0), 2).1, "the first ones are not here any more");
 }
+
+#[test]
+fn one_is_not_told_as_many() {
+    assert_eq!(Event::Adopted { services: 1 }.to_string(), "adopted 1 service with all flows");
+    assert!(Event::applied("apply", 2, &[], 0).to_string().contains("revision 2, 0 changes"));
+}

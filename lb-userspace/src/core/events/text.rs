@@ -3,6 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 
 use super::Event;
+use crate::core::names::number_of;
 
 impl Display for Event {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
@@ -12,7 +13,9 @@ impl Display for Event {
             Self::Lapsed { since } => {
                 write!(f, "the agent before ended without a word; its last sign of life was at {since:.0}")
             }
-            Self::Adopted { services } => write!(f, "adopted {services} services with their flows"),
+            Self::Adopted { services } => {
+                write!(f, "adopted {} with all flows", number_of(services, "service"))
+            }
             Self::Resized { flows, connections, services, backends, flows_lost } => write!(
                 f,
                 "the tables hold {flows} flows, {connections} translated connections, {services} services and {backends} \
@@ -44,7 +47,7 @@ impl Display for Event {
                 turned(f, service, from.as_deref(), to, reason.as_deref())
             }
             Self::Applied { by, revision, changes, changes_total, flows_lost } => {
-                write!(f, "{by}: in force, revision {revision}, {changes_total} changes")?;
+                write!(f, "{by}: in force, revision {revision}, {}", number_of(changes_total, "change"))?;
                 list(f, changes, *changes_total)?;
                 write!(f, "; {flows_lost} live flows lost their backend")
             }
