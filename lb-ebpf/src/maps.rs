@@ -295,8 +295,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn clear_ended(&self) {
-        clear_ended();
+    fn clear_ended(&self) -> bool {
+        clear_ended() != 0
     }
 
     #[inline(always)]

@@ -159,13 +159,14 @@ pub trait Tables: Buckets {
     {
         attempt(self, sequence)
     }
-    /// Lets the flow that has the last port tried make way, if its connection has ended: [`clear_ended`], a function by itself as well.
+    /// Lets the flow that has the last port tried make way, if its connection has ended; says whether: [`clear_ended`], a function by
+    /// itself as well.
     #[inline(always)]
-    fn clear_ended(&self)
+    fn clear_ended(&self) -> bool
     where
         Self: Sized,
     {
-        clear_ended(self);
+        clear_ended(self).is_some()
     }
     /// Room to translate a packet in; whatever lies there. `None` while it is in use.
     fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>>;

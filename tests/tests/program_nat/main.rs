@@ -9,4 +9,5 @@ mod errors;
 mod errors_untranslated;
 mod forward;
 mod fragments;
+mod ports;
 mod properties;

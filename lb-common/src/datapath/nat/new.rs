@@ -75,12 +75,13 @@ fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
     let attempts = if pick.backend.noted.load() == no_port { ATTEMPTS_WITHOUT_HOPE } else { PORT_ATTEMPTS };
     let mut attempt = 0;
     while attempt < attempts {
-        sequence = hash::step(sequence);
-        if attempt > attempts / 2 {
-            tables.clear_ended();
-        }
-        if !tables.attempt(sequence) {
-            return Err(Verdict::DropNatSource.into());
+        // A port that its flow gave up is there to be taken: among many that are not, chance would not lead to it again.
+        let given_up = attempt > attempts / 2 && tables.clear_ended();
+        if !given_up {
+            sequence = hash::step(sequence);
+            if !tables.attempt(sequence) {
+                return Err(Verdict::DropNatSource.into());
+            }
         }
         match tables.add_translation() {
             Inserted::Done => return Ok(()),
