@@ -250,6 +250,31 @@ fn a_degraded_service_is_status_4_where_it_is_asked_for() {
     assert_eq!(status(&[]).status.code(), Some(0), "not asked for");
 }
 
+/// A network card that is gone must not keep a new agent from looking after what the other one serves.
+#[test]
+fn an_agent_starts_again_although_one_of_its_interfaces_is_gone() {
+    let lab = Lab::builder().start().expect("a lab");
+    let spare =
+        || lab.edge().ip("link add spare type veth peer name peer\nlink set spare up\nlink set peer up\n");
+    let config = lab.config().to_string().replace("[\"eth0\"]", "[\"eth0\", \"spare\"]");
+    let absent = lab.start_agent(&config).expect_err("nothing runs: the name is wrong");
+    assert!(format!("{absent:#}").contains("there is no interface spare"), "{absent:#}");
+    spare().expect("an interface");
+    let agent = lab.start_agent(&config).expect("an agent");
+    agent.kill9().expect("kill");
+    lab.edge().ip("link del spare\n").expect("gone");
+    let agent = lab.start_agent(&config).expect("an agent all the same");
+    let status = || agent.status().expect("status")["agent"]["not_attached"].clone();
+    assert_eq!(status(), serde_json::json!(["spare"]));
+    agent.wait_until_healthy().expect("healthy");
+    assert!(is_served(&lab));
+    let told = stdout(&agent.sluice(&["events", "--kind", "not_attached"]).expect("sluice"));
+    assert!(told.contains("there is no interface spare"), "{told}");
+    spare().expect("it is back");
+    let attached = || has_program(&lab, "spare") && status().as_array().is_none_or(Vec::is_empty);
+    wait_until("it is attached", PATIENCE, attached).expect("attached");
+}
+
 #[test]
 fn interfaces_may_have_dots_in_their_names() {
     let lab = Lab::builder().start().expect("a lab");

@@ -5,6 +5,7 @@ mod capture;
 mod change;
 mod confirm;
 mod error;
+mod found;
 mod hops;
 mod packet_log;
 mod paths;

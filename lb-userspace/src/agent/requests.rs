@@ -72,7 +72,7 @@ impl Agent {
 
     fn explain(&self, question: &Question) -> Result<Explanation, ApiError> {
         let interface = match &question.interface {
-            None => self.interfaces.first(),
+            None => self.interfaces.iter().find(|interface| interface.is_there()),
             Some(name) => self.interfaces.iter().find(|interface| interface.name == *name),
         };
         let interface = interface.ok_or_else(|| {

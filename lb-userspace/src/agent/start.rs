@@ -1,9 +1,6 @@
 //! The options → a running agent: configuration, program, first health, tables, and only then packets.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lb_common::abi::{FLOW_WAYS, MAX_SOURCES, NextHop};
@@ -11,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::capture::Capturing;
-use super::confirm::undo_unconfirmed;
+use super::found::{Found, leave_no_folder, look_around};
 use super::hops::{Walk, targets};
 use super::probing::{KnownHealth, Report};
 use super::requests::serve_public;
@@ -28,14 +25,12 @@ use crate::core::trend::Trends;
 use crate::core::wanted::{BackendKey, Knowledge, forwarding};
 use crate::io::api::{self, Requests};
 use crate::io::datapath::{
-    AttachError, Attached, Datapath, Kernel, LoadError, PinDir, Pinned, capacity_for, forget_capture,
+    AttachError, Attached, Datapath, Kernel, LoadError, PinDir, capacity_for, forget_capture,
 };
 use crate::io::events::EventLog;
 use crate::io::exporters::Histograms;
-use crate::io::history::History;
 use crate::io::host::give_back_memory;
-use crate::io::lock::FolderLock;
-use crate::io::neighbours::{Interface, InterfaceError, Resolver, XdpState};
+use crate::io::neighbours::{InterfaceError, XdpState};
 use crate::io::probes::TlsClients;
 use crate::io::store::{self, StoreError};
 
@@ -55,7 +50,7 @@ pub(super) async fn start(
     let pins = PinDir::new(&options.pin_dir);
     pins.create()?;
     let lock = pins.lock_within(HANDOVER).await?;
-    let found = look_around(&options).await;
+    let found = look_around(&options, &pins).await;
     let found = found.inspect_err(|_| leave_no_folder(&pins))?;
     let Found { state_lock, history, text, config, resolver, interfaces } = found;
     let (mut kernel, adopted) = load(&options, &pins, capacity(&config))?;
@@ -113,49 +108,6 @@ pub(super) async fn start(
     };
     agent.begin_or_leave_nothing(adopted, &image, reports).await?;
     Ok(agent)
-}
-
-/// What there is before anything is loaded.
-struct Found {
-    state_lock: Option<FolderLock>,
-    history: History,
-    text: String,
-    config: Config,
-    resolver: Resolver,
-    interfaces: Vec<Interface>,
-}
-
-/// Looks at what the agent will work with, once the pin directory is its own.
-async fn look_around(options: &Options) -> Result<Found, AgentError> {
-    let state_lock = lock_state_dir(&options.state_dir).await?;
-    let mut history = History::open(&options.state_dir);
-    // Only now is it sure that the agent which was to be told has ended.
-    undo_unconfirmed(&options.config, &mut history)?;
-    let (text, config) = read_config(options)?;
-    let resolver = Resolver::new().await.map_err(|cause| AgentError::Io { what: "netlink", cause })?;
-    let mut interfaces = Vec::new();
-    for name in &config.agent.interfaces {
-        interfaces.push(resolver.interface(name).await?);
-    }
-    Ok(Found { state_lock, history, text, config, resolver, interfaces })
-}
-
-/// Removes a pin directory that nothing was loaded into; one that another agent left goes on.
-fn leave_no_folder(pins: &PinDir) {
-    if matches!(pins.pinned(), Ok(Pinned::Nothing))
-        && let Err(error) = pins.remove_all()
-    {
-        log::warn!("the pin directory is left behind: {error}");
-    }
-}
-
-/// Takes the state directory for this agent; none if there cannot be one, as its users will say.
-async fn lock_state_dir(folder: &Path) -> Result<Option<FolderLock>, AgentError> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    match (made, FolderLock::take_within(folder, HANDOVER).await) {
-        (Ok(()), Ok(None)) => Err(AgentError::StateDir(folder.to_owned())),
-        (_, lock) => Ok(lock.ok().flatten()),
-    }
 }
 
 fn load(options: &Options, pins: &PinDir, capacity: Capacity) -> Result<(Kernel, bool), AgentError> {
@@ -348,11 +300,19 @@ impl Agent {
         }
     }
 
-    /// Attaches the program to every interface of the configuration, and detaches it from those no longer there. If one
+    /// Attaches the program to every interface of the configuration that is there, and detaches it from those no longer named. If one
     /// fails, none is left attached that was not so before: nobody would look after it.
     async fn attach_all(&mut self) -> Result<(), AgentError> {
+        let missing: Vec<String> =
+            self.interfaces.iter().filter(|at| !at.is_there()).map(|at| at.name.clone()).collect();
+        for name in &missing {
+            let cause = InterfaceError::NotFound { name: name.clone() }.to_string();
+            self.record(Event::NotAttached { interface: name.clone(), cause: cause.clone() });
+            self.observed.off.insert(name.clone(), Some(cause));
+        }
         let mut new = Vec::new();
-        for name in self.config.agent.interfaces.clone() {
+        let there = self.config.agent.interfaces.iter().filter(|name| !missing.contains(name));
+        for name in there.cloned().collect::<Vec<_>>() {
             match self.attach(&name).await {
                 Ok(Attached::Replaced) => {}
                 Ok(Attached::New | Attached::Fallback(_)) => new.push(name),
@@ -417,25 +377,4 @@ fn check_mode(name: &str, wanted: XdpMode, found: XdpState) -> Result<Option<Eve
         _ => return Ok(None),
     };
     Ok(Some(Event::ModeKept { interface: name.to_owned(), mode: mode.to_owned() }))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    #[test]
-    fn a_start_that_fails_leaves_no_empty_pin_directory_and_removes_nothing_else() {
-        let root = std::env::temp_dir().join(format!("sluice-start-{}", std::process::id()));
-        let pins = PinDir::new(&root);
-        pins.create_maps().unwrap();
-        leave_no_folder(&pins);
-        assert!(!root.exists());
-        pins.create_maps().unwrap();
-        fs::write(pins.link("eth0"), "").unwrap();
-        leave_no_folder(&pins);
-        assert!(pins.link("eth0").exists(), "customers may be served by it");
-        fs::remove_dir_all(&root).unwrap();
-    }
 }

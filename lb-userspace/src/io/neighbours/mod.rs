@@ -63,6 +63,18 @@ pub struct Interface {
     pub xdp: XdpState,
 }
 
+impl Interface {
+    /// One that is not there yet: its index is 0, which no interface has.
+    pub fn absent(name: &str) -> Self {
+        Self { name: name.to_owned(), ifindex: 0, mac: [0; 6], mtu: 0, xdp: XdpState::None }
+    }
+
+    /// Whether it was there when it was last looked for.
+    pub fn is_there(&self) -> bool {
+        self.ifindex != 0
+    }
+}
+
 /// How an XDP program is attached to an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpState {
