@@ -1,5 +1,6 @@
 //! Routes, neighbours and interfaces as the kernel knows them → the next hops in force.
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::Bound;
@@ -214,12 +215,15 @@ impl Agent {
         };
         let found: Vec<(Target, Result<NextHop, HopError>)> =
             stream::iter(targets).map(resolve).buffer_unordered(CONCURRENT).collect().await;
+        let vips = self.config.services.iter().flat_map(|service| &service.vips);
+        let vips: BTreeSet<IpAddr> = vips.map(|vip| vip.address).collect();
+        let own: LazyCell<_> = LazyCell::new(own_addresses);
         let mut changed = false;
         let (mut news, mut found_again) = (Vec::new(), Vec::new());
         for (target, result) in found {
             match result {
                 Ok(hop) => {
-                    let hop = self.shared_hop(self.not_from_vip(hop));
+                    let hop = self.shared_hop(not_from_vip(hop, &vips, &own));
                     changed |= self.knowledge.hops.insert(target, hop) != Some(hop);
                     if self.hop_errors.remove(&target).is_some() {
                         found_again.push(target.0);
@@ -243,23 +247,6 @@ impl Agent {
         changed
     }
 
-    /// The next hop, sent from another address of the interface where the kernel would choose a VIP: what comes back to one is taken
-    /// for a customer's. For IPv6 it does so if the VIP is more like the backend's address than the interface's own.
-    fn not_from_vip(&self, hop: NextHop) -> NextHop {
-        let is_vip = |address: &IpAddr| {
-            let mut vips = self.config.services.iter().flat_map(|service| &service.vips);
-            vips.any(|vip| vip.address == *address)
-        };
-        let Some(vip) = hop.source.filter(is_vip) else { return hop };
-        let own = host::addresses_by_interface().unwrap_or_else(|error| {
-            log::warn!("cannot list this host's addresses, so packets are sent from VIP {vip}: {error}");
-            Vec::new()
-        });
-        let interface = own.iter().find(|(_, address)| *address == vip).map(|(name, _)| name);
-        let other = interface.and_then(|interface| host::source(&own, interface, vip, is_vip));
-        NextHop { source: other.or(hop.source), ..hop }
-    }
-
     /// The next hop as the program's record has it. With one interface there is no other to transmit on.
     fn shared_hop(&self, hop: NextHop) -> abi::NextHop {
         let only = matches!(self.interfaces.as_slice(), [only] if only.ifindex == hop.ifindex);
@@ -271,6 +258,23 @@ impl Agent {
             ..abi::NextHop::new(hop.destination_mac, hop.source_mac, interface)
         }
     }
+}
+
+/// This host's addresses, by interface.
+fn own_addresses() -> Vec<(String, IpAddr)> {
+    host::addresses_by_interface().unwrap_or_else(|error| {
+        log::warn!("cannot list this host's addresses, so packets may be sent from a VIP: {error}");
+        Vec::new()
+    })
+}
+
+/// The next hop, sent from another address of the interface where the kernel would choose a VIP: what comes back to one is taken
+/// for a customer's. For IPv6 it does so if the VIP is more like the backend's address than the interface's own.
+fn not_from_vip(hop: NextHop, vips: &BTreeSet<IpAddr>, own: &LazyCell<Vec<(String, IpAddr)>>) -> NextHop {
+    let Some(vip) = hop.source.filter(|source| vips.contains(source)) else { return hop };
+    let interface = own.iter().find(|(_, address)| *address == vip).map(|(name, _)| name);
+    let other = interface.and_then(|interface| host::source(own, interface, vip, vips));
+    NextHop { source: other.or(hop.source), ..hop }
 }
 
 /// The next hops that a configuration wants.

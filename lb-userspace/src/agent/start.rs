@@ -303,16 +303,15 @@ impl Agent {
     /// Attaches the program to every interface of the configuration that is there, and detaches it from those no longer named. If one
     /// fails, none is left attached that was not so before: nobody would look after it.
     async fn attach_all(&mut self) -> Result<(), AgentError> {
-        let missing: Vec<String> =
-            self.interfaces.iter().filter(|at| !at.is_there()).map(|at| at.name.clone()).collect();
-        for name in &missing {
-            let cause = InterfaceError::NotFound { name: name.clone() }.to_string();
-            self.record(Event::NotAttached { interface: name.clone(), cause: cause.clone() });
-            self.observed.off.insert(name.clone(), Some(cause));
-        }
         let mut new = Vec::new();
-        let there = self.config.agent.interfaces.iter().filter(|name| !missing.contains(name));
-        for name in there.cloned().collect::<Vec<_>>() {
+        for interface in self.interfaces.clone() {
+            let name = interface.name.clone();
+            if !interface.is_there() {
+                let cause = InterfaceError::NotFound { name: name.clone() }.to_string();
+                self.record(Event::NotAttached { interface: name.clone(), cause: cause.clone() });
+                self.observed.off.insert(name, Some(cause));
+                continue;
+            }
             match self.attach(&name).await {
                 Ok(Attached::Replaced) => {}
                 Ok(Attached::New | Attached::Fallback(_)) => new.push(name),

@@ -44,17 +44,26 @@ pub fn cut_off<'a>(
             *kept |= ports().any(|(_, owner)| *owner == id);
         }
     }
-    let sources = || before.keys().filter(|key| key.protocol == SNAT_MARK).map(|key| key.address);
+    let sources: Vec<Address> =
+        before.keys().filter(|key| key.protocol == SNAT_MARK).map(|key| key.address).collect();
+    // Of each family, whether one stays that packets are sent from, and whether one goes.
+    let [v4, v6] = [true, false].map(|v4| {
+        let mut of_family = sources.iter().filter(|source| source.is_v4() == v4);
+        (
+            of_family.clone().any(|source| snat.contains(source)),
+            of_family.any(|source| !snat.contains(source)),
+        )
+    });
     let translated = |forwarding: Forwarding| forwarding == Forwarding::Nat;
     for backend in loaded.backends.values() {
         let Some(service) = wanted.get(&backend.service) else { continue };
         if translated(service.forwarding) != translated(backend.forwarding) {
             found.insert(backend.service, (false, true));
         } else if translated(service.forwarding) {
-            let sources = || sources().filter(|source| source.is_v4() == backend.address.is_v4());
-            let (kept, lost) = found.entry(backend.service).or_default();
-            if sources().any(|source| !snat.contains(&source)) {
-                *kept &= sources().any(|source| snat.contains(&source));
+            let (stays, goes) = if backend.address.is_v4() { v4 } else { v6 };
+            if goes {
+                let (kept, lost) = found.entry(backend.service).or_default();
+                *kept &= stays;
                 *lost = true;
             }
         }

@@ -1,5 +1,6 @@
 //! This host's interfaces → its addresses.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
@@ -33,16 +34,16 @@ pub fn addresses_by_interface() -> io::Result<Vec<(String, IpAddr)>> {
     Ok(getifaddrs()?.filter_map(|entry| Some((entry.interface_name, ip(&entry.address?)?))).collect())
 }
 
-/// The first of an interface's addresses that others may answer to, of the family of `like`, and that is none of certain others.
+/// The first of an interface's addresses that others may answer to, of the family of `like`, and that is no VIP.
 pub fn source(
     own: &[(String, IpAddr)],
     interface: &str,
     like: IpAddr,
-    is_other: impl Fn(&IpAddr) -> bool,
+    vips: &BTreeSet<IpAddr>,
 ) -> Option<IpAddr> {
     let fits = |address: &IpAddr| {
         let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        address.is_ipv4() == like.is_ipv4() && !is_other(address) && !link_local
+        address.is_ipv4() == like.is_ipv4() && !vips.contains(address) && !link_local
     };
     own.iter().filter(|(name, _)| name == interface).map(|(_, address)| *address).find(fits)
 }

@@ -73,7 +73,7 @@ fn ask_arp(
         let Ok(ifindex) = if_nametoindex(name.as_str()) else { continue };
         let request = |vip: &IpAddr| {
             let IpAddr::V4(v4) = vip else { return None };
-            let from = match host::source(own, name, *vip, |own| vips.contains(own)) {
+            let from = match host::source(own, name, *vip, vips) {
                 Some(IpAddr::V4(own)) => own,
                 _ => Ipv4Addr::UNSPECIFIED,
             };
@@ -116,8 +116,7 @@ fn openings(config: &Config, ways: &Ways, own: &[(String, IpAddr)], vips: &BTree
             for vip in &service.vips {
                 let port = if vip.port == 0 { service.probe_port(backend).unwrap_or(0) } else { vip.port };
                 let vip = SocketAddr::new(vip.address, if port == 0 { ANY_PORT } else { port });
-                let source = host::source(own, &interface, vip.ip(), |own| vips.contains(own))
-                    .filter(|_| way.vlan.is_none());
+                let source = host::source(own, &interface, vip.ip(), vips).filter(|_| way.vlan.is_none());
                 let (Some(source), Some(port)) = (source, ports.next()) else { continue };
                 openings.push(Opening {
                     ifindex: way.ifindex,
@@ -186,8 +185,7 @@ async fn pings(
     let mut pings = Vec::new();
     for &vip in vips.iter().filter(|vip| !facts.local_vips.contains(vip)) {
         let Ok(way) = resolver.resolve_within(vip, Reach::Routed, PATIENCE).await else { continue };
-        if let Some(from) = host::source(own, &name_of(way.ifindex), vip, |own| vips.contains(own))
-            .filter(|_| way.vlan.is_none())
+        if let Some(from) = host::source(own, &name_of(way.ifindex), vip, vips).filter(|_| way.vlan.is_none())
         {
             let macs = (way.source_mac, way.destination_mac);
             pings.push(Ping { ifindex: way.ifindex, macs, from, vip });
