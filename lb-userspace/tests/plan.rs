@@ -10,7 +10,9 @@ use lb_common::net::{Address, Protocol};
 use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
 use lb_userspace::core::explain::{Ingress, PacketSpec, SpecProtocol, frame};
-use lb_userspace::core::image::{Capacity, Image, VipKey, VipTarget, Wanted, WantedBackend, WantedService};
+use lb_userspace::core::image::{
+    Capacity, Image, LoadedBackend, VipKey, VipTarget, Wanted, WantedBackend, WantedService,
+};
 use lb_userspace::core::plan::{self, Action, Plan, PlanError, RingCache};
 use lb_userspace::core::ring::{Origin, slots_by_id};
 use lb_userspace::io::datapath::{Datapath, Memory, TableSet, capacity_for};
@@ -115,6 +117,15 @@ fn check_whole(tables: &TableSet, checked: &mut BTreeSet<u16>) {
             assert_eq!(backend.service, *id, "a ring names a backend of another service");
             assert!(backend.enabled, "a ring names a disabled backend");
         }
+    }
+    let marked: BTreeSet<Address> = image.sources().collect();
+    let translated = |id| image.vips.iter().any(|(_, target)| target.service == id && target.flags.nat());
+    let translates =
+        |backend: &&LoadedBackend| backend.forwarding == Forwarding::Nat && translated(backend.service);
+    for backend in image.backends.values().filter(translates) {
+        let configured = &image.globals.snat[usize::from(!backend.address.is_v4())];
+        let own = backend.hop.iter().map(|hop| &hop.source).filter(|_| configured.is_empty());
+        assert!(own.chain(configured).all(|source| marked.contains(source)), "answers would be the host's");
     }
 }
 
@@ -353,4 +364,58 @@ fn flows_left_by_a_killed_agent_are_swept() {
     assert!(memory.tables().flow_entries() > 0);
     memory.tables().sweep_orphans(&memory.tables().image().backends);
     assert_eq!(memory.tables().flow_entries(), 0);
+}
+
+/// One service that is translated, its packets sent from this address, or from those configured.
+fn translated(own: u8, configured: &[u8]) -> Wanted {
+    let source = |host| Address::v4([192, 0, 2, host]);
+    let mut wanted = with_backend("b");
+    let service = &mut wanted.services[0];
+    service.forwarding = Forwarding::Nat;
+    service.backends[0].hop.as_mut().unwrap().source = source(own);
+    wanted.globals.snat[0] = configured.iter().map(|host| source(*host)).collect();
+    wanted.snat = wanted.globals.snat[0].iter().copied().collect();
+    if configured.is_empty() {
+        wanted.snat.insert(source(own));
+    }
+    wanted
+}
+
+/// The last bytes of the addresses to which answers are looked up.
+fn sources(memory: &Memory) -> Vec<u8> {
+    let mut hosts: Vec<u8> =
+        memory.tables().image().sources().map(|source| source.words()[3].to_ne_bytes()[3]).collect();
+    hosts.sort_unstable();
+    hosts
+}
+
+#[test]
+fn answers_are_looked_up_before_anything_is_sent_from_an_address_and_as_long_as_flows_are() {
+    let mut memory = Memory::new(capacity(), 0);
+    let mut go = |wanted: &Wanted| {
+        carry_out(&mut memory, wanted, usize::MAX);
+        assert!(plan(&memory.tables().image(), wanted).unwrap().actions.is_empty(), "nothing is left to do");
+        sources(&memory)
+    };
+    assert_eq!(go(&translated(1, &[])), [1]);
+    assert_eq!(go(&translated(2, &[])), [1, 2]);
+    assert_eq!(go(&translated(2, &[3, 4])), [1, 2, 3, 4]);
+    assert_eq!(go(&translated(2, &[5])), [1, 2, 3, 4, 5]);
+    let unused = [1, 3, 5].map(|host| Address::v4([192, 0, 2, host]));
+    let known = Wanted { unused: unused.into(), ..translated(2, &[5]) };
+    assert_eq!(go(&known), [2, 4, 5], "new flows are sent from the last");
+    assert_eq!(go(&translated(6, &[])), [2, 4, 5, 6]);
+    assert_eq!(go(&with_backend("b")), [0_u8; 0], "nothing is translated any more");
+}
+
+#[test]
+fn addresses_of_before_make_way_where_the_table_is_full() {
+    let mut memory = Memory::new(Capacity { vip_buckets: 16, ..capacity() }, 0);
+    let (first, second): (Vec<u8>, Vec<u8>) = ((1..=16).collect(), (17..=32).collect());
+    for hosts in [&first, &second, &first] {
+        for action in &plan(&memory.tables().image(), &translated(0, hosts)).unwrap().actions {
+            memory.apply(action).unwrap();
+        }
+        assert_eq!(sources(&memory), *hosts);
+    }
 }

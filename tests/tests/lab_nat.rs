@@ -134,6 +134,48 @@ fn a_killed_agent_costs_no_transfer_through_tunnels_and_translations() {
     });
 }
 
+/// New connections are sent from another address, and those of before go on with theirs: with this agent, and with the next.
+#[test]
+fn connections_outlive_the_choice_of_another_source() {
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let ways = nat();
+    ways::announce(&lab, &ways);
+    let config = |host| {
+        ways::config(
+            &lab,
+            &ways,
+            &format!("source_v4 = \"192.0.2.{host}\"\nsource_v6 = \"2001:db8:192::{host}\""),
+            "",
+        )
+    };
+    let agent = ways::healthy_agent(&lab, &config(1));
+    let mut shoppers: Vec<_> = Vec::new();
+    let mut all_are_served = |when: &str| {
+        for way in &ways {
+            shoppers.push((way, HttpConnection::open(lab.customer(), way.tcp(), None).expect("connect")));
+        }
+        for (way, shopper) in &mut shoppers {
+            shopper.get("/").unwrap_or_else(|error| panic!("{way:?}, {when}: {error:#}"));
+        }
+    };
+    all_are_served("before");
+    std::fs::write(lab.config_file(), config(2)).expect("written");
+    let applied = agent.sluice(&["apply", &lab.config_file().display().to_string()]).expect("apply");
+    let said = String::from_utf8(applied.stdout).expect("text");
+    assert!(said.contains("agent.source_v4"), "{said}{}", String::from_utf8_lossy(&applied.stderr));
+    all_are_served("after the change");
+    agent.kill9().expect("kill -9");
+    let agent = ways::healthy_agent(&lab, &config(3));
+    all_are_served("with the new agent");
+    for (way, source) in ways.iter().zip(["192.0.2.3:", "[2001:db8:192::3]:"]) {
+        let from = SocketAddr::new(way.customer(&lab), 4_000).to_string();
+        let packet = ["explain", "--src", &from, "--dst", &way.tcp().to_string(), "--syn", "-o", "json"];
+        let explained = String::from_utf8(agent.sluice(&packet).expect("explain").stdout).expect("text");
+        assert!(explained.contains(source), "{explained}");
+    }
+    assert_eq!(ways::drops(&agent, &[]), [""; 0]);
+}
+
 /// For IPv6 the kernel sends from the address that is most like the server's, and that may be a VIP on the interface: answers to it
 /// would be taken for a customer's packets.
 #[test]

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use lb_common::abi::FLOW_WAYS;
+use lb_common::net::Address;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -18,7 +19,7 @@ use super::reconcile::{bring_about, bring_about_some, go};
 use super::watch::Observed;
 use crate::core::config::{Config, Protocol};
 use crate::core::events::Event;
-use crate::core::image::Wanted;
+use crate::core::image::{Image, Wanted};
 use crate::core::plan::{Plan, RingCache};
 use crate::core::reach::{Target, targets};
 use crate::core::scope;
@@ -202,8 +203,24 @@ impl Agent {
         let udp: BTreeSet<u16> = udp.map(|(&id, _)| id).collect();
         self.kernel.tables().sweep_idle(now, &udp);
         let left = self.kernel.tables().sweep_translations(now);
+        self.release_sources(&image);
         self.look_for_pressure(left);
         self.look_for_drained(now);
+    }
+
+    /// Has answers no longer looked up to addresses that flows were sent from, and none is any more.
+    fn release_sources(&mut self, image: &Image) {
+        let marked: BTreeSet<Address> = image.sources().collect();
+        if marked.is_empty() {
+            return;
+        }
+        let former = &marked - &self.knowledge.wanted(&self.config).snat;
+        let unused = self.kernel.tables().without_flows(former);
+        if !unused.is_empty() {
+            self.knowledge.unused = unused;
+            self.reconcile();
+            self.knowledge.unused.clear();
+        }
     }
 
     /// Everything there is to show.

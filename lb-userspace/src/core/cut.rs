@@ -1,9 +1,9 @@
-//! The VIPs that are loaded, and those wanted → the services whose flows no longer find the way to them, or back.
+//! The VIPs that are loaded, and those wanted → the services whose flows no longer find the way to them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
-use lb_common::abi::{Forwarding, SNAT_MARK};
-use lb_common::net::{Address, Protocol};
+use lb_common::abi::Forwarding;
+use lb_common::net::Protocol;
 
 use super::image::{Image, VipKey, WantedService};
 
@@ -16,12 +16,10 @@ pub enum Cut {
     Part,
 }
 
-/// The services that stay, by id, and lose a VIP, or an address that their packets are sent from, or whose flows are translated from
-/// then on or no longer are; `snat` are the addresses that translated packets are sent from.
+/// The services that stay, by id, and lose a VIP, or whose flows are translated from then on or no longer are.
 pub fn cut_off<'a>(
     loaded: &Image,
     wanted: impl Iterator<Item = (u32, &'a WantedService)>,
-    snat: &BTreeSet<Address>,
 ) -> BTreeMap<u32, Cut> {
     let wanted: BTreeMap<u32, &WantedService> = wanted.collect();
     let keys = wanted.iter().flat_map(|(id, service)| service.vips.iter().map(|key| (*key, *id)));
@@ -44,28 +42,11 @@ pub fn cut_off<'a>(
             *kept |= ports().any(|(_, owner)| *owner == id);
         }
     }
-    let sources: Vec<Address> =
-        before.keys().filter(|key| key.protocol == SNAT_MARK).map(|key| key.address).collect();
-    // Of each family, whether one stays that packets are sent from, and whether one goes.
-    let [v4, v6] = [true, false].map(|v4| {
-        let mut of_family = sources.iter().filter(|source| source.is_v4() == v4);
-        (
-            of_family.clone().any(|source| snat.contains(source)),
-            of_family.any(|source| !snat.contains(source)),
-        )
-    });
     let translated = |forwarding: Forwarding| forwarding == Forwarding::Nat;
     for backend in loaded.backends.values() {
         let Some(service) = wanted.get(&backend.service) else { continue };
         if translated(service.forwarding) != translated(backend.forwarding) {
             found.insert(backend.service, (false, true));
-        } else if translated(service.forwarding) {
-            let (stays, goes) = if backend.address.is_v4() { v4 } else { v6 };
-            if goes {
-                let (kept, lost) = found.entry(backend.service).or_default();
-                *kept &= stays;
-                *lost = true;
-            }
         }
     }
     let cut = |(kept, lost)| match (kept, lost) {
@@ -78,6 +59,8 @@ pub fn cut_off<'a>(
 
 #[cfg(test)]
 mod tests {
+    use lb_common::net::Address;
+
     use super::*;
     use crate::core::image::{LoadedBackend, VipTarget};
 
@@ -101,7 +84,7 @@ mod tests {
                 backends: Vec::new(),
             })
             .collect();
-        cut_off(&loaded, (0..).zip(&services), &BTreeSet::new()).into_iter().collect()
+        cut_off(&loaded, (0..).zip(&services)).into_iter().collect()
     }
 
     #[test]
@@ -137,40 +120,8 @@ mod tests {
             vips: Vec::new(),
             backends: Vec::new(),
         };
-        let cut = |forwarding| cut_off(&loaded, [(0, &service(forwarding))].into_iter(), &BTreeSet::new());
+        let cut = |forwarding| cut_off(&loaded, [(0, &service(forwarding))].into_iter());
         assert_eq!(cut(Forwarding::Nat), [(0, Cut::Whole)].into());
         assert_eq!(cut(Forwarding::Ipip), BTreeMap::new());
-    }
-
-    #[test]
-    fn who_is_no_longer_sent_from_an_address_loses_the_flows_that_were() {
-        let vip = tcp(10, 80);
-        let source = |host| Address::v4([192, 0, 2, host]);
-        let mark = |host| VipKey { address: source(host), port: 0, protocol: SNAT_MARK };
-        let cut = |loaded_forwarding, before: &[u8], after: &[u8]| {
-            let keys = [vip].into_iter().chain(before.iter().map(|host| mark(*host)));
-            let loaded = Image {
-                vips: keys.map(|key| (key, VipTarget::default())).collect(),
-                backends: [(
-                    1,
-                    LoadedBackend { forwarding: loaded_forwarding, ..LoadedBackend::well("a", 0) },
-                )]
-                .into(),
-                ..Image::default()
-            };
-            let service = WantedService {
-                name: "web".to_owned(),
-                forwarding: loaded_forwarding,
-                client_affinity: false,
-                vips: vec![vip],
-                backends: Vec::new(),
-            };
-            let snat = after.iter().map(|host| source(*host)).collect();
-            cut_off(&loaded, [(0, &service)].into_iter(), &snat).into_values().next()
-        };
-        assert_eq!(cut(Forwarding::Nat, &[1], &[1, 2]), None);
-        assert_eq!(cut(Forwarding::Nat, &[1], &[2]), Some(Cut::Whole));
-        assert_eq!(cut(Forwarding::Nat, &[1, 2], &[2]), Some(Cut::Part));
-        assert_eq!(cut(Forwarding::Ipip, &[1], &[2]), None, "a tunnel's source is nobody's way back");
     }
 }

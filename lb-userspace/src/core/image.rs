@@ -188,8 +188,10 @@ pub struct Wanted {
     pub ring_seed: u64,
     /// Settings for all services.
     pub globals: Globals,
-    /// Addresses that translated packets are sent from: answers to them are looked up.
+    /// Addresses that new translated flows are sent from: answers to them are looked up.
     pub snat: BTreeSet<Address>,
+    /// Addresses that no translated flow is sent from any more: answers to others of before are looked up, too.
+    pub unused: BTreeSet<Address>,
     /// The services.
     pub services: Vec<WantedService>,
 }
@@ -250,6 +252,11 @@ impl Image {
             .collect()
     }
 
+    /// The addresses that translated packets are, or were, sent from.
+    pub fn sources(&self) -> impl Iterator<Item = Address> {
+        self.vips.iter().filter(|(key, _)| key.protocol == SNAT_MARK).map(|(key, _)| key.address)
+    }
+
     /// The ring slots in force.
     pub fn rings_in_use(&self) -> BTreeSet<u16> {
         let own = self.services.values().filter_map(|service| service.ring.as_ref().map(|(slot, _)| *slot));
@@ -274,8 +281,12 @@ impl Wanted {
     }
 
     /// Everything the VIP table should hold, with the id of each service by its name: the VIPs, for each address a mark by
-    /// which a ping finds it, and the marks of addresses that translated packets are sent from.
-    pub fn vip_entries(&self, id: impl Fn(&str) -> Option<u32>) -> Vec<(VipKey, VipTarget)> {
+    /// which a ping finds it, and the marks of the addresses that translated packets are sent from.
+    pub fn vip_entries(
+        &self,
+        sources: &BTreeSet<Address>,
+        id: impl Fn(&str) -> Option<u32>,
+    ) -> Vec<(VipKey, VipTarget)> {
         let mut marked = BTreeSet::new();
         let mut entries = Vec::new();
         for service in &self.services {
@@ -289,8 +300,12 @@ impl Wanted {
                 }
             }
         }
-        let mark = |&address| VipKey { address, port: 0, protocol: SNAT_MARK };
-        entries.extend(self.snat.iter().map(|address| (mark(address), VipTarget::default())));
+        entries.extend(sources.iter().map(source_mark));
         entries
     }
+}
+
+/// The entry of the VIP table by which answers to an address are looked up that translated packets are sent from.
+pub fn source_mark(address: &Address) -> (VipKey, VipTarget) {
+    (VipKey { address: *address, port: 0, protocol: SNAT_MARK }, VipTarget::default())
 }

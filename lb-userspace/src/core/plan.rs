@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use lb_common::abi::{ServiceWord, VipBucket, VipTable};
-use lb_common::net::{Address, Protocol};
+use lb_common::net::Address;
 
 use super::cut::{Cut, cut_off};
-use super::image::{
-    Capacity, Globals, Image, LoadedBackend, VipKey, VipTarget, Wanted, WantedBackend, WantedService,
-};
+use super::image::{Capacity, Globals, Image, LoadedBackend, Wanted, WantedBackend, WantedService};
 use super::ring::{Known, Member, Origin, Planned, Recipe, fingerprint};
-use super::vips;
+use vips::{Vips, sources};
+
+mod vips;
 
 /// One change of the maps.
 #[derive(Clone, Debug)]
@@ -141,6 +141,10 @@ fn way(loaded: &Image, wanted: &Wanted, cache: &mut RingCache, extent: Extent) -
         }
     }
     let mut actions = Vec::new();
+    let (mut vips, sources) = (Vips::loaded(loaded), sources(loaded, wanted));
+    if extent == Extent::All {
+        vips.mark_sources(&sources, &mut actions);
+    }
     if loaded.globals != wanted.globals {
         actions.push(Action::WriteGlobals(wanted.globals.clone()));
     }
@@ -148,8 +152,8 @@ fn way(loaded: &Image, wanted: &Wanted, cache: &mut RingCache, extent: Extent) -
     switch_services(loaded, wanted, &ids, &rings, &mut actions)?;
     let mut cut = BTreeMap::new();
     if extent == Extent::All {
-        switch_vips(loaded, wanted, &ids, &mut actions)?;
-        cut = cut_off(loaded, ids.of(wanted).map(|of| (of.id, of.service)), &wanted.snat);
+        vips.switch_to_wanted(wanted, &sources, &ids, &mut actions)?;
+        cut = cut_off(loaded, ids.of(wanted).map(|of| (of.id, of.service)));
     }
     break_rest(loaded, wanted, &ids, &mut actions);
     let kept = ids.backends(wanted).filter(|(_, backend, _)| backend.enabled).map(|(.., id)| id).collect();
@@ -369,37 +373,6 @@ fn switch_services(
         let loaded_ring = before.and_then(|before| before.ring.as_ref());
         released.extend(loaded_ring.map(|(slot, _)| *slot).filter(|&old| Some(old) != slot));
     }
-    Ok(())
-}
-
-/// Replaces the VIP table if it changes.
-fn switch_vips(
-    loaded: &Image,
-    wanted: &Wanted,
-    ids: &Ids,
-    actions: &mut Vec<Action>,
-) -> Result<(), PlanError> {
-    let named: HashMap<&str, u32> = ids.of(wanted).map(|of| (of.service.name.as_str(), of.id)).collect();
-    let entries = wanted.vip_entries(|name| named.get(name).copied());
-    let held: HashSet<&(VipKey, VipTarget)> = loaded.vips.iter().collect();
-    if entries.len() == held.len() && entries.iter().all(|entry| held.contains(entry)) {
-        return Ok(());
-    }
-    let buckets = vips::build(&entries, loaded.capacity.vip_buckets).ok_or(PlanError::Full {
-        what: "VIPs and VIP addresses",
-        needed: entries.len(),
-        gone: 0,
-        capacity: loaded.capacity.vip_buckets,
-    })?;
-    let table = VipTable {
-        first_bucket: if loaded.vip_table.first_bucket > 0 { 0 } else { loaded.capacity.vip_buckets },
-        any_port: entries
-            .iter()
-            .any(|(vip, _)| vip.port == 0 && [Protocol::TCP, Protocol::UDP].contains(&vip.protocol)),
-        nat: !wanted.snat.is_empty(),
-        never_snat: !wanted.snat.iter().fold(0, |kinds, &address| kinds | VipTable::kind(address)),
-    };
-    actions.push(Action::WriteVips { table, buckets });
     Ok(())
 }
 

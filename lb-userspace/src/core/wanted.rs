@@ -39,6 +39,8 @@ pub struct Knowledge {
     pub hops: HashMap<Target, NextHop>,
     /// Backends that have only a share of their weight yet.
     pub shares: BTreeMap<BackendKey, Share>,
+    /// Addresses that no translated flow is sent from any more.
+    pub unused: BTreeSet<Address>,
 }
 
 impl Knowledge {
@@ -166,7 +168,8 @@ impl<'a> Outlook<'a> {
             services.map(|service| self.wanted_service(service, config)).collect();
         let globals = self.globals(config);
         let snat = snat(&services, &globals);
-        Wanted { ring_seed: config.agent.ring_seed, globals, snat, services }
+        let unused = self.knowledge.unused.clone();
+        Wanted { ring_seed: config.agent.ring_seed, globals, snat, unused, services }
     }
 
     fn wanted_service(&self, service: &config::Service, config: &Config) -> WantedService {
@@ -247,7 +250,7 @@ fn keeps_flows(state: BackendState, checked: bool, health: Health) -> bool {
     }
 }
 
-/// The addresses that translated packets are sent from: those configured, else those of the next hops.
+/// The addresses that new translated flows are sent from: those configured, else those of the next hops.
 fn snat(services: &[WantedService], globals: &Globals) -> BTreeSet<Address> {
     let [v4, v6] = &globals.snat;
     let translated = services.iter().filter(|service| service.forwarding == abi::Forwarding::Nat);

@@ -177,7 +177,7 @@ impl World {
         let snat: BTreeSet<Address> = [true, false].map(|v4| own(v4).into()).into();
         let mut world = Self {
             memory: Memory::new(capacity, 0),
-            wanted: Wanted { ring_seed: 0, globals, snat, services },
+            wanted: Wanted { globals, snat, services, ..Wanted::default() },
             image: Image::default(),
         };
         world.memory.tables().set_interfaces(&INTERFACES);

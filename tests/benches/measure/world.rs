@@ -150,6 +150,7 @@ impl World {
             snat: snat4.iter().chain(&snat6).copied().collect(),
             globals: Globals { snat: [snat4, snat6], ..Globals::default() },
             services: Way::all().map(Way::service).collect(),
+            ..Wanted::default()
         };
         let pins = Pins::new();
         let capacity = capacity_for(64, 256, 256, flows * 2, flows.min(MOST_TRANSLATED));

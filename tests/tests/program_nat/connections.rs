@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use lb_common::abi::{Moving, Traffic};
 use lb_common::verdict::Verdict;
+use lb_userspace::core::image::Wanted;
 use lb_userspace::io::datapath::{Datapath, capacity_for};
 
 use crate::support::nat_frames::{Family, Nat, Setup, answer, answered};
@@ -39,6 +40,28 @@ fn a_retransmitted_syn_keeps_its_translation() {
         assert!(!outcome.new_flow());
         assert_eq!(way(&again), way(&first));
         assert_eq!(nat.translations(), 2);
+    }
+}
+
+#[test]
+fn a_connection_keeps_its_address_when_new_ones_are_sent_from_another() {
+    for setup in Setup::all() {
+        let mut nat = Nat::new(setup);
+        let packet = setup.customer(40_000, ACK, b"");
+        let (left, _) = nat.forward(&packet);
+        let other = Setup { sources: 0, ..setup };
+        nat.twins.apply(&other.wanted());
+        assert_eq!(way(&nat.forward(&packet).0), way(&left));
+        let answer = answer(&left, ACK, b"");
+        nat.back(&answer, &answered(&packet, &answer));
+        nat.setup = other;
+        nat.forward(&other.customer(40_001, SYN, b""));
+        let tables = nat.twins.kernel.tables();
+        let marked: BTreeSet<_> = tables.image().sources().collect();
+        assert_eq!(marked.len(), 2);
+        assert_eq!(tables.without_flows(marked), BTreeSet::new());
+        nat.twins.apply(&Wanted { unused: BTreeSet::from([left.source.into()]), ..other.wanted() });
+        nat.unchanged(&answer, Verdict::PassNotVip);
     }
 }
 

@@ -10,14 +10,13 @@ pub mod random_frames;
 pub mod random_tables;
 pub mod services;
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lb_common::abi::{Forwarding, NextHop};
 use lb_common::net::{Address, Protocol};
-use lb_userspace::core::image::{Capacity, Globals, VipKey, Wanted, WantedBackend, WantedService};
+use lb_userspace::core::image::{Capacity, VipKey, Wanted, WantedBackend, WantedService};
 use lb_userspace::core::plan::{self, RingCache};
 use lb_userspace::io::datapath::{Datapath, Kernel, PinDir, capacity_for};
 
@@ -89,12 +88,7 @@ pub fn wanted() -> Wanted {
         service("dark", both(30, 80, Protocol::TCP), vec![]),
         service("lost", both(40, 80, Protocol::TCP), vec![unresolved]),
     ];
-    Wanted {
-        ring_seed: SEED,
-        globals: Globals::default(),
-        snat: BTreeSet::new(),
-        services: [plain, services::services()].concat(),
-    }
+    Wanted { ring_seed: SEED, services: [plain, services::services()].concat(), ..Wanted::default() }
 }
 
 /// Brings a datapath to what is wanted.

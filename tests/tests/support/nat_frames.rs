@@ -150,6 +150,7 @@ impl Setup {
                 vips: vec![VipKey { address: self.family.vip().into(), port: self.vip_port, protocol }],
                 backends: (1..=self.backends).map(|host| self.backend(host)).collect(),
             }],
+            ..Wanted::default()
         }
     }
 

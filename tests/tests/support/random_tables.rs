@@ -27,7 +27,7 @@ pub fn wanted(dice: &mut Dice) -> Wanted {
         (0..1 + dice.below(SERVICES)).map(|number| service(dice, number, &mut taken)).collect();
     let globals = globals(dice);
     let snat = snat(&services, &globals);
-    Wanted { ring_seed: super::SEED, globals, snat, services }
+    Wanted { ring_seed: super::SEED, globals, snat, services, ..Wanted::default() }
 }
 
 fn globals(dice: &mut Dice) -> Globals {

@@ -1,8 +1,10 @@
 //! The table of translations, as the agent looks after it: counted, swept, and carried to one of another size.
 
+use std::collections::BTreeSet;
+
 use lb_common::abi::{Translation, TranslationBucket, TranslationState, TupleKey};
 use lb_common::flow::Tick;
-use lb_common::net::Protocol;
+use lb_common::net::{Address, Protocol};
 use lb_common::translations::{Entry, Inserted, Tag, Translations};
 
 use super::tables::TableSet;
@@ -48,6 +50,17 @@ impl TableSet {
             let (translation, tag) = entry.read()?;
             Some((key, translation, tag.state()))
         })
+    }
+
+    /// Those of the addresses that no translated flow is sent from.
+    pub fn without_flows(&self, mut sources: BTreeSet<Address>) -> BTreeSet<Address> {
+        if sources.is_empty() {
+            return sources;
+        }
+        for (answer, ..) in self.translations().filter(|(_, translation, _)| translation.reply != 0) {
+            sources.remove(&answer.destination);
+        }
+        sources
     }
 
     /// How many translations there are.
