@@ -100,12 +100,14 @@ impl<'lab> Agent<'lab> {
 
     /// Waits until every service is healthy.
     pub fn wait_until_healthy(&self) -> Result<()> {
-        let services = self.status()?["services"].as_array().cloned().unwrap_or_default();
-        for service in services {
-            let name = service["name"].as_str().context("a service without a name in the status")?;
-            self.wait_for_status(name, "healthy", HEALTHY_TIMEOUT)?;
-        }
-        Ok(())
+        let mut last = Value::Null;
+        wait_until("every service is healthy", HEALTHY_TIMEOUT, || {
+            last = self.status().unwrap_or_else(|error| Value::from(format!("{error:#}")));
+            let services = last["services"].as_array();
+            services.is_some_and(|all| all.iter().all(|service| service["status"] == "healthy"))
+        })
+        .map(drop)
+        .with_context(|| format!("last seen: {last}\nthe agent's log:\n{}", self.log()))
     }
 
     /// Waits until a service has this status: `healthy`, `degraded`, `failing-open` or `down`.

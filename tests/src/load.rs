@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,6 +13,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::host::{Host, connect};
 use crate::http::HttpConnection;
 
+/// The pause after each request: what is tested meanwhile needs the cores, too.
+const PAUSE: Duration = Duration::from_millis(1);
 /// The most errors a report spells out.
 const ERRORS_SHOWN: usize = 5;
 
@@ -42,7 +44,7 @@ pub struct LoadReport {
 }
 
 impl Load {
-    /// Starts `clients` threads on `host`, each asking `to` for `path` over and over, a new connection each time.
+    /// Starts `clients` threads on `host`, each asking `to` for `path` over and over, a new connection each time, a millisecond after the last.
     pub fn start(host: &Host, to: SocketAddr, path: &str, clients: usize) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
         let done = Arc::new(AtomicU64::new(0));
@@ -57,6 +59,7 @@ impl Load {
                     while !stopping.load(Ordering::Relaxed) {
                         report.add(request(to, &path), start, Instant::now());
                         done.fetch_add(1, Ordering::Relaxed);
+                        sleep(PAUSE);
                     }
                     Ok(report)
                 })

@@ -1,12 +1,17 @@
 //! The rings of tests: turns "test everything" into cargo runs from the fastest ring to the slowest.
 
-use std::fs;
+use std::thread::available_parallelism;
 use std::time::Instant;
+use std::{env, fs};
 
 use anyhow::{Result, bail};
 
 use crate::shell::{cargo, root, stream};
 
+/// What tells a test program how many tests to run at the same time.
+const THREADS: &str = "RUST_TEST_THREADS";
+/// The target of the lab ring.
+const LAB: &str = "--test=lab";
 /// The target of the kernel ring.
 const KERNELS: &str = "--test=kernels";
 
@@ -17,7 +22,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     units.extend(["lb-common/tests", "lb-userspace/tests"].into_iter().flat_map(test_targets));
     let in_kernel = test_targets("tests/tests");
     let (kernels, here): (Vec<_>, Vec<_>) = in_kernel.into_iter().partition(|target| target == KERNELS);
-    let (lab, program) = here.into_iter().partition(|target| target.starts_with("--test=lab_"));
+    let (lab, program) = here.into_iter().partition(|target| target == LAB);
     let rings = [
         ("unit and property tests", units),
         ("examples in the documentation", vec!["--doc".to_owned()]),
@@ -28,7 +33,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     // Every ring is run: one report of everything that fails beats the first failure.
     let mut failed = Vec::new();
     for (name, targets) in rings.iter().filter(|(_, targets)| !targets.is_empty()) {
-        if let Err(error) = ring(name, targets, arguments) {
+        let waiting = usize::from(targets.iter().any(|target| target == LAB));
+        if let Err(error) = ring(name, targets, arguments, waiting) {
             eprintln!("✘ {name}: {error:#}");
             failed.push(*name);
         }
@@ -40,12 +46,17 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn ring(name: &str, targets: &[String], arguments: &[String]) -> Result<()> {
+/// Runs one ring; `waiting` is how many tests are run beside those that have a core, for most only wait most of the time.
+fn ring(name: &str, targets: &[String], arguments: &[String], waiting: usize) -> Result<()> {
     println!("━━ ring: {name}");
     let start = Instant::now();
     let mut test = cargo();
     // Always the whole workspace: with fewer packages cargo resolves other features and builds everything anew.
     test.args(["test", "--workspace", "--no-fail-fast"]).args(targets).arg("--").args(arguments);
+    if waiting > 0 && env::var_os(THREADS).is_none() {
+        let cores = available_parallelism().map_or(1, usize::from);
+        test.env(THREADS, (cores + waiting).to_string());
+    }
     stream(&mut test)?;
     println!("✔ {name}: {:.0} s", start.elapsed().as_secs_f64());
     Ok(())
@@ -70,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_lab_and_the_kernels_are_rings() {
-        assert!(test_targets("tests/tests").contains(&"--test=lab_itself".to_owned()));
+        assert!(test_targets("tests/tests").contains(&LAB.to_owned()));
         assert!(test_targets("tests/tests").contains(&"--test=program_nat".to_owned()));
         assert!(!test_targets("tests/tests").contains(&"--test=support".to_owned()));
         assert!(test_targets("tests/tests").contains(&KERNELS.to_owned()));

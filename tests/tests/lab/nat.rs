@@ -1,15 +1,12 @@
 //! Translations and tunnels under stress: very many connections at once, and an agent that is killed.
 
-#[path = "support/ways.rs"]
-mod ways;
-
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lb_tests::{Agent, BACKEND_PORT, HttpConnection, Lab, TcpEcho, wait_until};
 
-use ways::{WAYS, Way};
+use crate::ways::{self, WAYS, Way};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Where the web servers hold connections.

@@ -1,9 +1,6 @@
 //! Every forwarding mode in every mixture of families: customers are served whole, by all web servers, in small frames and
 //! jumbo frames, tagged and not.
 
-#[path = "support/ways.rs"]
-mod ways;
-
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -12,7 +9,7 @@ use etherparse::{PacketBuilder, SlicedPacket};
 use lb_tests::{Agent, Capture, HttpConnection, Lab, VIP, VIP6, echo_datagram, send_frame, vlan_tagged};
 use serde_json::Value;
 
-use ways::{WAYS, Way};
+use crate::ways::{self, WAYS, Way};
 
 const PATIENCE: Duration = Duration::from_secs(3);
 

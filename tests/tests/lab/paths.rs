@@ -1,9 +1,6 @@
 //! The ways packets take: two interfaces, routers, links narrower than the rest, and all that changes while customers are
 //! served.
 
-#[path = "support/ways.rs"]
-mod ways;
-
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use lb_tests::{Agent, Host, Lab, Load, SOURCES, SOURCES6, Topology, echo_datagram, wait_until};
 
-use ways::{WAYS, Way, path_mtu};
+use crate::ways::{self, WAYS, Way, path_mtu};
 
 /// How soon traffic follows a change of the network.
 const FOLLOWS: Duration = Duration::from_secs(1);

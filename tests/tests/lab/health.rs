@@ -1,14 +1,11 @@
 //! Health as customers see it: encrypted checks and the reason of each failure, slow starts, flapping, and what becomes of a drained
 //! server that fails.
 
-#[path = "support/checks.rs"]
-mod checks;
-
 use std::net::{IpAddr, SocketAddr};
 
 use lb_tests::{Agent, HttpConnection, Lab, TcpEcho, wait_until};
 
-use checks::{PATIENCE, QUICK, Service, configuration, health_of, wait_for, webs};
+use crate::checks::{PATIENCE, QUICK, Service, configuration, health_of, wait_for, webs};
 
 /// Where a server's health can be switched on and off while its web server goes on.
 const SWITCH_PORT: u16 = 9_100;

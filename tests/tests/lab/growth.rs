@@ -6,12 +6,15 @@ use std::net::UdpSocket;
 use std::ops::Range;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lb_tests::{Agent, Host, HttpConnection, Lab, Load, SluiceToml, UdpEcho, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// The pauses between datagrams and between transfers: agents need the cores, too.
+const PAUSES: [Duration; 2] = [Duration::from_micros(200), Duration::from_millis(20)];
 const UDP_PORT: u16 = 7_000;
 const TRANSLATED_PORT: u16 = 8_080;
 /// Flows in the table at first, as the lab's configuration says.
@@ -112,6 +115,7 @@ fn echoing(lab: &Lab, stopping: &AtomicBool, sent: &AtomicU64) -> anyhow::Result
             let answer = answer.get(..length).unwrap_or_default();
             ensure!(answer.ends_with(&number), "another datagram's echo: {answer:?}");
             sent.fetch_add(1, Ordering::Relaxed);
+            sleep(PAUSES[0]);
         }
         Ok(())
     })?
@@ -121,6 +125,7 @@ fn transferring(lab: &Lab, stopping: &AtomicBool, done: &AtomicU64) -> anyhow::R
     while !stopping.load(Ordering::Relaxed) {
         lab.transfer(lab.vip(80))?;
         done.fetch_add(1, Ordering::Relaxed);
+        sleep(PAUSES[1]);
     }
     Ok(())
 }
@@ -237,7 +242,7 @@ fn reconnecting(lab: &Lab, vip_port: u16, ports: Range<u16>, stopping: &AtomicBo
         }
         let mut connection = HttpConnection::open(lab.customer(), lab.vip(vip_port), Some(port))?;
         let server = connection.get("/").context("the first answer")?.served_by().to_owned();
-        std::thread::sleep(Duration::from_millis(10));
+        sleep(Duration::from_millis(10));
         let answer = connection.get_and_close("/").context("the second answer")?;
         ensure!(answer.served_by() == server, "{server} became {}", answer.served_by());
         done += 1;
@@ -347,7 +352,7 @@ fn an_agent_killed_amid_a_change_of_sizes_leaves_what_the_next_one_adopts() {
             let mut asking = spawn_apply(&lab, &text);
             wait_until("other maps are made", PATIENCE, || other.exists()).expect("a change of sizes");
             // From the first map made to the last one let go.
-            std::thread::sleep(Duration::from_millis(u64::from(round) * 25));
+            sleep(Duration::from_millis(u64::from(round) * 25));
             agent.kill9().expect("kill");
             asking.wait().expect("apply");
             flow_on();

@@ -73,6 +73,9 @@ fn what_happens_is_told_with_reason_and_timing_and_outlives_the_agent() {
     assert_eq!(agent.sluice(&dry).expect("sluice").status.code(), Some(2));
     assert_eq!(events(&agent, &["--kind", "refused"]).len(), 1, "a trial is no event");
 
+    // The other service's check may have come last.
+    let failing = |event: &Value| event["service"] == "web-tls" && event["to"] == "failing-open";
+    wait_for(&agent, &["--kind", "service_status"], failing);
     let before = events(&agent, &[]);
     let seq = |event: &Value| event["seq"].as_u64().expect("seq");
     assert!(before.windows(2).all(|pair| seq(&pair[0]) + 1 == seq(&pair[1])), "{before:#?}");

@@ -1,14 +1,11 @@
 //! Health checks through the forwarding path: what they find, and what they go on through.
 
-#[path = "support/checks.rs"]
-mod checks;
-
 use std::net::IpAddr;
 
 use aya::programs::{SchedClassifier, TcAttachType};
 use lb_tests::{Agent, Lab};
 
-use checks::{Service, configuration, health_of, wait_for, webs};
+use crate::checks::{Service, configuration, health_of, wait_for, webs};
 
 fn set_vip(lab: &Lab, web: usize, verb: &str, vip: IpAddr) {
     let length = if vip.is_ipv4() { "32" } else { "128 nodad" };

@@ -6,13 +6,15 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, sleep};
 use std::time::Duration;
 
 use lb_tests::{HttpConnection, Lab, Load, Netns};
 
 const MEGABYTE: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The pause between transfers: agents need the cores, too.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Customers at work until they are asked how it was.
 pub struct Customers {
@@ -91,6 +93,7 @@ impl Transfers {
                 assert!(answer.status == 200 && answer.body == content, "fetched, and not what is stored");
             }
             rounds += 1;
+            sleep(PAUSE);
         }
         rounds
     }

@@ -1,9 +1,6 @@
 //! `sluice capture` under customers' load: tshark reads what was captured, the comments are right, nobody notices, and nothing
 //! of it stays.
 
-#[path = "support/ways.rs"]
-mod ways;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
@@ -13,7 +10,7 @@ use lb_tests::{Agent, Daemon, Host, Lab, Load, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use ways::{WAYS, Way};
+use crate::ways::{self, WAYS, Way};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -5,7 +5,7 @@ mod answers;
 mod api;
 mod customers;
 mod safety;
-#[path = "../../../lb-userspace/build/toolchain.rs"]
+#[path = "../../../../lb-userspace/build/toolchain.rs"]
 #[allow(dead_code, reason = "set-up uses the rest")]
 mod toolchain;
 mod under_load;

@@ -374,7 +374,7 @@ fn hold_a_lab() {
 fn nothing_is_left_behind_when_the_lab_is_killed() {
     use std::io::BufRead;
     let mut holder = Command::new(std::env::current_exe().expect("this test"))
-        .args(["--ignored", "--exact", "hold_a_lab", "--nocapture"])
+        .args(["--ignored", "--exact", "itself::hold_a_lab", "--nocapture"])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .expect("holder");
