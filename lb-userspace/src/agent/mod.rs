@@ -49,7 +49,7 @@ const HOP_INTERVAL: Duration = Duration::from_secs(15);
 /// How often next hops that did not answer are asked for again.
 const HOP_RETRY: Duration = Duration::from_secs(1);
 
-/// How often to look at what customers' packets show.
+/// How often to look at what customers' packets show, and whether they fill the table of translations.
 const SIGNALS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How long an agent that is just ending may keep the socket.
@@ -222,7 +222,10 @@ impl Agent {
                 self.note_trend();
                 self.events.sign_of_life();
             }
-            Due::Signals => self.look_for_signals(),
+            Due::Signals => {
+                self.look_for_signals();
+                self.relieve_translations();
+            }
             Due::Sweep => {
                 self.sweep();
                 give_back_memory();

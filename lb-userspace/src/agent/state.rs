@@ -208,6 +208,16 @@ impl Agent {
         self.look_for_drained(now);
     }
 
+    /// Sweeps translations more often while they take much of their table, which a flood of openings is not to fill.
+    pub(super) fn relieve_translations(&self) {
+        let tables = self.kernel.tables();
+        if tables.is_translating_much()
+            && let Ok(now) = self.kernel.now()
+        {
+            tables.sweep_translations(now);
+        }
+    }
+
     /// Has answers no longer looked up to addresses that flows were sent from, and none is any more.
     fn release_sources(&mut self, image: &Image) {
         let marked: BTreeSet<Address> = image.sources().collect();

@@ -2,17 +2,31 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::abi::{Translation, TranslationBucket, TranslationState, TupleKey};
+use lb_common::abi::{TRANSLATIONS_A_BUCKET, Translation, TranslationBucket, TranslationState, TupleKey};
 use lb_common::flow::Tick;
 use lb_common::net::{Address, Protocol};
 use lb_common::translations::{Entry, Inserted, Tag, Translations};
 
 use super::tables::TableSet;
 
-/// Ticks after which a translation goes that no answer came for, that the customer did not follow up, or whose connection was reset.
-const OPENING_TICKS: u32 = 60;
-/// Ticks after which one goes whose connection was closed: Linux' TIME_WAIT.
-const CLOSED_TICKS: u32 = 60;
+/// Ticks after which translations go that nobody needs any more, or perhaps never has.
+#[derive(Clone, Copy)]
+struct Limits {
+    /// That no answer came for, that the customer did not follow up, or whose connection was reset.
+    opening: u32,
+    /// Whose connection was closed.
+    closed: u32,
+}
+
+/// While there is room: Linux' TIME_WAIT.
+const RELAXED: Limits = Limits { opening: 60, closed: 60 };
+/// Where much of the table is taken: longer than a customer takes to follow up, and than a packet that was closing is sent again.
+const PRESSED: Limits = Limits { opening: 5, closed: 10 };
+/// Of the table's entries, the share that is taken then: one of so many.
+const PRESSED_FROM: usize = 2;
+/// Buckets that are looked into to tell.
+const SAMPLE: usize = 512;
+
 /// Ticks after which one goes whose connection was closed by one side, and the other does nothing: RFC 5382 asks for four minutes.
 const HALF_CLOSED_TICKS: u32 = 300;
 /// Ticks after which one goes whose connection is established: above the two hours of TCP's keep-alive.
@@ -22,8 +36,6 @@ const UDP_TICKS: u32 = 300;
 
 /// Ticks after which a claim goes that nobody has followed up: who made it has stopped.
 const CLAIMED_TICKS: u32 = 60;
-/// Ticks for which no translation goes, whatever its connection is like.
-const LEAST_TICKS: u32 = 60;
 
 impl TableSet {
     /// The table of translations, mapped until [`TableSet::unmap`]; `None` if it cannot be mapped, which is told.
@@ -68,14 +80,23 @@ impl TableSet {
         self.whole_translations().count() as u64
     }
 
+    /// Whether so much of the table is taken that connections which ended or never came about are to make way sooner, by a sample.
+    pub fn is_translating_much(&self) -> bool {
+        let Ok(buckets) = self.translations.records() else { return false };
+        let step = buckets.len().div_ceil(SAMPLE).max(1);
+        let taken = self.translation_table().map_or(0, |table| table.tags_in_every(step).count());
+        taken * PRESSED_FROM > buckets.len().div_ceil(step) * TRANSLATIONS_A_BUCKET as usize
+    }
+
     /// Removes the translations of connections that are closed or idle, and claims that nobody follows up; says how many
     /// translations are left.
     pub fn sweep_translations(&self, now: Tick) -> u64 {
         let Some(table) = self.translation_table() else { return 0 };
+        let limits = if self.is_translating_much() { PRESSED } else { RELAXED };
         for (location, tag) in table.tags() {
             let Some(entry) = table.entry(location) else { continue };
             if tag.is_valid() {
-                remove_if_over(&table, &entry, tag, now);
+                remove_if_over(&table, &entry, tag, now, limits);
             } else if now.since(tag.state().tick) > CLAIMED_TICKS {
                 entry.remove(tag);
             }
@@ -110,8 +131,9 @@ fn remove_if_over(
     entry: &Entry<'_>,
     tag: Tag,
     now: Tick,
+    limits: Limits,
 ) -> Option<()> {
-    if now.since(tag.state().tick) <= LEAST_TICKS {
+    if now.since(tag.state().tick) <= limits.opening.min(limits.closed) {
         return None;
     }
     let (key, (translation, _)) = (entry.key()?, entry.read()?);
@@ -119,7 +141,7 @@ fn remove_if_over(
     let reverse = table.locate(&translation.reverse_key(protocol)).and_then(|at| table.entry(at));
     let other = reverse.and_then(|reverse| Some((reverse, reverse.tag()?)));
     // One that stands alone was just made, or left over.
-    if !is_over(protocol, tag.state(), other.map(|(_, tag)| tag.state()), now) {
+    if !is_over(protocol, tag.state(), other.map(|(_, tag)| tag.state()), now, limits) {
         return None;
     }
     let own = (*entry, tag);
@@ -133,15 +155,21 @@ fn remove_if_over(
 }
 
 /// Whether a connection is over, by the states of both directions.
-fn is_over(protocol: Protocol, own: TranslationState, other: Option<TranslationState>, now: Tick) -> bool {
-    let Some(other) = other else { return now.since(own.tick) > OPENING_TICKS };
+fn is_over(
+    protocol: Protocol,
+    own: TranslationState,
+    other: Option<TranslationState>,
+    now: Tick,
+    limits: Limits,
+) -> bool {
+    let Some(other) = other else { return now.since(own.tick) > limits.opening };
     // The direction that was used last counts for both.
     let idle = now.since(own.tick).min(now.since(other.tick));
     // An answer alone shows nothing of the customer, whose address may be invented.
     let limit = match (own.closing, other.closing) {
-        _ if !(own.established && other.established) || own.reset || other.reset => OPENING_TICKS,
+        _ if !(own.established && other.established) || own.reset || other.reset => limits.opening,
         _ if protocol != Protocol::TCP => UDP_TICKS,
-        (true, true) => CLOSED_TICKS,
+        (true, true) => limits.closed,
         (false, false) => ESTABLISHED_TICKS,
         _ => HALF_CLOSED_TICKS,
     };
@@ -151,8 +179,18 @@ fn is_over(protocol: Protocol, own: TranslationState, other: Option<TranslationS
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::datapath::{Datapath, Memory, capacity_for};
 
     const NOW: Tick = Tick(100_000);
+
+    fn is_over(
+        protocol: Protocol,
+        own: TranslationState,
+        other: Option<TranslationState>,
+        now: Tick,
+    ) -> bool {
+        super::is_over(protocol, own, other, now, RELAXED)
+    }
 
     fn state(age: u32, established: bool, closing: bool, reset: bool) -> TranslationState {
         TranslationState { tick: NOW.0 - age, established, closing, reset, fresh: false }
@@ -203,5 +241,34 @@ mod tests {
         let ahead = TranslationState { tick: NOW.0 + 1, ..state(0, true, false, false) };
         assert!(!is_over(Protocol::TCP, ahead, Some(ahead), NOW));
         assert!(!is_over(Protocol::TCP, ahead, None, NOW), "the first of two that are just made");
+    }
+
+    #[test]
+    fn connections_that_never_came_about_make_way_sooner_in_a_table_that_fills_up() {
+        const TAKEN: u16 = 1_100;
+        let memory = Memory::new(capacity_for(1, 1, 1, 4_096, 1_024), 0);
+        let tables = memory.tables();
+        let insert = |ports, state| {
+            let key = TupleKey { ports, protocol: Protocol::TCP.0.into(), ..TupleKey::default() };
+            let inserted = tables.translation_table().unwrap().insert(&key, &Translation::default(), state);
+            assert!(inserted == Inserted::Done);
+        };
+        let half_open = state(PRESSED.opening + 1, false, false, false);
+        for port in 0..TAKEN {
+            assert_eq!(tables.is_translating_much(), port > 1_024, "{port}");
+            if port == 1_024 {
+                assert_eq!(tables.sweep_translations(NOW), u64::from(port), "there is room");
+            }
+            insert(port.into(), half_open);
+        }
+        insert(u32::MAX, state(PRESSED.opening, false, false, false));
+        assert_eq!(tables.sweep_translations(NOW), 1, "what has just begun stays");
+        let closed = |age| {
+            let own = state(age, true, true, false);
+            super::is_over(Protocol::TCP, own, Some(own), NOW, PRESSED)
+        };
+        assert_eq!([10, 11].map(closed), [false, true]);
+        let open = state(9_000, true, false, false);
+        assert!(!super::is_over(Protocol::TCP, open, Some(open), NOW, PRESSED), "established");
     }
 }
