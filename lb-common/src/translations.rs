@@ -384,12 +384,7 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
 impl<'a> Translations<'a, [TranslationBucket]> {
     /// All tags of entries that are there or about to be, with where they are. Only the first lines of buckets are read.
     pub fn tags(&self) -> impl Iterator<Item = (Location, Tag)> + use<'a> {
-        self.tags_in_every(1)
-    }
-
-    /// The same in one of so many buckets.
-    pub fn tags_in_every(&self, step: usize) -> impl Iterator<Item = (Location, Tag)> + use<'a> {
-        let buckets = (0..).zip(self.buckets).step_by(step);
+        let buckets = (0..).zip(self.buckets);
         buckets.flat_map(|(index, bucket)| {
             let tags = (1..=TRANSLATION_WAYS).map(|way| (way, bucket.look(way)));
             tags.filter(|(_, tag)| !tag.is_empty())

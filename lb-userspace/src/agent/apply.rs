@@ -173,7 +173,7 @@ impl Agent {
 
     /// The way to a configuration that concerns few services alone; `None` if that is not so, or if there is no room for it.
     fn short_way(&mut self, config: &Config) -> Option<Way> {
-        if self.unsettled {
+        if self.unsettled || self.walk.has_changes() {
             return None;
         }
         let services = scope::changed(&self.config, config)?;

@@ -45,6 +45,12 @@ impl Walk {
     pub(super) fn is_under_way(&self) -> bool {
         !self.left.is_empty()
     }
+
+    /// Whether next hops are known that are not in force yet: what is done for some services alone would name addresses to send
+    /// from whose answers nobody looks up.
+    pub(super) fn has_changes(&self) -> bool {
+        self.changed
+    }
 }
 
 impl Agent {

@@ -137,7 +137,7 @@ impl Agent {
         let began = Instant::now();
         self.advance_ramps();
         let stale = std::mem::take(&mut self.stale);
-        if self.unsettled || stale.len() > scope::MOST {
+        if self.unsettled || self.walk.has_changes() || stale.len() > scope::MOST {
             return self.reconcile();
         }
         let services = self.config.services.iter().filter(|service| stale.contains(&service.name));
@@ -208,24 +208,25 @@ impl Agent {
         self.look_for_drained(now);
     }
 
-    /// Sweeps translations more often while they take much of their table, which a flood of openings is not to fill.
+    /// Sweeps translations more often while they take much of their table.
     pub(super) fn relieve_translations(&self) {
-        let tables = self.kernel.tables();
-        if tables.is_translating_much()
-            && let Ok(now) = self.kernel.now()
-        {
-            tables.sweep_translations(now);
+        if let Ok(now) = self.kernel.now() {
+            self.kernel.tables().relieve_translations(now);
         }
     }
 
     /// Has answers no longer looked up to addresses that flows were sent from, and none is any more.
     fn release_sources(&mut self, image: &Image) {
-        let marked: BTreeSet<Address> = image.sources().collect();
-        if marked.is_empty() {
+        let former: BTreeSet<Address> = image.former_sources();
+        // A packet under way may still be sent from one.
+        if former.is_empty() || self.kernel.grace().is_err() {
             return;
         }
-        let former = &marked - &self.knowledge.wanted(&self.config).snat;
-        let unused = self.kernel.tables().without_flows(former);
+        let mut unused = self.kernel.tables().without_flows(former);
+        if !unused.is_empty() {
+            let wanted = self.knowledge.wanted(&self.config);
+            unused.retain(|source| !wanted.snat.contains(source));
+        }
         if !unused.is_empty() {
             self.knowledge.unused = unused;
             self.reconcile();

@@ -257,6 +257,17 @@ impl Image {
         self.vips.iter().filter(|(key, _)| key.protocol == SNAT_MARK).map(|(key, _)| key.address)
     }
 
+    /// Those of them that nothing which is loaded sends from any more.
+    pub fn former_sources(&self) -> BTreeSet<Address> {
+        let hops = self.backends.values().filter_map(|backend| backend.hop.as_ref());
+        let otherwise = self.globals.snat.iter().flatten().chain(&self.globals.sources);
+        let mut former: BTreeSet<Address> = self.sources().collect();
+        for source in hops.map(|hop| &hop.source).chain(otherwise) {
+            former.remove(source);
+        }
+        former
+    }
+
     /// The ring slots in force.
     pub fn rings_in_use(&self) -> BTreeSet<u16> {
         let own = self.services.values().filter_map(|service| service.ring.as_ref().map(|(slot, _)| *slot));

@@ -113,7 +113,8 @@ pub fn plan(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Pl
     way(loaded, wanted, cache, Extent::All)
 }
 
-/// The same for some services, of which both tell alone. Their VIPs stay what they are, and all others are left alone.
+/// The same for some services, of which both tell alone. Their VIPs stay what they are, as do the addresses that they are sent from, and
+/// all others are left alone.
 pub fn plan_some(loaded: &Image, wanted: &Wanted, cache: &mut RingCache) -> Result<Plan, PlanError> {
     way(loaded, wanted, cache, Extent::Some)
 }

@@ -258,7 +258,12 @@ fn snat(services: &[WantedService], globals: &Globals) -> BTreeSet<Address> {
     for backend in translated.flat_map(|service| &service.backends) {
         let configured = if backend.address.is_v4() { v4 } else { v6 };
         if configured.is_empty() {
-            snat.extend(backend.hop.map(|hop| hop.source).filter(|source| !source.is_zero()));
+            // Without a next hop the kernel is asked where to, and not what to send from.
+            let [otherwise_v4, otherwise_v6] = globals.sources;
+            let otherwise = if backend.address.is_v4() { otherwise_v4 } else { otherwise_v6 };
+            snat.extend(
+                Some(backend.hop.map_or(otherwise, |hop| hop.source)).filter(|source| !source.is_zero()),
+            );
         } else {
             snat.extend(configured);
         }

@@ -59,9 +59,13 @@ fn a_connection_keeps_its_address_when_new_ones_are_sent_from_another() {
         let tables = nat.twins.kernel.tables();
         let marked: BTreeSet<_> = tables.image().sources().collect();
         assert_eq!(marked.len(), 2);
-        assert_eq!(tables.without_flows(marked), BTreeSet::new());
+        assert_eq!(tables.without_flows(marked.clone()), BTreeSet::new());
+        assert_eq!(tables.image().former_sources(), BTreeSet::from([left.source.into()]));
         nat.twins.apply(&Wanted { unused: BTreeSet::from([left.source.into()]), ..other.wanted() });
         nat.unchanged(&answer, Verdict::PassNotVip);
+        let tables = nat.twins.kernel.tables();
+        tables.sweep_backends(&nat.held_by().into_iter().map(|id| (id, 0)).collect());
+        assert_eq!(tables.without_flows(marked.clone()), marked, "nobody is left");
     }
 }
 

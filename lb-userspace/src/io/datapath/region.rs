@@ -138,6 +138,9 @@ pub struct Large<T: Record> {
 }
 
 impl<T: Record> Large<T> {
+    /// Records in a part.
+    const PART: u32 = (PART_BYTES / size_of::<T>()) as u32;
+
     /// The values of a BPF array of `count` records of exactly this type.
     pub fn new(array: impl AsFd, count: u32, access: Access) -> io::Result<Self> {
         let array = array.as_fd().try_clone_to_owned()?;
@@ -174,13 +177,22 @@ impl<T: Record> Large<T> {
         self.at_hand().ok_or_else(|| io::Error::other("not mapped"))
     }
 
+    /// What `work` makes of the first records: a sample of a table that hashes fill, of which no more is mapped.
+    pub fn sample<R>(&self, work: impl FnOnce(&[T]) -> R) -> io::Result<R> {
+        let count = self.count.min(Self::PART);
+        match (&self.array, self.at_hand()) {
+            (Some((array, access)), None) => Ok(work(Region::map_part(array, 0, count, *access)?.records())),
+            (_, records) => Ok(work(records.and_then(|all| all.get(..count as usize)).unwrap_or_default())),
+        }
+    }
+
     /// Has `work` look at all records, one part after the other: without need, no more is mapped at a time than a part.
     pub fn each_part(&self, mut work: impl FnMut(&[T])) -> io::Result<()> {
         let (Some((array, access)), None) = (&self.array, self.records.get()) else {
             work(self.records()?);
             return Ok(());
         };
-        let most = u32::try_from(PART_BYTES / size_of::<T>()).unwrap_or(1);
+        let most = Self::PART;
         for first in (0..self.count).step_by(most as usize) {
             let part = Region::map_part(array, first, most.min(self.count - first), *access)?;
             work(part.records());

@@ -265,13 +265,18 @@ impl TableSet {
         control.settings = Settings::new(globals.reply_oversized);
         control.timed_openings = globals.timed_openings;
         control.sources = globals.sources;
-        control.snat_counts = [0; 2];
         let lists = [&mut control.snat_v4, &mut control.snat_v6];
         for ((list, wanted), count) in lists.into_iter().zip(&globals.snat).zip(&mut control.snat_counts) {
+            let (held, wanted_count) =
+                (list.iter().take(*count as usize), u32::try_from(wanted.len()).unwrap_or(0));
+            if held.eq(wanted) {
+                continue;
+            }
+            *count = 0;
             for (place, source) in list.iter_mut().zip(wanted) {
                 *place = *source;
             }
-            *count = u32::try_from(wanted.len()).unwrap_or(0);
+            *count = wanted_count;
         }
     }
 

@@ -9,12 +9,12 @@ use lb_common::translations::{Entry, Inserted, Tag, Translations};
 
 use super::tables::TableSet;
 
-/// Ticks after which translations go that nobody needs any more, or perhaps never has.
+/// Ticks after which translations go of TCP connections that nobody needs any more, or perhaps never has.
 #[derive(Clone, Copy)]
 struct Limits {
-    /// That no answer came for, that the customer did not follow up, or whose connection was reset.
+    /// That were not answered, or that the customer did not follow up.
     opening: u32,
-    /// Whose connection was closed.
+    /// That both sides have closed.
     closed: u32,
 }
 
@@ -24,9 +24,9 @@ const RELAXED: Limits = Limits { opening: 60, closed: 60 };
 const PRESSED: Limits = Limits { opening: 5, closed: 10 };
 /// Of the table's entries, the share that is taken then: one of so many.
 const PRESSED_FROM: usize = 2;
-/// Buckets that are looked into to tell.
-const SAMPLE: usize = 512;
 
+/// Ticks after which one goes whose connection was reset, and one of UDP that was not answered.
+const RESET_TICKS: u32 = 60;
 /// Ticks after which one goes whose connection was closed by one side, and the other does nothing: RFC 5382 asks for four minutes.
 const HALF_CLOSED_TICKS: u32 = 300;
 /// Ticks after which one goes whose connection is established: above the two hours of TCP's keep-alive.
@@ -71,6 +71,9 @@ impl TableSet {
         }
         for (answer, ..) in self.translations().filter(|(_, translation, _)| translation.reply != 0) {
             sources.remove(&answer.destination);
+            if sources.is_empty() {
+                break;
+            }
         }
         sources
     }
@@ -81,18 +84,31 @@ impl TableSet {
     }
 
     /// Whether so much of the table is taken that connections which ended or never came about are to make way sooner, by a sample.
-    pub fn is_translating_much(&self) -> bool {
-        let Ok(buckets) = self.translations.records() else { return false };
-        let step = buckets.len().div_ceil(SAMPLE).max(1);
-        let taken = self.translation_table().map_or(0, |table| table.tags_in_every(step).count());
-        taken * PRESSED_FROM > buckets.len().div_ceil(step) * TRANSLATIONS_A_BUCKET as usize
+    fn is_translating_much(&self) -> bool {
+        let Some(control) = self.control() else { return false };
+        let sampled = self.translations.sample(|buckets| {
+            let taken = Translations::new(buckets, control).tags().count();
+            taken * PRESSED_FROM > buckets.len() * TRANSLATIONS_A_BUCKET as usize
+        });
+        sampled.unwrap_or(false)
     }
 
     /// Removes the translations of connections that are closed or idle, and claims that nobody follows up; says how many
     /// translations are left.
     pub fn sweep_translations(&self, now: Tick) -> u64 {
-        let Some(table) = self.translation_table() else { return 0 };
-        let limits = if self.is_translating_much() { PRESSED } else { RELAXED };
+        self.remove_ended(now, if self.is_translating_much() { PRESSED } else { RELAXED });
+        self.translation_count()
+    }
+
+    /// Removes them if they take much of the table, which a flood of openings is not to fill.
+    pub fn relieve_translations(&self, now: Tick) {
+        if self.is_translating_much() {
+            self.remove_ended(now, PRESSED);
+        }
+    }
+
+    fn remove_ended(&self, now: Tick, limits: Limits) {
+        let Some(table) = self.translation_table() else { return };
         for (location, tag) in table.tags() {
             let Some(entry) = table.entry(location) else { continue };
             if tag.is_valid() {
@@ -101,7 +117,6 @@ impl TableSet {
                 entry.remove(tag);
             }
         }
-        self.translation_count()
     }
 
     /// Removes the translations to backends that are gone.
@@ -133,7 +148,10 @@ fn remove_if_over(
     now: Tick,
     limits: Limits,
 ) -> Option<()> {
-    if now.since(tag.state().tick) <= limits.opening.min(limits.closed) {
+    let (state, age) = (tag.state(), now.since(tag.state().tick));
+    // Of most it can be told by their tag alone. Where only the other direction's would tell, that one is looked at, too.
+    let goes_on = state.established && !state.closing && !state.reset && age <= UDP_TICKS;
+    if goes_on || age <= limits.opening.min(limits.closed) {
         return None;
     }
     let (key, (translation, _)) = (entry.key()?, entry.read()?);
@@ -162,12 +180,18 @@ fn is_over(
     now: Tick,
     limits: Limits,
 ) -> bool {
-    let Some(other) = other else { return now.since(own.tick) > limits.opening };
-    // The direction that was used last counts for both.
-    let idle = now.since(own.tick).min(now.since(other.tick));
-    // An answer alone shows nothing of the customer, whose address may be invented.
+    let opening = if protocol == Protocol::TCP { limits.opening } else { RESET_TICKS };
+    let Some(other) = other else { return now.since(own.tick) > opening };
+    // The direction that was used last counts for both, but where one has not followed up: an answer that is sent again and again
+    // shows nothing of the customer, whose address may be invented.
+    let idle = match (own.established, other.established) {
+        (false, true) if protocol == Protocol::TCP => now.since(own.tick),
+        (true, false) if protocol == Protocol::TCP => now.since(other.tick),
+        _ => now.since(own.tick).min(now.since(other.tick)),
+    };
     let limit = match (own.closing, other.closing) {
-        _ if !(own.established && other.established) || own.reset || other.reset => limits.opening,
+        _ if own.reset || other.reset => RESET_TICKS,
+        _ if !(own.established && other.established) => opening,
         _ if protocol != Protocol::TCP => UDP_TICKS,
         (true, true) => limits.closed,
         (false, false) => ESTABLISHED_TICKS,
@@ -222,6 +246,10 @@ mod tests {
         let [syn, answered] = [false, true].map(|established| state(61, established, false, false));
         assert!(is_over(Protocol::TCP, syn, Some(answered), NOW), "seen from the customer's side");
         assert!(is_over(Protocol::TCP, answered, Some(syn), NOW), "and from the answers'");
+        let again = state(3, true, false, false);
+        assert!(is_over(Protocol::TCP, syn, Some(again), NOW), "answered again and again");
+        assert!(!is_over(Protocol::TCP, state(3, false, false, false), Some(answered), NOW), "asked again");
+        assert!(!is_over(Protocol::UDP, again, Some(syn), NOW), "datagrams that nobody answers");
     }
 
     #[test]
@@ -245,8 +273,9 @@ mod tests {
 
     #[test]
     fn connections_that_never_came_about_make_way_sooner_in_a_table_that_fills_up() {
-        const TAKEN: u16 = 1_100;
-        let memory = Memory::new(capacity_for(1, 1, 1, 4_096, 1_024), 0);
+        // More buckets than are looked at to tell.
+        const HALF: u32 = 16_384;
+        let memory = Memory::new(capacity_for(1, 1, 1, 4_096, HALF), 0);
         let tables = memory.tables();
         let insert = |ports, state| {
             let key = TupleKey { ports, protocol: Protocol::TCP.0.into(), ..TupleKey::default() };
@@ -254,13 +283,9 @@ mod tests {
             assert!(inserted == Inserted::Done);
         };
         let half_open = state(PRESSED.opening + 1, false, false, false);
-        for port in 0..TAKEN {
-            assert_eq!(tables.is_translating_much(), port > 1_024, "{port}");
-            if port == 1_024 {
-                assert_eq!(tables.sweep_translations(NOW), u64::from(port), "there is room");
-            }
-            insert(port.into(), half_open);
-        }
+        (0..HALF * 8 / 10).for_each(|port| insert(port, half_open));
+        assert_eq!(tables.sweep_translations(NOW), u64::from(HALF * 8 / 10), "there is room");
+        (HALF * 8 / 10..HALF * 12 / 10).for_each(|port| insert(port, half_open));
         insert(u32::MAX, state(PRESSED.opening, false, false, false));
         assert_eq!(tables.sweep_translations(NOW), 1, "what has just begun stays");
         let closed = |age| {
@@ -270,5 +295,8 @@ mod tests {
         assert_eq!([10, 11].map(closed), [false, true]);
         let open = state(9_000, true, false, false);
         assert!(!super::is_over(Protocol::TCP, open, Some(open), NOW, PRESSED), "established");
+        assert!(!super::is_over(Protocol::UDP, half_open, Some(half_open), NOW, PRESSED), "a slow answer");
+        let reset = state(59, true, false, true);
+        assert!(!super::is_over(Protocol::TCP, reset, Some(open), NOW, PRESSED), "perhaps ignored");
     }
 }
