@@ -5,7 +5,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use lb_common::abi::FLOW_WAYS;
-use lb_common::net::Address;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -217,7 +216,7 @@ impl Agent {
 
     /// Has answers no longer looked up to addresses that flows were sent from, and none is any more.
     fn release_sources(&mut self, image: &Image) {
-        let former: BTreeSet<Address> = image.former_sources();
+        let former = image.former_sources();
         // A packet under way may still be sent from one.
         if former.is_empty() || self.kernel.grace().is_err() {
             return;

@@ -14,7 +14,7 @@ use super::tables::TableSet;
 struct Limits {
     /// That were not answered, or that the customer did not follow up.
     opening: u32,
-    /// That both sides have closed.
+    /// That both sides have closed, or that were reset.
     closed: u32,
 }
 
@@ -25,8 +25,8 @@ const PRESSED: Limits = Limits { opening: 5, closed: 10 };
 /// Of the table's entries, the share that is taken then: one of so many.
 const PRESSED_FROM: usize = 2;
 
-/// Ticks after which one goes whose connection was reset, and one of UDP that was not answered.
-const RESET_TICKS: u32 = 60;
+/// Ticks after which one of UDP goes that was not answered.
+const UNANSWERED_TICKS: u32 = 60;
 /// Ticks after which one goes whose connection was closed by one side, and the other does nothing: RFC 5382 asks for four minutes.
 const HALF_CLOSED_TICKS: u32 = 300;
 /// Ticks after which one goes whose connection is established: above the two hours of TCP's keep-alive.
@@ -66,14 +66,11 @@ impl TableSet {
 
     /// Those of the addresses that no translated flow is sent from.
     pub fn without_flows(&self, mut sources: BTreeSet<Address>) -> BTreeSet<Address> {
-        if sources.is_empty() {
-            return sources;
-        }
-        for (answer, ..) in self.translations().filter(|(_, translation, _)| translation.reply != 0) {
+        let mut answers = self.translations().filter(|(_, translation, _)| translation.reply != 0);
+        while !sources.is_empty()
+            && let Some((answer, ..)) = answers.next()
+        {
             sources.remove(&answer.destination);
-            if sources.is_empty() {
-                break;
-            }
         }
         sources
     }
@@ -149,7 +146,7 @@ fn remove_if_over(
     limits: Limits,
 ) -> Option<()> {
     let (state, age) = (tag.state(), now.since(tag.state().tick));
-    // Of most it can be told by their tag alone. Where only the other direction's would tell, that one is looked at, too.
+    // Of most it can be told by their tag alone: what ends a connection is in the other direction's, when its turn comes.
     let goes_on = state.established && !state.closing && !state.reset && age <= UDP_TICKS;
     if goes_on || age <= limits.opening.min(limits.closed) {
         return None;
@@ -180,7 +177,7 @@ fn is_over(
     now: Tick,
     limits: Limits,
 ) -> bool {
-    let opening = if protocol == Protocol::TCP { limits.opening } else { RESET_TICKS };
+    let opening = if protocol == Protocol::TCP { limits.opening } else { UNANSWERED_TICKS };
     let Some(other) = other else { return now.since(own.tick) > opening };
     // The direction that was used last counts for both, but where one has not followed up: an answer that is sent again and again
     // shows nothing of the customer, whose address may be invented.
@@ -190,7 +187,7 @@ fn is_over(
         _ => now.since(own.tick).min(now.since(other.tick)),
     };
     let limit = match (own.closing, other.closing) {
-        _ if own.reset || other.reset => RESET_TICKS,
+        _ if own.reset || other.reset => limits.closed,
         _ if !(own.established && other.established) => opening,
         _ if protocol != Protocol::TCP => UDP_TICKS,
         (true, true) => limits.closed,
@@ -296,7 +293,7 @@ mod tests {
         let open = state(9_000, true, false, false);
         assert!(!super::is_over(Protocol::TCP, open, Some(open), NOW, PRESSED), "established");
         assert!(!super::is_over(Protocol::UDP, half_open, Some(half_open), NOW, PRESSED), "a slow answer");
-        let reset = state(59, true, false, true);
-        assert!(!super::is_over(Protocol::TCP, reset, Some(open), NOW, PRESSED), "perhaps ignored");
+        let reset = state(11, true, false, true);
+        assert!(super::is_over(Protocol::TCP, reset, Some(open), NOW, PRESSED));
     }
 }
