@@ -12,7 +12,9 @@ pub fn check(input: &[u8]) {
 /// The same; yields what was read.
 pub fn accepted(text: &str) -> Option<Config> {
     let read = parse(text);
-    let lower = parse(&format!("# A comment, which moves everything by a line.\n{text}"));
+    // A byte-order mark is one at the very beginning only.
+    let (mark, rest) = text.split_at(if text.starts_with('\u{feff}') { '\u{feff}'.len_utf8() } else { 0 });
+    let lower = parse(&format!("{mark}# A comment, which moves everything by a line.\n{rest}"));
     match (&read, lower) {
         (Ok(config), Ok(lower)) => {
             assert_eq!(*config, lower, "a comment changes nothing");
