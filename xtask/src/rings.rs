@@ -33,8 +33,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     // Every ring is run: one report of everything that fails beats the first failure.
     let mut failed = Vec::new();
     for (name, targets) in rings.iter().filter(|(_, targets)| !targets.is_empty()) {
-        let waiting = usize::from(targets.iter().any(|target| target == LAB));
-        if let Err(error) = ring(name, targets, arguments, waiting) {
+        if let Err(error) = ring(name, targets, arguments) {
             eprintln!("✘ {name}: {error:#}");
             failed.push(*name);
         }
@@ -46,16 +45,16 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Runs one ring; `waiting` is how many tests are run beside those that have a core, for most only wait most of the time.
-fn ring(name: &str, targets: &[String], arguments: &[String], waiting: usize) -> Result<()> {
+fn ring(name: &str, targets: &[String], arguments: &[String]) -> Result<()> {
     println!("━━ ring: {name}");
     let start = Instant::now();
     let mut test = cargo();
     // Always the whole workspace: with fewer packages cargo resolves other features and builds everything anew.
     test.args(["test", "--workspace", "--no-fail-fast"]).args(targets).arg("--").args(arguments);
-    if waiting > 0 && env::var_os(THREADS).is_none() {
+    if targets.iter().any(|target| target == LAB) && env::var_os(THREADS).is_none() {
+        // One more than there are cores: most of them wait most of the time.
         let cores = available_parallelism().map_or(1, usize::from);
-        test.env(THREADS, (cores + waiting).to_string());
+        test.env(THREADS, (cores + 1).to_string());
     }
     stream(&mut test)?;
     println!("✔ {name}: {:.0} s", start.elapsed().as_secs_f64());

@@ -221,15 +221,11 @@ impl Agent {
         if former.is_empty() || self.kernel.grace().is_err() {
             return;
         }
-        let mut unused = self.kernel.tables().without_flows(former);
+        let unused = self.kernel.tables().without_flows(former);
         if !unused.is_empty() {
-            let wanted = self.knowledge.wanted(&self.config);
-            unused.retain(|source| !wanted.snat.contains(source));
-        }
-        if !unused.is_empty() {
-            self.knowledge.unused = unused;
-            self.reconcile();
-            self.knowledge.unused.clear();
+            let wanted = Wanted { unused, ..self.knowledge.wanted(&self.config) };
+            let done = self.bring_about(&wanted, Instant::now());
+            self.told(done);
         }
     }
 

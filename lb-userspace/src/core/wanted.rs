@@ -39,8 +39,6 @@ pub struct Knowledge {
     pub hops: HashMap<Target, NextHop>,
     /// Backends that have only a share of their weight yet.
     pub shares: BTreeMap<BackendKey, Share>,
-    /// Addresses that no translated flow is sent from any more.
-    pub unused: BTreeSet<Address>,
 }
 
 impl Knowledge {
@@ -168,8 +166,7 @@ impl<'a> Outlook<'a> {
             services.map(|service| self.wanted_service(service, config)).collect();
         let globals = self.globals(config);
         let snat = snat(&services, &globals);
-        let unused = self.knowledge.unused.clone();
-        Wanted { ring_seed: config.agent.ring_seed, globals, snat, unused, services }
+        Wanted { ring_seed: config.agent.ring_seed, globals, snat, unused: BTreeSet::new(), services }
     }
 
     fn wanted_service(&self, service: &config::Service, config: &Config) -> WantedService {
@@ -252,22 +249,19 @@ fn keeps_flows(state: BackendState, checked: bool, health: Health) -> bool {
 
 /// The addresses that new translated flows are sent from: those configured, else those of the next hops.
 fn snat(services: &[WantedService], globals: &Globals) -> BTreeSet<Address> {
-    let [v4, v6] = &globals.snat;
+    let ([v4, v6], [own_v4, own_v6]) = (&globals.snat, globals.sources);
     let translated = services.iter().filter(|service| service.forwarding == abi::Forwarding::Nat);
     let mut snat = BTreeSet::new();
     for backend in translated.flat_map(|service| &service.backends) {
-        let configured = if backend.address.is_v4() { v4 } else { v6 };
+        let (configured, own) = if backend.address.is_v4() { (v4, own_v4) } else { (v6, own_v6) };
         if configured.is_empty() {
             // Without a next hop the kernel is asked where to, and not what to send from.
-            let [otherwise_v4, otherwise_v6] = globals.sources;
-            let otherwise = if backend.address.is_v4() { otherwise_v4 } else { otherwise_v6 };
-            snat.extend(
-                Some(backend.hop.map_or(otherwise, |hop| hop.source)).filter(|source| !source.is_zero()),
-            );
+            snat.insert(backend.hop.map_or(own, |hop| hop.source));
         } else {
             snat.extend(configured);
         }
     }
+    snat.remove(&Address::ZERO);
     snat
 }
 

@@ -31,11 +31,13 @@ impl Vips {
     /// Lets answers in to addresses that nothing is sent from yet, before anything is: this host knows nothing of those connections, and
     /// would reset them.
     pub(super) fn mark_sources(&mut self, sources: &BTreeSet<Address>, actions: &mut Vec<Action>) {
+        if !self.entries.iter().any(|(_, target)| target.flags.nat()) {
+            return;
+        }
         let held: HashSet<&(VipKey, VipTarget)> = self.entries.iter().collect();
         let new: Vec<_> = sources.iter().map(source_mark).filter(|mark| !held.contains(mark)).collect();
-        let translates = self.entries.iter().any(|(_, target)| target.flags.nat());
         // Where there is no room for more, they come with all the rest.
-        if translates && !new.is_empty() && self.switch([self.entries.as_slice(), &new].concat(), actions) {
+        if !new.is_empty() && self.switch([self.entries.as_slice(), &new].concat(), actions) {
             actions.push(Action::Grace);
         }
     }
@@ -49,23 +51,16 @@ impl Vips {
         actions: &mut Vec<Action>,
     ) -> Result<(), PlanError> {
         let named: HashMap<&str, u32> = ids.of(wanted).map(|of| (of.service.name.as_str(), of.id)).collect();
-        let entries = |sources| wanted.vip_entries(sources, |name| named.get(name).copied());
-        let (all, needed) = (entries(sources), entries(&wanted.snat));
-        let needs = needed.len();
+        let mut needed = 0;
         // Where there is no room for addresses of before, they go: that is better than to refuse what is wanted.
-        if self.holds(&all)
-            || self.switch(all, actions)
-            || self.holds(&needed)
-            || self.switch(needed, actions)
-        {
-            return Ok(());
+        for sources in [sources, &wanted.snat] {
+            let entries = wanted.vip_entries(sources, |name| named.get(name).copied());
+            needed = entries.len();
+            if self.holds(&entries) || self.switch(entries, actions) {
+                return Ok(());
+            }
         }
-        Err(PlanError::Full {
-            what: "VIPs and VIP addresses",
-            needed: needs,
-            gone: 0,
-            capacity: self.buckets,
-        })
+        Err(PlanError::Full { what: "VIPs and VIP addresses", needed, gone: 0, capacity: self.buckets })
     }
 
     fn holds(&self, entries: &[(VipKey, VipTarget)]) -> bool {

@@ -192,9 +192,8 @@ impl<T: Record> Large<T> {
             work(self.records()?);
             return Ok(());
         };
-        let most = Self::PART;
-        for first in (0..self.count).step_by(most as usize) {
-            let part = Region::map_part(array, first, most.min(self.count - first), *access)?;
+        for first in (0..self.count).step_by(Self::PART as usize) {
+            let part = Region::map_part(array, first, Self::PART.min(self.count - first), *access)?;
             work(part.records());
         }
         Ok(())

@@ -267,16 +267,14 @@ impl TableSet {
         control.sources = globals.sources;
         let lists = [&mut control.snat_v4, &mut control.snat_v6];
         for ((list, wanted), count) in lists.into_iter().zip(&globals.snat).zip(&mut control.snat_counts) {
-            let (held, wanted_count) =
-                (list.iter().take(*count as usize), u32::try_from(wanted.len()).unwrap_or(0));
-            if held.eq(wanted) {
+            if list.iter().take(*count as usize).eq(wanted) {
                 continue;
             }
             *count = 0;
             for (place, source) in list.iter_mut().zip(wanted) {
                 *place = *source;
             }
-            *count = wanted_count;
+            *count = u32::try_from(wanted.len()).unwrap_or(0);
         }
     }
 

@@ -156,7 +156,7 @@ fn remove_if_over(
     let reverse = table.locate(&translation.reverse_key(protocol)).and_then(|at| table.entry(at));
     let other = reverse.and_then(|reverse| Some((reverse, reverse.tag()?)));
     // One that stands alone was just made, or left over.
-    if !is_over(protocol, tag.state(), other.map(|(_, tag)| tag.state()), now, limits) {
+    if !is_over(protocol, state, other.map(|(_, tag)| tag.state()), now, limits) {
         return None;
     }
     let own = (*entry, tag);
