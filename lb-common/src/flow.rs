@@ -151,12 +151,12 @@ impl Entry {
     }
 }
 
-/// What a new entry took the place of; the discriminant is its place in the counters.
+/// What made way for a new entry; the discriminant is its place in the counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Eviction {
-    /// Nothing.
-    None = 0,
+    /// In the table of translations, a flow whose customer has sent nothing that follows its opening. All others are of the flow table.
+    Unfollowed = 0,
     /// A flow idle for too long.
     Expired = 1,
     /// A flow on probation.
@@ -176,7 +176,7 @@ impl Eviction {
         }
     }
 
-    /// Those that cost a flow its entry, with their names in metrics.
+    /// Those of the flow table, with their names in metrics.
     pub const NAMED: [(Self, &'static str); 3] =
         [(Self::Expired, "expired"), (Self::Probation, "probation"), (Self::Established, "established")];
 }
@@ -203,25 +203,30 @@ pub const fn client_signature(hash: u64) -> u32 {
 pub struct Victim {
     /// Its place in the bucket.
     pub way: usize,
-    /// What is lost by that.
-    pub eviction: Eviction,
+    /// What is lost by that, if anything.
+    pub eviction: Option<Eviction>,
 }
 
 impl Victim {
     /// As one word, to be handed from one function of the program to another.
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
-        self.way as u64 | (self.eviction as u64) << 8
+        // No entry of the flow table is the one of 0.
+        let eviction = match self.eviction {
+            None => 0,
+            Some(eviction) => eviction as u64,
+        };
+        self.way as u64 | eviction << 8
     }
 
     /// From that word.
     #[inline(always)]
     pub const fn from_word(word: u64) -> Self {
         let eviction = match (word >> 8) & 3 {
-            0 => Eviction::None,
-            1 => Eviction::Expired,
-            2 => Eviction::Probation,
-            _ => Eviction::Established,
+            0 => None,
+            1 => Some(Eviction::Expired),
+            2 => Some(Eviction::Probation),
+            _ => Some(Eviction::Established),
         };
         Self { way: word as usize & (FLOW_WAYS - 1), eviction }
     }
@@ -292,7 +297,7 @@ impl FlowBucket {
         let mut way = 0;
         while way < FLOW_WAYS {
             let Some(entry) = Entry::from_word(self.ways[way].load()) else {
-                return Victim { way, eviction: Eviction::None };
+                return Victim { way, eviction: None };
             };
             let rank = entry.rank(now);
             if rank > best_rank {
@@ -300,7 +305,7 @@ impl FlowBucket {
             }
             way += 1;
         }
-        Victim { way: best, eviction: Eviction::of_rank(best_rank) }
+        Victim { way: best, eviction: Some(Eviction::of_rank(best_rank)) }
     }
 
     /// Writes an entry; a place outside the bucket is ignored.
@@ -331,8 +336,8 @@ mod tests {
         Entry::new(signature, 1, state, Tick(NOW.0 - age))
     }
 
-    fn victim(way: usize, eviction: Eviction) -> Victim {
-        let victim = Victim { way, eviction };
+    fn victim(way: usize, eviction: impl Into<Option<Eviction>>) -> Victim {
+        let victim = Victim { way, eviction: eviction.into() };
         assert_eq!(Victim::from_word(victim.to_word()), victim);
         victim
     }
@@ -375,7 +380,7 @@ mod tests {
             victim(5, Eviction::Expired),
             "an expired flow before probation"
         );
-        assert_eq!(bucket(&entries[..6]).victim(NOW), victim(6, Eviction::None), "an empty place before all");
+        assert_eq!(bucket(&entries[..6]).victim(NOW), victim(6, None), "an empty place before all");
     }
 
     #[test]

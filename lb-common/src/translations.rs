@@ -18,6 +18,7 @@ use crate::abi::{
     Control, KEY_WORDS, ReturnPath, TRANSLATION_WAYS, Translation, TranslationBucket, TranslationLine,
     TranslationState, TupleKey, Word,
 };
+use crate::flow::Tick;
 use crate::hash::{self, Key};
 
 /// Free places from which on the first bucket is taken for a key whatever the second is like: so most are found there.
@@ -282,6 +283,26 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         let bucket = self.buckets.translation_bucket(location.index())?;
         let way = location.way();
         Some(Entry { location, tag: bucket.tag(way), line: bucket.line(way) })
+    }
+
+    /// In the buckets of a key, the entry for a customer's packets that has been opened the longest time ago, and no later than so many
+    /// ticks, and not been followed up.
+    #[inline(always)]
+    pub fn unfollowed(&self, key: &TupleKey, now: Tick, ticks: u32) -> Option<Location> {
+        let (mut found, mut oldest) = (None, ticks);
+        for index in self.place(key).buckets {
+            let bucket = self.buckets.translation_bucket(index)?;
+            let mut way = 1;
+            while way <= TRANSLATION_WAYS {
+                let tag = bucket.look(way);
+                let (state, age) = (tag.state(), now.since(tag.state().tick));
+                if tag.is_valid() && !state.established && age >= oldest && !bucket.line(way).is_reply() {
+                    (found, oldest) = (Some(Location::new(index, way, tag)), age);
+                }
+                way += 1;
+            }
+        }
+        found
     }
 
     /// Inserts a translation, unless one is there under its key.

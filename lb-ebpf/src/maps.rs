@@ -159,6 +159,13 @@ extern "C" fn clear_ended() -> u64 {
     datapath::clear_ended(&Maps).is_some().into()
 }
 
+/// See [`datapath::make_room`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn make_room() -> u64 {
+    datapath::make_room(&Maps).is_some().into()
+}
+
 /// See [`datapath::locate`]; the arguments are [`TupleKey::words`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -297,6 +304,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn clear_ended(&self) -> bool {
         clear_ended() != 0
+    }
+
+    #[inline(always)]
+    fn make_room(&self) -> bool {
+        make_room() != 0
     }
 
     #[inline(always)]

@@ -328,9 +328,9 @@ fn what_makes_way_in_the_flow_table_is_counted() {
         let [kernel, memory] = twins.flow_tables();
         assert_eq!(kernel, memory);
         let held = kernel.iter().filter(|entry| **entry != 0).count() as u64;
-        let [none, expired, probation, old] = lost;
+        let [translated, expired, probation, old] = lost;
         assert_eq!(new, FLOWS);
-        assert_eq!((none, expired), (0, 0), "what finds an empty place costs nobody one");
+        assert_eq!((translated, expired), (0, 0), "what finds an empty place costs nobody one");
         assert_eq!(held + probation + old, FLOWS);
         assert!(probation + old > 1_000, "{lost:?}");
         assert_eq!(if established { probation } else { old }, 0, "{lost:?}");

@@ -95,13 +95,13 @@ impl core::iter::Sum for Traffic {
     }
 }
 
-/// Packets by [`crate::verdict::Verdict`], and flows pushed out of the flow table.
+/// Packets by [`crate::verdict::Verdict`], and flows pushed out of their table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Verdicts {
     /// Packets, by [`crate::verdict::Verdict::index`].
     pub packets: [u64; VERDICT_SLOTS],
-    /// Entries of the flow table that made way for a new one, by [`crate::flow::Eviction`].
+    /// Flows that made way for a new one, by [`crate::flow::Eviction`].
     pub evictions: [u64; 4],
 }
 

@@ -124,6 +124,8 @@ pub struct Translation {
 
 /// The words a [`Translation`] is made of.
 pub(crate) const TRANSLATION_WORDS: usize = size_of::<Translation>() / size_of::<u64>();
+/// In the second of these words: it is one of a backend's answers.
+pub(crate) const REPLY_TRANSLATION: u64 = 1 << 48;
 
 impl Translation {
     /// As words, of which IPv4 needs but the first five.

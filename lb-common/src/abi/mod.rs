@@ -30,7 +30,7 @@ pub use exact::{
     FragmentRoute, MIN_TRANSLATION_BUCKETS, ReturnPath, TRANSLATION_WAYS, TRANSLATIONS_A_BUCKET, Translation,
     TranslationBucket, TranslationLine, TranslationState, TupleKey,
 };
-pub(crate) use exact::{KEY_WORDS, TRANSLATION_WORDS, V4_KEY, V4_WORDS};
+pub(crate) use exact::{KEY_WORDS, REPLY_TRANSLATION, TRANSLATION_WORDS, V4_KEY, V4_WORDS};
 pub use latency::{LATENCY_BUCKETS, Latency};
 pub use probe::{PROBE_MARK, PROBE_MARK_MASK, ProbeTarget, probe_map};
 pub use service::{Ring, Service, ServiceWord};

@@ -24,7 +24,7 @@ mod vips;
 
 pub(crate) use ethernet::ethernet;
 pub use exit::{Exit, Stage};
-pub use nat::{Scratch, Work, add, attempt, clear_ended, locate};
+pub use nat::{Scratch, Work, add, attempt, clear_ended, locate, make_room};
 pub(crate) use parse::is_extension;
 pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
 pub use pick::pick_settled;

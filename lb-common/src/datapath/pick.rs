@@ -404,7 +404,9 @@ fn make_way<T: Tables>(tables: &T, bucket: &FlowBucket, index: u32, signature: u
         return chosen;
     }
     let Victim { way, eviction } = tables.victim(index, bucket, now);
-    tables.count_eviction(eviction);
+    if let Some(eviction) = eviction {
+        tables.count_eviction(eviction);
+    }
     way
 }
 

@@ -8,7 +8,7 @@ use network_types::ip::Ipv4Hdr;
 use network_types::tcp::TcpHdr;
 
 use super::Outcome;
-use super::nat::{Scratch, add, attempt, clear_ended, locate};
+use super::nat::{Scratch, add, attempt, clear_ended, locate, make_room};
 use super::parse::{Extensions, extensions};
 use super::pick::pick_settled;
 use super::signals::{self, Instant};
@@ -168,6 +168,15 @@ pub trait Tables: Buckets {
     {
         clear_ended(self).is_some()
     }
+    /// Lets a flow that nobody has followed up make way for the translation in the scratch room; says whether: [`make_room`], a
+    /// function by itself as well.
+    #[inline(always)]
+    fn make_room(&self) -> bool
+    where
+        Self: Sized,
+    {
+        make_room(self).is_some()
+    }
     /// Room to translate a packet in; whatever lies there. `None` while it is in use.
     fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>>;
     /// Hands over which way the fragments of a datagram go, if that is known.
@@ -201,7 +210,7 @@ pub trait Tables: Buckets {
     }
     /// Counts a packet that goes to no backend.
     fn count(&self, verdict: Verdict);
-    /// Counts an entry of the flow table that made way for a new one.
+    /// Counts a flow that made way for a new one.
     fn count_eviction(&self, eviction: Eviction);
     /// Counts a forwarded packet, once, for its backend: what a service or all of them forwarded is the sum of that.
     fn count_forwarded(&self, forwarded: &Outcome);

@@ -1,6 +1,6 @@
 //! An entry of the table of translations ⇄ words in its place.
 
-use crate::abi::{KEY_WORDS, TRANSLATION_WORDS, TranslationLine, V4_KEY, V4_WORDS, Word};
+use crate::abi::{KEY_WORDS, REPLY_TRANSLATION, TRANSLATION_WORDS, TranslationLine, V4_KEY, V4_WORDS, Word};
 
 /// Where in its line an entry's key is. What IPv4 needs is in the first of the line's two cache lines: two words of the key, and five of
 /// the translation.
@@ -44,6 +44,12 @@ impl TranslationLine {
         let v4 = is_v4(self.words[KEY[1]].load());
         let [a, b, c] = if v4 { V4_WORDS } else { [a.load(), b.load(), c.load()] };
         [last.load(), flow.load(), first.load(), rest.load(), vlan.load(), a, b, c]
+    }
+
+    /// Whether the translation is one of a backend's answers.
+    #[inline(always)]
+    pub(super) fn is_reply(&self) -> bool {
+        self.words[TRANSLATION[1]].load() & REPLY_TRANSLATION != 0
     }
 
     /// The words of the translation's way back.

@@ -62,10 +62,13 @@ impl Tag {
         (self.0 ^ (signature | Self::VALID)) & (Self::SIGNATURE | Self::STATUS)
     }
 
-    /// The tag after a packet.
+    /// The tag after a packet. A flow's first one follows nothing, whatever it is.
     #[inline(always)]
     pub const fn noted(self, note: Note) -> Self {
-        Self(self.0 & note.keeps | note.sets)
+        const TO_ESTABLISHED: u32 =
+            TranslationState::FRESH.trailing_zeros() - TranslationState::ESTABLISHED.trailing_zeros();
+        let first = (self.0 & TranslationState::FRESH) >> TO_ESTABLISHED;
+        Self(self.0 & note.keeps | note.sets & !first)
     }
 
     /// The tag of this place while an entry is made there.

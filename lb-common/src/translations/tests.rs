@@ -124,6 +124,28 @@ fn a_full_pair_of_buckets_says_so_and_takes_the_next_once_there_is_room() {
 }
 
 #[test]
+fn of_the_openings_that_nobody_followed_up_the_oldest_is_found() {
+    let (memory, control) = (buckets(2), control(2));
+    let table = Table::new(&memory, &control);
+    const FOLLOWED: u32 = 13;
+    const REPLY: u32 = 12;
+    for number in 0..14 {
+        let translation = Translation { reply: (number == REPLY).into(), ..translation(number) };
+        let state = TranslationState { established: number == FOLLOWED, ..state(100 - number) };
+        assert_eq!(table.insert(&key(number), &translation, state), Inserted::Done);
+    }
+    let oldest = |ticks| {
+        let location = table.unfollowed(&key(50), Tick(100), ticks)?;
+        table.entry(location).unwrap().key()
+    };
+    assert_eq!(oldest(2), Some(key(11)));
+    assert_eq!(oldest(11), Some(key(11)));
+    assert_eq!(oldest(12), None, "none is so old");
+    assert!(remove(&table, &key(11)));
+    assert_eq!(oldest(2), Some(key(10)));
+}
+
+#[test]
 fn what_was_taken_for_another_meanwhile_is_neither_read_nor_changed() {
     let (memory, control) = (buckets(2), control(2));
     let table = Table::new(&memory, &control);
@@ -172,8 +194,9 @@ fn packets_leave_their_note_once_and_lose_none_of_anothers() {
     assert_eq!((before.state(), after.is_much_like(before)), (state(10), false));
     // Noted from what was seen before that packet: its note stays.
     let (before, after) = entry.note(first, Note::new(11, false, true, false)).unwrap();
-    let established = TranslationState { tick: 11, established: true, fresh: false, ..state(0) };
-    assert_eq!(before.state(), established);
+    let begun = TranslationState { tick: 11, fresh: false, ..state(0) };
+    assert_eq!(before.state(), begun, "the first packet follows nothing");
+    let established = TranslationState { established: true, ..begun };
     assert_eq!(after.state(), TranslationState { closing: true, ..established });
     let (_, again) = entry.note(after, Note::new(15, false, false, false)).unwrap();
     assert!(again.is_much_like(after), "a few ticks are no news");

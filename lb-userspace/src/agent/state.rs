@@ -292,7 +292,11 @@ impl Agent {
                 entries: tables.flow_entries(),
                 ..FlowTable::default()
             },
-            nat: NatTable { size: image.capacity.translations.into(), entries: tables.translation_count() },
+            nat: NatTable {
+                size: image.capacity.translations.into(),
+                entries: tables.translation_count(),
+                ..NatTable::default()
+            },
             image,
         })
     }

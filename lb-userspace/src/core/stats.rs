@@ -164,6 +164,9 @@ pub struct NatTable {
     pub size: u64,
     /// Translations there are.
     pub entries: u64,
+    /// Connections that made way for a new one where there was no room: their customers had sent nothing that followed their opening.
+    #[serde(default)]
+    pub evictions: u64,
 }
 
 /// A service.
@@ -270,7 +273,7 @@ pub fn snapshot(
         verdicts: verdicts(&readings.verdicts),
         cpus: readings.cpus.clone(),
         flow_table: FlowTable { evictions: evictions(&readings.verdicts), ..readings.flow_table.clone() },
-        nat: readings.nat,
+        nat: NatTable { evictions: evicted(&readings.verdicts, Eviction::Unfollowed), ..readings.nat },
         program: readings.program,
     }
 }
@@ -289,8 +292,12 @@ pub fn verdicts(verdicts: &Verdicts) -> BTreeMap<String, u64> {
 
 /// Entries of the flow table that made way, by what was lost.
 fn evictions(verdicts: &Verdicts) -> BTreeMap<String, u64> {
-    let count = |eviction| verdicts.evictions.get(eviction as usize).copied().unwrap_or(0);
-    Eviction::NAMED.iter().map(|&(eviction, name)| (name.to_owned(), count(eviction))).collect()
+    let named = |&(eviction, name): &(_, &str)| (name.to_owned(), evicted(verdicts, eviction));
+    Eviction::NAMED.iter().map(named).collect()
+}
+
+fn evicted(verdicts: &Verdicts, eviction: Eviction) -> u64 {
+    verdicts.evictions.get(eviction as usize).copied().unwrap_or(0)
 }
 
 /// Of a service and its id, if it is loaded.

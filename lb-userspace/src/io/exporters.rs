@@ -139,6 +139,10 @@ fn agent(registry: &mut Registry, snapshot: &Snapshot) {
     }
     let help = "Entries of the flow table that made way for a new one, by what was lost";
     registry.register("flow_table_evictions", help, evictions);
+    let evictions = Counter::<u64>::default();
+    evictions.inc_by(snapshot.nat.evictions);
+    let help = "Connections of nat that made way for a new one, for their customers had not followed up their opening";
+    registry.register("nat_table_evictions", help, evictions);
     for (name, help, value) in [
         ("flow_table_size", "Entries that the flow table can hold", snapshot.flow_table.size),
         ("nat_table_entries", "Translations there are: two for a connection", snapshot.nat.entries),

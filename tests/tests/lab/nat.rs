@@ -1,6 +1,6 @@
 //! Translations and tunnels under stress: very many connections at once, and an agent that is killed.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -171,6 +171,34 @@ fn connections_outlive_the_choice_of_another_source() {
         assert!(explained.contains(source), "{explained}");
     }
     assert_eq!(ways::drops(&agent, &[]), [""; 0]);
+}
+
+/// A flood of datagrams, each of another flow, fills the table for a minute; who comes next is served all the same.
+#[test]
+fn a_flood_that_fills_the_table_keeps_nobody_out() {
+    const FLOOD: usize = 3_000;
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let ways = nat();
+    ways::announce(&lab, &ways);
+    let agent = ways::healthy_agent(&lab, &ways::config(&lab, &ways, "nat_table_size = 1024", ""));
+    let open = |way: &Way| HttpConnection::open(lab.customer(), way.tcp(), None).expect("connect");
+    let mut before: Vec<_> = ways.iter().map(open).collect();
+    before.iter_mut().for_each(|shopper| drop(shopper.get("/").expect("served")));
+    let flooded = ways[0];
+    let flood = || {
+        (0..FLOOD).try_for_each(|_| {
+            UdpSocket::bind((flooded.customer(&lab), 0))?.send_to(b"?", flooded.udp()).map(drop)
+        })
+    };
+    lab.customer().run(flood).expect("a thread").expect("sent");
+    let start = Instant::now();
+    for way in ways.iter().cycle().take(8) {
+        open(way).get("/").unwrap_or_else(|error| panic!("{way:?}: {error:#}"));
+    }
+    assert!(start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+    before.iter_mut().for_each(|shopper| drop(shopper.get("/").expect("served")));
+    let status = agent.status().expect("status");
+    assert!(status["nat"]["evictions"].as_u64() > Some(0), "{}", status["nat"]);
 }
 
 /// For IPv6 the kernel sends from the address that is most like the server's, and that may be a VIP on the interface: answers to it

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use lb_common::abi::{Moving, Traffic};
+use lb_common::flow::Eviction;
 use lb_common::verdict::Verdict;
 use lb_userspace::core::image::Wanted;
 use lb_userspace::io::datapath::{Datapath, capacity_for};
@@ -97,7 +98,7 @@ fn every_packet_keeps_its_translation_from_expiring() {
 fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
     let setup = tcp(Family::V4);
     let mut nat = Nat::any();
-    let histories = [&[SYN, ACK][..], &[SYN, ACK, ACK | FIN], &[SYN, RST], &[ACK]];
+    let histories = [&[SYN, ACK][..], &[SYN, ACK, ACK | FIN], &[SYN, RST], &[ACK, ACK]];
     for (history, later) in histories.into_iter().flat_map(|history| [(history, ANEW), (history, LATER)]) {
         nat.change(setup);
         nat.twins.set_time(START);
@@ -366,6 +367,41 @@ fn the_table_may_be_full() {
         assert_eq!(nat.translations(), left);
     }
     assert!(left > places / 2 && left < places, "{left} of {places}");
+}
+
+/// A flood of openings fills the table. Who comes a little later finds room all the same, and what goes on stays.
+#[test]
+fn openings_that_nobody_follows_up_make_way_in_a_full_table() {
+    const NEW: u16 = 30;
+    for setup in Setup::all() {
+        let twins = Twins::with_capacity(&setup.wanted(), capacity_for(8, 16, 16, 4_096, 512));
+        let mut nat = Nat::with(twins, setup);
+        nat.twins.set_time(START);
+        let mut followed = Vec::new();
+        for port in 30_000..30_010 {
+            let (left, _) = nat.forward(&setup.customer(port, SYN, b""));
+            nat.forward(&setup.customer(port, ACK, b""));
+            followed.push((port, way(&left)));
+        }
+        let mut refused = 0;
+        for port in 40_000..42_000 {
+            let frame = setup.customer(port, SYN, b"").frame();
+            refused += u32::from(nat.twins.agree(&frame).verdict == Verdict::DropNatTable);
+        }
+        assert!(refused > 1_000, "{refused}: what has just begun stays");
+        let before = nat.translations();
+        nat.twins.set_time(SOON);
+        for port in 50_000..50_000 + NEW {
+            nat.forward(&setup.customer(port, SYN, b""));
+        }
+        let made_way = nat.twins.changed()[0].verdicts.evictions[Eviction::Unfollowed as usize] as usize;
+        assert!(made_way > usize::from(NEW) / 2, "{made_way}");
+        let sum = before + 2 * usize::from(NEW);
+        assert_eq!(nat.translations() + 2 * made_way, sum, "both directions go");
+        for (port, as_before) in followed {
+            assert_eq!(way(&nat.forward(&setup.customer(port, ACK, b"")).0), as_before);
+        }
+    }
 }
 
 /// The agent's clock is the program's: what was just made is not idle.

@@ -53,12 +53,16 @@ fn ports_may_be_exhausted() {
     // A connection that both sides have ended, and one that never came about, make way, a while later.
     let (syn, gone) = &left[ENDED];
     nat.forward(&setup.customer(syn.body.ports()[0], ACK | FIN, b""));
-    let answer = answer(gone, ACK | FIN, b"");
-    nat.back(&answer, &answered(syn, &answer));
+    let fin = answer(gone, ACK | FIN, b"");
+    nat.back(&fin, &answered(syn, &fin));
     for port in port..port + 50 {
         nat.unchanged(&setup.customer(port, SYN, b""), Verdict::DropNatPorts);
     }
     nat.twins.set_time(LATER);
+    // Its server answers again and again.
+    let (syn, half_open) = &left[HALF_OPEN];
+    let again = answer(half_open, SYN | ACK, b"");
+    nat.back(&again, &answered(syn, &again));
     let forwarded: Vec<_> = (port..port + 400)
         .filter(|port| nat.twins.agree(&setup.customer(*port, SYN, b"").frame()).verdict == Verdict::Forward)
         .collect();

@@ -45,7 +45,7 @@ pub struct Result {
     pub action: u32,
     pub verdict: Verdict,
     pub frame: Vec<u8>,
-    /// Entries of the flow table that made way, by kind.
+    /// Flows that made way, by kind.
     pub evictions: [u64; 4],
 }
 

@@ -7,16 +7,19 @@ use super::super::{Exit, Outcome, Packet, Stage, Tables, classify, rare};
 use super::state::{Leaves, Scratch, Work, entry_of, forget, remove, reverse_key};
 use super::{came_from, check};
 use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, NoPort, Translation, TranslationState, TupleKey};
-use crate::flow::{RETRANSMISSION_TICKS, Tick};
+use crate::flow::{Eviction, RETRANSMISSION_TICKS, Tick};
 use crate::hash;
 use crate::net::{Address, Be16, Ports, Protocol, Tuple};
-use crate::translations::{Inserted, Tag};
+use crate::translations::{Inserted, Tag, Translations};
 use crate::verdict::Verdict;
 
 /// Ports that are tried for a new flow. With four fifths of them taken, none is free once in twelve hundred times.
 const PORT_ATTEMPTS: u32 = 32;
 /// The same within the tick in which a flow to the same backend found none: a flood of new flows must not cost more than any other.
 const ATTEMPTS_WITHOUT_HOPE: u32 = 4;
+/// Ticks from which on a flow may make way whose customer has not followed up its opening: one and a part of another, in which all have
+/// done so but those whose packets are lost, or whose addresses are invented. After more, a flood would have filled a table.
+const UNFOLLOWED_TICKS: u32 = 2;
 
 /// Makes the translation for a customer's packet, in place of one that is no longer good.
 #[inline(always)]
@@ -83,7 +86,7 @@ fn add_answers<T: Tables>(tables: &T, pick: &Pick<'_>) -> Result<(), Exit> {
                 return Err(Verdict::DropNatSource.into());
             }
         }
-        match tables.add_translation() {
+        match insert(tables) {
             Inserted::Done => return Ok(()),
             Inserted::Exists => {}
             Inserted::Full => return Err(Verdict::DropNatTable.into()),
@@ -142,7 +145,7 @@ fn add_forward<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Resul
     work.key = TupleKey::of(tuple);
     // The insertion takes it.
     drop(scratch);
-    let verdict = match tables.add_translation() {
+    let verdict = match insert(tables) {
         Inserted::Done => return Ok(()),
         Inserted::Full => Verdict::DropNatTable,
         // Another CPU has just made one for the same flow: the next packet finds it.
@@ -150,6 +153,37 @@ fn add_forward<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Resul
     };
     remove(tables, control, &answers);
     Err(verdict.into())
+}
+
+/// Inserts what is in [`Work`]; where there is no room, a flow makes way that was not followed up.
+#[inline(always)]
+fn insert<T: Tables>(tables: &T) -> Inserted {
+    match tables.add_translation() {
+        Inserted::Full if tables.make_room() => tables.add_translation(),
+        inserted => inserted,
+    }
+}
+
+/// Removes a flow that its customer has not followed up from the buckets of the key in [`Work`], and its answers', if there is one that
+/// is old enough, and tables do not change their size; says whether.
+#[inline(always)]
+pub fn make_room<T: Tables>(tables: &T) -> Option<()> {
+    let mut scratch = tables.scratch()?;
+    let work = &mut scratch.work;
+    let control = tables.control()?;
+    if control.is_moving() {
+        return None;
+    }
+    let table = Translations::new(tables, control);
+    let entry = table.entry(table.unfollowed(&work.key, tables.now(control), UNFOLLOWED_TICKS)?)?;
+    let (protocol, (translation, tag)) = (Protocol(entry.key()?.protocol as u8), entry.read()?);
+    work.reverse = translation.reverse_key(protocol);
+    if tag.state().established || !entry.remove(tag) {
+        return None;
+    }
+    remove(tables, tables.control()?, &work.reverse);
+    tables.count_eviction(Eviction::Unfollowed);
+    Some(())
 }
 
 /// Removes the answers' translation under the key in [`Work`], and the other direction's, if both sides have ended the connection or the
@@ -165,36 +199,33 @@ pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
             return None;
         }
         let (translation, tag) = entry_of(tables, control, &work.key)?.read()?;
-        if !is_past(tag, tables.now(control)) {
-            return None;
-        }
         work.reverse = translation.reverse_key(Protocol(work.key.protocol as u8));
         tag
     };
     if let Some(forward) = entry_of(tables, tables.control()?, &work.reverse) {
         let customers = forward.tag()?;
-        let is_over = !customers.state().established || has_ended(tag) && has_ended(customers);
-        if !(is_over && is_past(customers, tables.now(tables.control()?)) && forward.remove(customers)) {
+        let now = tables.now(tables.control()?);
+        let is_over = if customers.state().established {
+            has_ended(tag, now) && has_ended(customers, now)
+        } else {
+            // Answers that come again and again do not count.
+            now.since(customers.state().tick) >= UNFOLLOWED_TICKS
+        };
+        if !(is_over && forward.remove(customers)) {
             return None;
         }
-    } else if !has_ended(tag) {
+    } else if !has_ended(tag, tables.now(tables.control()?)) {
         return None;
     }
     entry_of(tables, tables.control()?, &work.key)?.remove(tag);
     Some(())
 }
 
-/// Whether this side has ended the connection.
+/// Whether this side has ended the connection, and no packet came this way for longer than one is waited for that was lost.
 #[inline(always)]
-const fn has_ended(tag: Tag) -> bool {
+const fn has_ended(tag: Tag, now: Tick) -> bool {
     let state = tag.state();
-    state.closing || state.reset
-}
-
-/// Whether no packet came this way for longer than one is waited for that was lost.
-#[inline(always)]
-const fn is_past(tag: Tag, now: Tick) -> bool {
-    now.since(tag.state().tick) > RETRANSMISSION_TICKS
+    (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS
 }
 
 /// The address that a new flow is sent on from, if any are configured.

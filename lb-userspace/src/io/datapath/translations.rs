@@ -155,12 +155,12 @@ fn remove_if_over(
     let protocol = Protocol(key.protocol as u8);
     let reverse = table.locate(&translation.reverse_key(protocol)).and_then(|at| table.entry(at));
     let other = reverse.and_then(|reverse| Some((reverse, reverse.tag()?)));
-    // One that stands alone was just made, or left over.
-    if !is_over(protocol, state, other.map(|(_, tag)| tag.state()), now, limits) {
-        return None;
-    }
     let own = (*entry, tag);
     let [first, second] = if translation.reply != 0 { [other, Some(own)] } else { [Some(own), other] };
+    let states = [first, second].map(|direction| direction.map(|(_, tag)| tag.state()));
+    if !is_over(protocol, states, now, limits) {
+        return None;
+    }
     if first.is_none_or(|(entry, tag)| entry.remove(tag))
         && let Some((entry, tag)) = second
     {
@@ -169,27 +169,30 @@ fn remove_if_over(
     Some(())
 }
 
-/// Whether a connection is over, by the states of both directions.
+/// Whether a connection is over, by the states of both directions: the customer's packets and the answers.
 fn is_over(
     protocol: Protocol,
-    own: TranslationState,
-    other: Option<TranslationState>,
+    [customers, answers]: [Option<TranslationState>; 2],
     now: Tick,
     limits: Limits,
 ) -> bool {
-    let opening = if protocol == Protocol::TCP { limits.opening } else { UNANSWERED_TICKS };
-    let Some(other) = other else { return now.since(own.tick) > opening };
+    let tcp = protocol == Protocol::TCP;
+    let opening = if tcp { limits.opening } else { UNANSWERED_TICKS };
+    let (Some(sent), Some(answered)) = (customers, answers) else {
+        // One that stands alone was just made, or left over.
+        return customers.or(answers).is_none_or(|alone| now.since(alone.tick) > opening);
+    };
     // The direction that was used last counts for both, but where one has not followed up: an answer that is sent again and again
     // shows nothing of the customer, whose address may be invented.
-    let idle = match (own.established, other.established) {
-        (false, true) if protocol == Protocol::TCP => now.since(own.tick),
-        (true, false) if protocol == Protocol::TCP => now.since(other.tick),
-        _ => now.since(own.tick).min(now.since(other.tick)),
+    let idle = match (sent.established, answered.established) {
+        (false, true) if tcp => now.since(sent.tick),
+        (true, false) if tcp => now.since(answered.tick),
+        _ => now.since(sent.tick).min(now.since(answered.tick)),
     };
-    let limit = match (own.closing, other.closing) {
-        _ if own.reset || other.reset => limits.closed,
-        _ if !(own.established && other.established) => opening,
-        _ if protocol != Protocol::TCP => UDP_TICKS,
+    let limit = match (sent.closing, answered.closing) {
+        _ if sent.reset || answered.reset => limits.closed,
+        _ if !tcp && answered.established => UDP_TICKS,
+        _ if !(tcp && sent.established && answered.established) => opening,
         (true, true) => limits.closed,
         (false, false) => ESTABLISHED_TICKS,
         _ => HALF_CLOSED_TICKS,
@@ -210,7 +213,7 @@ mod tests {
         other: Option<TranslationState>,
         now: Tick,
     ) -> bool {
-        super::is_over(protocol, own, other, now, RELAXED)
+        super::is_over(protocol, [Some(own), other], now, RELAXED)
     }
 
     fn state(age: u32, established: bool, closing: bool, reset: bool) -> TranslationState {
@@ -241,12 +244,14 @@ mod tests {
     #[test]
     fn an_answered_syn_that_is_not_followed_up_is_no_connection() {
         let [syn, answered] = [false, true].map(|established| state(61, established, false, false));
-        assert!(is_over(Protocol::TCP, syn, Some(answered), NOW), "seen from the customer's side");
-        assert!(is_over(Protocol::TCP, answered, Some(syn), NOW), "and from the answers'");
+        assert!(is_over(Protocol::TCP, syn, Some(answered), NOW));
         let again = state(3, true, false, false);
         assert!(is_over(Protocol::TCP, syn, Some(again), NOW), "answered again and again");
         assert!(!is_over(Protocol::TCP, state(3, false, false, false), Some(answered), NOW), "asked again");
         assert!(!is_over(Protocol::UDP, again, Some(syn), NOW), "datagrams that nobody answers");
+        let [asked, answered] = [false, true].map(|established| state(300, established, false, false));
+        assert!(!is_over(Protocol::UDP, asked, Some(answered), NOW), "one datagram, and one in answer");
+        assert!(is_over(Protocol::UDP, asked, Some(asked), NOW), "one that nobody answered");
     }
 
     #[test]
@@ -287,13 +292,13 @@ mod tests {
         assert_eq!(tables.sweep_translations(NOW), 1, "what has just begun stays");
         let closed = |age| {
             let own = state(age, true, true, false);
-            super::is_over(Protocol::TCP, own, Some(own), NOW, PRESSED)
+            super::is_over(Protocol::TCP, [Some(own); 2], NOW, PRESSED)
         };
         assert_eq!([10, 11].map(closed), [false, true]);
         let open = state(9_000, true, false, false);
-        assert!(!super::is_over(Protocol::TCP, open, Some(open), NOW, PRESSED), "established");
-        assert!(!super::is_over(Protocol::UDP, half_open, Some(half_open), NOW, PRESSED), "a slow answer");
+        assert!(!super::is_over(Protocol::TCP, [Some(open); 2], NOW, PRESSED), "established");
+        assert!(!super::is_over(Protocol::UDP, [Some(half_open); 2], NOW, PRESSED), "a slow answer");
         let reset = state(11, true, false, true);
-        assert!(super::is_over(Protocol::TCP, reset, Some(open), NOW, PRESSED));
+        assert!(super::is_over(Protocol::TCP, [Some(reset), Some(open)], NOW, PRESSED));
     }
 }
