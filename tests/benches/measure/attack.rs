@@ -19,51 +19,74 @@ use crate::wrk::{self, Load};
 const FLOOD_A_SECOND: u64 = 60_000;
 /// Frames sent at once, to keep that pace: the kernel takes some 25 ms to begin and to end.
 const BURST: u32 = 3_000;
+/// Where connections are held.
+const HELD_PORT: u16 = 9_100;
 /// Connections that are held, each with an entry in the flow table.
 const HELD: usize = 2_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const GOOD: Load = Load { path: "/healthz", close: false, connections: 32, pause_ms: 10, seconds: 2 };
 
-/// Measures everything.
+/// Floods, and whether their packets open connections.
+const FLOODS: [(&str, bool); 2] = [("SYN flood", true), ("UDP flood", false)];
+
+/// What is measured.
+struct Results {
+    /// For each of [`FLOODS`], requests that are kept.
+    kept: [Group; 2],
+    /// The same, how many packets it has a second.
+    rates: [Group; 2],
+    lost: Group,
+}
+
+/// Measures everything: a mode that remembers flows in the flow table alone, and the one that does so in that of translations.
 pub fn run(quick: bool, sink: Sink<'_>) -> Result<()> {
+    let mut results = Results {
+        kept: FLOODS.map(|(name, _)| Group::new("attack", format!("{name}: requests kept"), "%")),
+        rates: FLOODS.map(|(name, _)| Group::new("attack", format!("{name}: flood"), "Mpps")),
+        lost: Group::new("attack", "established flows lost", "flows"),
+    };
+    for way in WAYS.into_iter().filter(|way| !way.vip6 && !way.is_tunnel()) {
+        attack(way, quick, &mut results)?;
+    }
+    let Results { kept, rates, lost } = results;
+    kept.into_iter().zip(rates).flat_map(<[Group; 2]>::from).chain([lost]).for_each(sink);
+    Ok(())
+}
+
+fn attack(way: Way, quick: bool, results: &mut Results) -> Result<()> {
     let lab = Lab::builder().start()?;
-    let way = WAYS[0];
     ways::announce(&lab, &[way]);
-    let held_at = SocketAddr::new(way.vip(), 9_100);
-    let servers = lab.webs().iter().map(|web| TcpEcho::start(web, held_at));
+    let held_at = SocketAddr::new(way.vip(), HELD_PORT);
+    let held_by = |web| if way.is_nat() { SocketAddr::new(way.backend(web), HELD_PORT) } else { held_at };
+    let servers = lab.webs().iter().map(|web| TcpEcho::start(web, held_by(web)));
     let _servers: Vec<TcpEcho> = servers.collect::<Result<_>>()?;
-    let config = ways::config(&lab, &[way], "", "");
     // The service of connections that are held is that of pages on another port.
-    let held_service = held_service(&lab, held_at);
-    let agent = ways::healthy_agent(&lab, &(config + &held_service));
-    let mut lost = Group::new("attack", "established flows lost", "flows");
-    for (name, opens) in [("SYN flood", true), ("UDP flood", false)] {
-        let mut kept = Group::new("attack", format!("{name}: requests kept"), "%");
-        let mut rate = Group::new("attack", format!("{name}: flood"), "Mpps");
+    let config = ways::config(&lab, &[way], "", "") + &held_service(&lab, way, held_at);
+    let agent = ways::healthy_agent(&lab, &config);
+    // A flood of `nat` may keep new connections out.
+    let good = Load { close: way.is_nat(), ..GOOD };
+    let load = || wrk::run(&lab, lab.customer(), &way.vip().to_string(), good);
+    let Results { kept, rates, lost } = results;
+    for ((_, opens), (kept, rate)) in FLOODS.into_iter().zip(kept.iter_mut().zip(rates)) {
         let held = lab.many_connections(held_at, HELD, PATIENCE)?;
         for _ in 0..if quick { 1 } else { 5 } {
-            let calm = wrk::run(&lab, lab.customer(), &way.vip().to_string(), GOOD)?;
+            let calm = load()?;
             let before = established(&agent)?;
-            let (flooded, sent) = beside_flood(&lab, way, opens, || {
-                wrk::run(&lab, lab.customer(), &way.vip().to_string(), GOOD)
-            })?;
+            let (flooded, sent) = beside_flood(&lab, way, opens, load)?;
             // The agent counts entries every time that it is asked.
             lost.add(way.mode, before.saturating_sub(established(&agent)?) as f64);
             kept.add(way.mode, flooded.requests_a_second / calm.requests_a_second * 100.0);
             rate.add("generator", sent / 1e6);
         }
         held.echo(PATIENCE).context("connections that were held through the flood")?;
-        drop(held);
-        sink(kept);
-        sink(rate);
     }
-    sink(lost);
     Ok(())
 }
 
-fn held_service(lab: &Lab, at: SocketAddr) -> String {
-    let mut text = format!("\n[[service]]\nname = \"held\"\nvips = [\"{at}\"]\nforwarding = \"l2-dsr\"\n");
+fn held_service(lab: &Lab, way: Way, at: SocketAddr) -> String {
+    let mode = way.mode;
+    let mut text = format!("\n[[service]]\nname = \"held\"\nvips = [\"{at}\"]\nforwarding = \"{mode}\"\n");
     text += "[service.health]\ntype = \"none\"\n";
     for web in lab.webs() {
         text += &format!("[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n", web.name(), web.address());

@@ -191,6 +191,12 @@ impl World {
         Ok(())
     }
 
+    /// Makes ticks so long, as [`lb_common::abi::Control::tick_shift`] says; yields what it said before.
+    pub fn set_tick_shift(&mut self, shift: u32) -> Result<u32> {
+        let control = self.kernel.tables_mut().control_mut().context("not loaded")?;
+        Ok(std::mem::replace(&mut control.tick_shift, shift))
+    }
+
     /// Packets by verdict.
     pub fn counted(&self) -> Result<Counted> {
         let forwarded = self.kernel.forwarded()?;

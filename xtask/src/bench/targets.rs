@@ -63,7 +63,7 @@ const P99: &str = "small, keep-alive: p99";
 /// `agent.time_openings`, unless it says otherwise.
 const TIMED_ONE_IN: u32 = 32;
 
-const TARGETS: [Target; 39] = [
+const TARGETS: [Target; 42] = [
     net("l2-dsr IPv4 hit, 1 flow", 15.0),
     net("l2-dsr IPv4 hit, 1 M flows", 60.0),
     net("ipip IPv4 hit, 1 flow", 35.0),
@@ -103,8 +103,11 @@ const TARGETS: [Target; 39] = [
     customers(P99, "ipip", "bare encapsulation", AtMost(1.1)),
     customers(CLOSE, "nat", NFTABLES, AtLeast(1.15)),
     value("attack", "SYN flood: requests kept", "l2-dsr", AtLeast(90.0)),
+    value("attack", "SYN flood: requests kept", "nat", AtLeast(90.0)),
     value("attack", "UDP flood: requests kept", "l2-dsr", AtLeast(90.0)),
+    value("attack", "UDP flood: requests kept", "nat", AtLeast(90.0)),
     value("attack", "established flows lost", "l2-dsr", AtMost(0.0)),
+    value("attack", "established flows lost", "nat", AtMost(0.0)),
     value("control", "ring of 1000 backends", "sluice", AtMost(2.0)),
     value("control", "one backend changed, 500 services, 10000 backends", "sluice", AtMost(20.0)),
     value("control", "1 M flows summarised", "sluice", AtMost(100.0)),
