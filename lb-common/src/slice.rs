@@ -21,6 +21,7 @@ pub struct SlicePacket<'a> {
     start: usize,
     end: usize,
     interface: u32,
+    mtus: &'a [(u32, u16)],
 }
 
 impl<'a> SlicePacket<'a> {
@@ -28,7 +29,13 @@ impl<'a> SlicePacket<'a> {
     /// interface it came in on.
     pub fn new(buffer: &'a mut [u8], headroom: usize, interface: u32) -> Self {
         let end = buffer.len();
-        Self { buffer, start: headroom.min(end), end, interface }
+        Self { buffer, start: headroom.min(end), end, interface, mtus: &[] }
+    }
+
+    /// The same where the MTUs of these interfaces are known, by index.
+    #[must_use]
+    pub fn with_mtus(self, mtus: &'a [(u32, u16)]) -> Self {
+        Self { mtus, ..self }
     }
 
     /// The frame, from the destination MAC to the end of its payload.
@@ -78,6 +85,10 @@ impl Packet for SlicePacket<'_> {
 
     fn interface(&self) -> u32 {
         self.interface
+    }
+
+    fn mtu(&self, interface: u32) -> u16 {
+        self.mtus.iter().find(|(index, _)| *index == interface).map_or(0, |(_, mtu)| *mtu)
     }
 }
 

@@ -1,7 +1,7 @@
 //! A frame → the datapath's [`Packet`], with what only the load balancer's programs ask for: the kernel's routes, and extension headers.
 
 use aya_ebpf::bindings::{bpf_fib_lookup as FibLookup, xdp_md};
-use aya_ebpf::helpers::bpf_fib_lookup;
+use aya_ebpf::helpers::{bpf_check_mtu, bpf_fib_lookup};
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::NextHop;
 use lb_common::datapath::{self, Extensions, Header, Packet};
@@ -51,6 +51,14 @@ impl Packet for Steered<'_> {
     #[inline(always)]
     fn interface(&self) -> u32 {
         self.0.interface()
+    }
+
+    #[inline(always)]
+    fn mtu(&self, interface: u32) -> u16 {
+        let mut mtu = 0;
+        // SAFETY: the helper reads and writes the integer. If there is no such interface, it leaves it alone.
+        unsafe { bpf_check_mtu(self.0.0.ctx.cast(), interface, &raw mut mtu, 0, 0) };
+        mtu.min(u16::MAX.into()) as u16
     }
 
     #[inline(always)]

@@ -257,7 +257,7 @@ fn explain_tells_the_way_and_leaves_no_trace() {
     let explained = |lab: &Lab, syn| {
         let tables = lab.memory.tables();
         let bytes = frame(&Lab::spec(SpecProtocol::Tcp, syn), Ingress::default()).unwrap();
-        explain(tables.slices().unwrap(), &tables.image(), lab.memory.now, bytes, Ingress::default())
+        explain(tables.slices().unwrap(), &tables.image(), lab.memory.now, bytes, Ingress::default(), &[])
     };
     let before = explained(&lab, true);
     assert_eq!(lab.memory.tables().flow_entries(), 0, "nothing is remembered");
@@ -298,7 +298,8 @@ fn explain_names_the_service_that_has_no_backend() {
     lab.apply();
     let bytes = frame(&Lab::spec(SpecProtocol::Tcp, true), Ingress::default()).unwrap();
     let tables = lab.memory.tables();
-    let told = explain(tables.slices().unwrap(), &tables.image(), lab.memory.now, bytes, Ingress::default());
+    let told =
+        explain(tables.slices().unwrap(), &tables.image(), lab.memory.now, bytes, Ingress::default(), &[]);
     assert_eq!((told.verdict.as_str(), told.service.as_str()), ("drop.no_backend", "tcp"));
     assert_eq!(told.backend, "");
 }

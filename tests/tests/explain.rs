@@ -17,7 +17,7 @@ use support::wanted;
 fn explained(twins: &Twins, frame: &[u8]) -> Explanation {
     let tables = twins.kernel.tables();
     let ingress = Ingress { index: INTERFACE, mac: [0; 6] };
-    explain(tables.slices().unwrap(), &tables.names(), twins.memory.now, frame.to_vec(), ingress)
+    explain(tables.slices().unwrap(), &tables.names(), twins.memory.now, frame.to_vec(), ingress, &[])
 }
 
 /// Verdicts of which nobody need be told what to do.

@@ -72,6 +72,11 @@ pub trait Packet: Sized {
     fn truncate(&mut self, bytes: usize) -> Option<()>;
     /// Index of the interface the frame came in on.
     fn interface(&self) -> u32;
+    /// Bytes of the largest IP packet that an interface sends; 0 if that is not known.
+    #[inline(always)]
+    fn mtu(&self, _interface: u32) -> u16 {
+        0
+    }
     /// Asks the kernel's routes and neighbours for the way from one address to another of its family, and puts MAC addresses and
     /// interface into `hop`. Says whether it leads straight to the host; `None` if they do not know.
     #[inline(always)]

@@ -81,10 +81,12 @@ impl Agent {
         })?;
         let ingress = Ingress { index: interface.ifindex, mac: interface.mac };
         let frame = frame(&question.packet, ingress).map_err(ApiError::invalid)?;
+        let mtus = self.interfaces.iter().map(|at| (at.ifindex, u16::try_from(at.mtu).unwrap_or(u16::MAX)));
+        let mtus: Vec<(u32, u16)> = mtus.collect();
         let tables = self.kernel.tables();
         let slices = tables.slices().ok_or_else(|| ApiError::failed("the tables are empty"))?;
         let now = self.kernel.now().map_err(ApiError::failed)?;
-        let mut explanation = explain(slices, &tables.names(), now, frame, ingress);
+        let mut explanation = explain(slices, &tables.names(), now, frame, ingress, &mtus);
         tell_why_down(&mut explanation, &self.config, &self.knowledge);
         Ok(explanation)
     }

@@ -140,7 +140,7 @@ fn from_pins(pin_dir: &PathBuf, question: &Question) -> Result<Explanation, Fail
     let frame = frame(&question.packet, ingress).map_err(Failure::usage)?;
     let slices = tables.slices().ok_or_else(|| Failure::failed("the tables are empty"))?;
     let now = kernel.now().map_err(Failure::failed)?;
-    Ok(explain(slices, &tables.names(), now, frame, ingress))
+    Ok(explain(slices, &tables.names(), now, frame, ingress, &[]))
 }
 
 fn ingress(tables: &TableSet, name: Option<&str>) -> Result<Ingress, Failure> {

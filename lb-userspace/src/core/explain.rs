@@ -207,13 +207,14 @@ impl Buckets for Aside<'_> {
     }
 }
 
-/// Runs the frame through the datapath over these tables, which stay as they are.
+/// Runs the frame through the datapath over these tables, which stay as they are. `mtus` are those of interfaces, by index.
 pub fn explain(
     tables: TableSlices<'_>,
     image: &Image,
     now: Tick,
     frame: Vec<u8>,
     ingress: Ingress,
+    mtus: &[(u32, u16)],
 ) -> Explanation {
     let mut buffer = vec![0; HEADROOM];
     buffer.extend(&frame);
@@ -240,7 +241,7 @@ pub fn explain(
     live.observer = &tell;
     live.scratch = Some(&scratch);
     live.aside = Some(&aside);
-    let mut packet = SlicePacket::new(&mut buffer, HEADROOM, ingress.index);
+    let mut packet = SlicePacket::new(&mut buffer, HEADROOM, ingress.index).with_mtus(mtus);
     let outcome = live.process(&mut packet);
     let forwarded = outcome.backend != 0;
     let sent = outcome.verdict.is_sent();

@@ -84,6 +84,20 @@ fn every_mode_serves_across_two_interfaces_and_through_a_narrow_link_to_customer
     assert_eq!(ways::drops(&agent, &[]), [""; 0]);
 }
 
+/// What does not fit into the interface towards the customers would be dropped there without a word.
+#[test]
+fn web_servers_are_told_which_answers_fit_on_the_interface_that_they_leave_on() {
+    let lab = Lab::builder().topology(Topology::TwoInterfaces).start().expect("a lab");
+    let nat: Vec<_> = WAYS.into_iter().filter(|way| way.is_nat()).collect();
+    let _servers = ways::serve(&lab, &nat);
+    let agent = ways::healthy_agent(&lab, &ways::config(&lab, &nat, &ways::own_sources(), ""));
+    nat.iter().for_each(|way| customers_are_served(&lab, *way));
+    // It takes no larger ones either.
+    lab.edge().ip("link set eth0 mtu 1400").expect("a narrow link");
+    nat.into_iter().for_each(|way| senders_are_told(&lab, way, 1_400));
+    assert_eq!(ways::drops(&agent, &[]), [""; 0]);
+}
+
 #[test]
 fn translated_answers_that_would_not_be_seen_are_told_of() {
     let lab = Lab::builder().topology(Topology::TwoInterfaces).start().expect("a lab");

@@ -1,11 +1,14 @@
 //! A customer's packet and its answer, each translated → exactly the frames that must leave.
 
+use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
+use lb_userspace::io::datapath::Datapath;
 
 use crate::support::nat_frames::{
     EDGE, Nat, OTHER_ROUTER, ROUTER, Setup, UNTAGGED, answer, answered, retagged,
 };
 use crate::support::packets::{ACK, Body, DESTINATION_OPTIONS, FIN, HOP_BY_HOP, Packet, ROUTING, RST, SYN};
+use crate::support::parity::INTERFACE;
 
 const TAG: &[u8] = &[0x81, 0, 0, 100];
 /// With a priority.
@@ -279,6 +282,48 @@ fn what_is_too_big_is_told_to_its_sender_or_dropped_as_configured() {
                 assert_eq!(nat.twins.agree(&may_be_cut.frame()).verdict, verdict);
             }
             assert_eq!(nat.translations(), 2, "what does not fit opens nothing");
+        }
+    }
+}
+
+/// An answer that comes in on another interface than its customer's packets did, as this one's MTU is known. The kernel's programs ask the
+/// kernel: `tests/tests/lab/paths.rs`.
+#[test]
+fn an_answer_too_big_for_its_way_back_is_told_to_its_sender() {
+    const BEHIND: u32 = INTERFACE + 1;
+    for setup in Setup::all() {
+        let mut nat = Nat::new(setup);
+        nat.twins.memory.tables().set_interfaces(&[(INTERFACE, EDGE), (BEHIND, EDGE)]);
+        let customer = setup.customer(40_000, ACK, b"");
+        let (left, _) = nat.forward(&customer);
+        let tables = nat.twins.memory.tables();
+        let processed = |answer: &Packet, interface, mtu| {
+            let mut buffer = [vec![0; 256], answer.frame()].concat();
+            let (tables, mtus) =
+                (SliceTables::new(tables.slices().unwrap(), nat.twins.memory.now), [(INTERFACE, mtu)]);
+            let mut packet = SlicePacket::new(&mut buffer, 256, interface).with_mtus(&mtus);
+            let outcome = tables.process(&mut packet);
+            (outcome.verdict, packet.bytes().to_vec())
+        };
+        let v4 = setup.family.vip().is_ipv4();
+        let headers = if v4 { 20 } else { 40 } + if setup.tcp { 20 } else { 8 };
+        let (kind, rest) = if v4 { ([3, 4], [0, 0, 5, 120]) } else { ([2, 0], [0, 0, 5, 120]) };
+        let [fits, too_big] = [1_400, 1_401].map(|bytes| answer(&left, ACK, &vec![7; bytes - headers]));
+        // The first one changes something about the flow, the next ones do not.
+        for _ in 0..2 {
+            let told = (Verdict::ReplyTooBig, expected_reply(&too_big, kind, rest));
+            assert_eq!(processed(&too_big, BEHIND, 1_400), told);
+            assert_eq!(
+                processed(&fits, BEHIND, 1_400),
+                (Verdict::ForwardReturn, answered(&customer, &fits).frame())
+            );
+        }
+        for (interface, mtu) in [(INTERFACE, 1_400), (BEHIND, 1_401), (BEHIND, 0)] {
+            assert_eq!(processed(&too_big, interface, mtu).0, Verdict::ForwardReturn, "{interface} {mtu}");
+        }
+        if v4 {
+            let may_be_cut = Packet { dont_fragment: false, ..too_big };
+            assert_eq!(processed(&may_be_cut, BEHIND, 1_400), (Verdict::DropTooBig, may_be_cut.frame()));
         }
     }
 }

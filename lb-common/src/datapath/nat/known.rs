@@ -11,7 +11,7 @@ use super::super::rewrite::{UNTAGGED, address_frame};
 use super::super::signals::Seen;
 use super::super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify};
 use super::state::{Leaves, entry_soon};
-use super::{came_from, check, observe, translate};
+use super::{came_from, check, observe, room_back, translate};
 use crate::abi::{Control, Translation, TupleKey};
 use crate::net::{Address, Be16, EtherType, Ports};
 use crate::translations::{Entry, Note, Tag};
@@ -102,7 +102,7 @@ fn answer<P: Packet, T: Tables>(
     let Translation { backend, path, .. } = known.translation;
     let goes_on = path.vlan == UNTAGGED.into()
         && admit(packet, control).is_ok()
-        && check(packet, control, parsed, 0).is_ok()
+        && check(packet, control, parsed, room_back(packet, parsed, &path)).is_ok()
         && known.note();
     if !goes_on {
         return Err(Stage::NatReturn.into());

@@ -32,6 +32,8 @@ use state::{Leaves, find};
 const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header.
 const UDP_CHECKSUM: usize = 6;
+/// Bytes of a packet that every host takes (RFC 791 section 3.1), and so every interface that is worth it.
+const ALWAYS_FITS: u16 = 576;
 
 /// Translates a customer's packet.
 #[inline(always)]
@@ -167,8 +169,8 @@ fn answer<P: Packet, T: Tables>(
     parsed: &Parsed,
     fragment: Fragment,
 ) -> Result<Outcome, Exit> {
-    check(packet, control, parsed, 0)?;
     let (leaves, path) = (work.found.leaves, work.path);
+    check(packet, control, parsed, room_back(packet, parsed, &path))?;
     if fragment.is {
         let route = &mut work.route;
         (route.source, route.destination) = (leaves.source, leaves.destination);
@@ -213,10 +215,11 @@ fn follow<P: Packet, T: Tables>(
     let FragmentRoute { source, destination, service, backend: id, .. } = work.route;
     let leaves = Leaves { source, destination, ports: parsed.tuple.ports };
     if work.route.kind == FragmentRoute::ANSWER {
-        check(packet, control, parsed, 0)?;
-        translate(packet, parsed, &leaves, true)?;
         let FragmentRoute { first, rest, vlan, .. } = work.route;
-        let interface = leave(packet, parsed, &ReturnPath { first, rest, vlan: vlan.into() })?;
+        let path = ReturnPath { first, rest, vlan: vlan.into() };
+        check(packet, control, parsed, room_back(packet, parsed, &path))?;
+        translate(packet, parsed, &leaves, true)?;
+        let interface = leave(packet, parsed, &path)?;
         return Ok(Outcome::without_backend(Verdict::ForwardReturn, interface));
     }
     let backend = tables.backend(id).ok_or(Verdict::DropFragment)?;
@@ -231,6 +234,14 @@ fn follow<P: Packet, T: Tables>(
     tables.observe(Step::NextHop { backend: pick.id, hop: *hop });
     let interface = leave_to(packet, parsed, hop)?;
     Ok(Outcome::forwarded(interface, service.into(), pick.id, parsed.bytes, Seen::NOTHING))
+}
+
+/// Bytes of the largest packet that fits on an answer's way back; 0 if any does that came as far as this: on the interface that it came
+/// in on, or one so small that every interface takes it.
+#[inline(always)]
+fn room_back<P: Packet>(packet: &P, parsed: &Parsed, path: &ReturnPath) -> u16 {
+    let interface = (path.rest >> 32) as u32;
+    if parsed.bytes <= ALWAYS_FITS || interface == packet.interface() { 0 } else { packet.mtu(interface) }
 }
 
 /// Whether the packet may be routed on: it is small enough, and its time to live is not at its end.

@@ -40,7 +40,7 @@ pub(super) fn advice(
                 .to_owned()
         }
         Verdict::ReplyTooBig | Verdict::DropTooBig => {
-            "a larger MTU on the way to the backend, or a smaller packet: see `sluice doctor`, check mtu".to_owned()
+            "a larger MTU on the way to the backend (of an answer: to the customer), or a smaller packet: see `sluice doctor`, check mtu".to_owned()
         }
         Verdict::ReplyTimeExceeded | Verdict::DropTimeExceeded => {
             "a larger time to live: it was sent with too few hops left, or goes round in a circle".to_owned()
