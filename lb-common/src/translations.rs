@@ -165,6 +165,21 @@ impl Entry<'_> {
         Some((tag, tag))
     }
 
+    /// Adds to it what was noted of the same flow in another table since it was copied from there: packets that came later, and what they
+    /// did.
+    pub fn catch_up(&self, other: TranslationState) {
+        let mut tries = 0;
+        while let Some(tag) = self.tag()
+            && tries < TRIES
+        {
+            let next = tag.caught_up(other);
+            if next == tag || self.tag.replace(tag.0, next.0) {
+                return;
+            }
+            tries += 1;
+        }
+    }
+
     /// Has answers go another way from now on. A place that was taken anew meanwhile is left alone, unless what is there went the
     /// same way.
     #[inline(always)]

@@ -194,13 +194,13 @@ pub struct TranslationBucket {
 pub struct TranslationState {
     /// The tick of the last packet.
     pub tick: u32,
-    /// More than the first packet was seen.
+    /// More was seen than the packet that opened it; of answers, one.
     pub established: bool,
     /// A FIN was seen.
     pub closing: bool,
-    /// A RST was seen.
+    /// The last packet was a RST.
     pub reset: bool,
-    /// No packet was translated yet.
+    /// Of a customer's: not even the packet that it was made for was translated yet.
     pub fresh: bool,
 }
 

@@ -20,17 +20,19 @@ mod rewrite;
 mod settled;
 mod signals;
 mod tables;
+mod transport;
 mod vips;
 
 pub(crate) use ethernet::ethernet;
 pub use exit::{Exit, Stage};
 pub use nat::{Scratch, Work, add, attempt, clear_ended, locate, make_room};
 pub(crate) use parse::is_extension;
-pub use parse::{Extensions, MAX_OFFSET, Parsed, Transport, extensions};
+pub use parse::{Extensions, MAX_OFFSET, Parsed, extensions};
 pub use pick::pick_settled;
 pub use probe::{OwnPacket, ProbeAction, ProbeTables, Side, probe_in, probe_out};
 pub use signals::{Instant, Seen, TimedOpenings, note_answer, note_opening, noted};
 pub use tables::{Header, Packet, Refusal, Step, Tables};
+pub use transport::Transport;
 pub use vips::vip_beyond;
 
 use network_types::eth::EthHdr;

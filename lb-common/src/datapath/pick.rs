@@ -5,8 +5,8 @@ mod apart;
 pub use apart::pick_settled;
 pub(super) use apart::{Asked, Picked, pick};
 
-use super::parse::Transport;
 use super::signals::{self, Seen};
+use super::transport::Transport;
 use super::{Classified, Exit, Refusal, Stage, Step, Tables};
 use crate::abi::{Backend, BackendWord, Control, FLOW_WAYS, FlowBucket, RING_SIZE};
 use crate::flow::{

@@ -9,8 +9,9 @@ use network_types::eth::EthHdr;
 use super::Tables;
 #[cfg(doc)]
 use super::parse;
-use super::parse::{Fragment, MAX_OFFSET, Parsed, Quoted, Transport};
+use super::parse::{Fragment, MAX_OFFSET, Parsed, Quoted};
 use super::pick::Fields;
+use super::transport::Transport;
 use crate::abi::Word;
 use crate::net::{Address, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;

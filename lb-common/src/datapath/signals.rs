@@ -8,7 +8,7 @@
 //! bits of the flow's hash, and only those look at the clock: at the SYN and at the ACK.
 
 use super::Tables;
-use super::parse::Transport;
+use super::transport::Transport;
 use crate::abi::{Control, OPENING_SLOTS, Word};
 use crate::flow::flow_signature;
 

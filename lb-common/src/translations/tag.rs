@@ -3,6 +3,8 @@
 use core::fmt;
 
 use crate::abi::{TRANSLATION_WAYS, TranslationState};
+use crate::datapath::Transport;
+use crate::flow::Tick;
 
 /// A word of an entry: its state (36 bits), whether it is there (2), generation of its place (8), signature of its key (18).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,6 +73,16 @@ impl Tag {
         Self(self.0 & note.keeps | note.sets & !first)
     }
 
+    /// The tag once it says what another one of the same flow does as well.
+    pub(super) const fn caught_up(self, other: TranslationState) -> Self {
+        use TranslationState as State;
+        const SEEN: u64 = State::ESTABLISHED | State::CLOSING | State::RESET;
+        let (own, theirs) = (self.0, other.to_word());
+        let later = if Tick(theirs as u32).since(own as u32) > 0 { theirs } else { own };
+        let state = later & State::TICK | (own | theirs) & SEEN | own & theirs & State::FRESH;
+        Self(own & (Self::STATUS | Self::IDENTITY) | state)
+    }
+
     /// The tag of this place while an entry is made there.
     #[inline(always)]
     pub(super) const fn claimed(self, signature: u64, state: TranslationState) -> Self {
@@ -105,14 +117,22 @@ pub struct Note {
 }
 
 impl Note {
-    /// That of a packet that came at this tick. One that opens a connection anew ends what was before.
+    /// That of a packet that came at this tick. One that begins a connection anew ends what was before; after any, a RST before it
+    /// was none that its receiver believed.
     #[inline(always)]
-    pub const fn new(tick: u32, opens: bool, closes: bool, resets: bool) -> Self {
+    pub const fn new(tick: Tick, transport: Transport) -> Self {
         use TranslationState as State;
-        let forgets = State::TICK | State::FRESH | if opens { State::CLOSING | State::RESET } else { 0 };
-        let closing = if closes { State::CLOSING } else { 0 } | if resets { State::RESET } else { 0 };
-        let sets = if opens { 0 } else { State::ESTABLISHED | closing };
-        Self { keeps: !forgets, sets: sets | tick as u64 }
+        let begins = if transport.begins() { State::CLOSING } else { 0 };
+        let forgets = State::TICK | State::FRESH | State::RESET | begins;
+        let ends = if transport.resets() {
+            State::RESET
+        } else if transport.closes() {
+            State::CLOSING
+        } else {
+            0
+        };
+        let sets = if transport.opens() { 0 } else { State::ESTABLISHED | ends };
+        Self { keeps: !forgets, sets: sets | tick.0 as u64 }
     }
 }
 

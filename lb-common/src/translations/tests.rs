@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::abi::TRANSLATION_WORDS;
+use crate::datapath::Transport;
 use crate::net::{Address, Ports, Protocol, Tuple};
 
 fn buckets(count: u32) -> Vec<TranslationBucket> {
@@ -63,6 +64,12 @@ fn translation(number: u32) -> Translation {
 fn state(tick: u32) -> TranslationState {
     TranslationState { tick, established: false, closing: false, reset: false, fresh: true }
 }
+
+const OPENS: Transport = Transport::tcp(2);
+const ANSWERS: Transport = Transport::tcp(2 | 16);
+const GOES_ON: Transport = Transport::tcp(16);
+const CLOSES: Transport = Transport::tcp(16 | 1);
+const RESET: Transport = Transport::tcp(4);
 
 type Table<'a> = Translations<'a, [TranslationBucket]>;
 
@@ -159,7 +166,7 @@ fn what_was_taken_for_another_meanwhile_is_neither_read_nor_changed() {
     assert_eq!(table.insert(&key(60), &translation(60), state(9)), Inserted::Done);
     assert_eq!(old.read(), None);
     assert_eq!(old.key(), None);
-    assert_eq!(old.note(seen, Note::new(5, false, true, true)), None);
+    assert_eq!(old.note(seen, Note::new(Tick(5), RESET)), None);
     assert!(!old.remove(seen));
     old.remove_now();
     old.redirect(&translation(3).path, &translation(4).path);
@@ -190,23 +197,49 @@ fn packets_leave_their_note_once_and_lose_none_of_anothers() {
     table.insert(&key(1), &translation(1), state(10));
     let entry = table.entry(table.locate(&key(1)).unwrap()).unwrap();
     let (_, first) = entry.read().unwrap();
-    let (before, after) = entry.note(first, Note::new(11, false, false, false)).unwrap();
+    let (before, after) = entry.note(first, Note::new(Tick(11), GOES_ON)).unwrap();
     assert_eq!((before.state(), after.is_much_like(before)), (state(10), false));
     // Noted from what was seen before that packet: its note stays.
-    let (before, after) = entry.note(first, Note::new(11, false, true, false)).unwrap();
+    let (before, after) = entry.note(first, Note::new(Tick(11), CLOSES)).unwrap();
     let begun = TranslationState { tick: 11, fresh: false, ..state(0) };
     assert_eq!(before.state(), begun, "the first packet follows nothing");
     let established = TranslationState { established: true, ..begun };
     assert_eq!(after.state(), TranslationState { closing: true, ..established });
-    let (_, again) = entry.note(after, Note::new(15, false, false, false)).unwrap();
+    let (_, again) = entry.note(after, Note::new(Tick(15), GOES_ON)).unwrap();
     assert!(again.is_much_like(after), "a few ticks are no news");
-    let (_, later) = entry.note(after, Note::new(16, false, false, false)).unwrap();
+    let (_, later) = entry.note(after, Note::new(Tick(16), GOES_ON)).unwrap();
     assert!(!later.is_much_like(after), "sixteen are");
-    let (_, reset) = entry.note(later, Note::new(16, false, true, true)).unwrap();
+    let (_, reset) = entry.note(later, Note::new(Tick(16), RESET)).unwrap();
     assert!(reset.state().reset);
+    let (_, unheard) = entry.note(reset, Note::new(Tick(16), GOES_ON)).unwrap();
+    assert_eq!(unheard, later, "its receiver took no notice of the RST");
+    let (_, answered) = entry.note(unheard, Note::new(Tick(17), ANSWERS)).unwrap();
+    assert_eq!(answered.state(), TranslationState { tick: 17, ..established }, "another connection");
+    let (_, reset) = entry.note(answered, Note::new(Tick(17), RESET)).unwrap();
     // A SYN begins anew.
-    let (_, opened) = entry.note(reset, Note::new(17, true, false, false)).unwrap();
+    let (_, opened) = entry.note(reset, Note::new(Tick(17), OPENS)).unwrap();
     assert_eq!(opened.state(), TranslationState { tick: 17, ..established });
+}
+
+/// As a table of another size is filled, whose program already has the entry.
+#[test]
+fn an_entry_catches_up_with_what_came_of_its_flow_elsewhere() {
+    let (memory, control) = (buckets(2), control(2));
+    let table = Table::new(&memory, &control);
+    table.insert(&key(1), &translation(1), state(10));
+    let entry = table.entry(table.locate(&key(1)).unwrap()).unwrap();
+    let caught_up = |other| {
+        entry.catch_up(other);
+        let (there, tag) = entry.read().unwrap();
+        assert_eq!(there, translation(1));
+        tag.state()
+    };
+    assert_eq!(caught_up(state(9)), state(10));
+    let followed = TranslationState { established: true, fresh: false, ..state(12) };
+    assert_eq!(caught_up(followed), followed);
+    assert_eq!(caught_up(state(10)), followed);
+    let closing = TranslationState { closing: true, ..followed };
+    assert_eq!(caught_up(TranslationState { tick: 11, ..closing }), closing);
 }
 
 proptest! {

@@ -23,6 +23,8 @@ const BURST: u32 = 3_000;
 const HELD_PORT: u16 = 9_100;
 /// Connections that are held, each with an entry in the flow table.
 const HELD: usize = 2_000;
+/// `nat` has ports for as many flows as its table has room for.
+const SOURCES: &str = "source_v4 = [\"192.0.2.1\", \"192.0.2.2\", \"192.0.2.3\", \"192.0.2.4\"]";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 const GOOD: Load = Load { path: "/healthz", close: false, connections: 32, pause_ms: 10, seconds: 2 };
@@ -62,7 +64,7 @@ fn attack(way: Way, quick: bool, results: &mut Results) -> Result<()> {
     let servers = lab.webs().iter().map(|web| TcpEcho::start(web, held_by(web)));
     let _servers: Vec<TcpEcho> = servers.collect::<Result<_>>()?;
     // The service of connections that are held is that of pages on another port.
-    let config = ways::config(&lab, &[way], "", "") + &held_service(&lab, way, held_at);
+    let config = ways::config(&lab, &[way], SOURCES, "") + &held_service(&lab, way, held_at);
     let agent = ways::healthy_agent(&lab, &config);
     // A flood of `nat` may keep new connections out.
     let good = Load { close: way.is_nat(), ..GOOD };

@@ -3,10 +3,9 @@
 use std::collections::BTreeSet;
 
 use lb_common::abi::{Moving, Traffic};
-use lb_common::flow::Eviction;
 use lb_common::verdict::Verdict;
 use lb_userspace::core::image::Wanted;
-use lb_userspace::io::datapath::{Datapath, capacity_for};
+use lb_userspace::io::datapath::Datapath;
 
 use crate::support::nat_frames::{Family, Nat, Setup, answer, answered};
 use crate::support::packets::{ACK, FIN, Packet, RST, SYN};
@@ -15,7 +14,7 @@ use crate::support::parity::Twins;
 /// Shifts that make time go on by two, by four, and by so much that nothing is a retransmission any more: by eight, when other packets
 /// would change nothing, and by far more.
 pub const START: u32 = 31;
-const SOON: u32 = 30;
+pub const SOON: u32 = 30;
 const ANEW: u32 = 29;
 pub const LATER: u32 = 26;
 
@@ -24,7 +23,7 @@ pub fn tcp(family: Family) -> Setup {
 }
 
 /// Addresses and ports that tell a translation.
-fn way(left: &Packet) -> (std::net::IpAddr, std::net::IpAddr, [u16; 2]) {
+pub fn way(left: &Packet) -> (std::net::IpAddr, std::net::IpAddr, [u16; 2]) {
     (left.source, left.destination, left.body.ports())
 }
 
@@ -98,7 +97,7 @@ fn every_packet_keeps_its_translation_from_expiring() {
 fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
     let setup = tcp(Family::V4);
     let mut nat = Nat::any();
-    let histories = [&[SYN, ACK][..], &[SYN, ACK, ACK | FIN], &[SYN, RST], &[ACK, ACK]];
+    let histories = [&[SYN, ACK, ACK | FIN][..], &[SYN, RST], &[ACK, RST]];
     for (history, later) in histories.into_iter().flat_map(|history| [(history, ANEW), (history, LATER)]) {
         nat.change(setup);
         nat.twins.set_time(START);
@@ -117,6 +116,47 @@ fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
         let new = answer(&second, SYN | ACK, b"");
         nat.back(&new, &answered(&setup.customer(40_000, SYN, b""), &new));
     }
+}
+
+/// Whoever may have sent it: the server knows whether its connection is still there, and says so to the customer.
+#[test]
+fn a_syn_in_a_connection_that_goes_on_is_translated_as_it_is() {
+    let setup = tcp(Family::V4);
+    let mut nat = Nat::any();
+    let histories = [&[SYN, ACK][..], &[ACK], &[ACK, ACK], &[SYN, RST, ACK]];
+    for (history, later) in histories.into_iter().flat_map(|history| [(history, ANEW), (history, LATER)]) {
+        nat.change(setup);
+        nat.twins.set_time(START);
+        let packets = history.iter().map(|flags| way(&nat.forward(&setup.customer(40_000, *flags, b"")).0));
+        let before: BTreeSet<_> = packets.collect();
+        nat.twins.set_time(later);
+        let (left, outcome) = nat.forward(&setup.customer(40_000, SYN, b""));
+        assert!(!outcome.new_flow() && before.contains(&way(&left)), "{history:?}");
+        let challenge = answer(&left, ACK, b"");
+        nat.back(&challenge, &answered(&setup.customer(40_000, ACK, b""), &challenge));
+        assert_eq!(way(&nat.forward(&setup.customer(40_000, ACK, b"")).0), way(&left), "{history:?}");
+        assert_eq!((before.len(), nat.translations()), (1, 2));
+    }
+}
+
+/// A server that was not ready refused the first one.
+#[test]
+fn a_connection_whose_first_attempt_was_reset_is_none_that_was() {
+    let setup = tcp(Family::V4);
+    let mut nat = Nat::new(setup);
+    nat.twins.set_time(START);
+    let customer = |flags| setup.customer(40_000, flags, b"");
+    let (left, _) = nat.forward(&customer(SYN));
+    for flags in [RST | ACK, SYN | ACK] {
+        let answer = answer(&left, flags, b"");
+        nat.forward(&customer(SYN));
+        nat.back(&answer, &answered(&customer(SYN), &answer));
+    }
+    nat.forward(&customer(ACK));
+    assert_eq!(nat.translations(), 2);
+    let states = nat.twins.kernel.tables().translations();
+    let ended = states.filter(|(.., state)| state.reset || state.closing).count();
+    assert_eq!(ended, 0);
 }
 
 /// The former tables may know it. Here there is no program that has them, and nothing else is done with the packet.
@@ -325,83 +365,6 @@ fn without_an_address_to_send_from_nothing_is_translated() {
     let mut nat = Nat::with(Twins::new(&wanted), setup);
     nat.unchanged(&setup.customer(40_000, SYN, b""), Verdict::DropNatSource);
     assert_eq!(nat.translations(), 0);
-}
-
-/// The table holds what it was made for, and somewhat more; then it is full, and what is there goes on.
-#[test]
-fn the_table_may_be_full() {
-    let setup = tcp(Family::V6);
-    let twins = Twins::with_capacity(&setup.wanted(), capacity_for(8, 16, 16, 4_096, 64));
-    let mut nat = Nat::with(twins, setup);
-    let (mut all, mut refused) = (Vec::new(), 0);
-    for port in 40_000..42_000 {
-        let syn = setup.customer(port, SYN, b"");
-        match nat.twins.agree(&syn.frame()).verdict {
-            Verdict::Forward => all.push((port, nat.forward(&syn).0)),
-            verdict => {
-                assert_eq!(verdict, Verdict::DropNatTable);
-                nat.unchanged(&syn, Verdict::DropNatTable);
-                refused += 1;
-            }
-        }
-        assert!(refused == 0 || all.len() > 64, "{} of 64 connections found room", all.len());
-    }
-    assert!(refused > 1_800 && all.len() < 113, "{} connections, {refused} refused", all.len());
-    let places = nat.translations();
-    assert_eq!(places, 2 * all.len(), "no half of a connection stays");
-    for (port, left) in &all {
-        let (again, _) = nat.forward(&setup.customer(*port, ACK, b""));
-        assert_eq!(way(&again), way(left));
-    }
-    // A SYN gives up the old connection on its ports. The new one finds room only where there is some, and leaves no half of it.
-    nat.twins.set_time(LATER);
-    let mut left = places;
-    for (port, _) in &all {
-        match nat.twins.agree(&setup.customer(*port, SYN, b"").frame()).verdict {
-            Verdict::Forward => {}
-            verdict => {
-                assert_eq!(verdict, Verdict::DropNatTable);
-                left -= 2;
-            }
-        }
-        assert_eq!(nat.translations(), left);
-    }
-    assert!(left > places / 2 && left < places, "{left} of {places}");
-}
-
-/// A flood of openings fills the table. Who comes a little later finds room all the same, and what goes on stays.
-#[test]
-fn openings_that_nobody_follows_up_make_way_in_a_full_table() {
-    const NEW: u16 = 30;
-    for setup in Setup::all() {
-        let twins = Twins::with_capacity(&setup.wanted(), capacity_for(8, 16, 16, 4_096, 512));
-        let mut nat = Nat::with(twins, setup);
-        nat.twins.set_time(START);
-        let mut followed = Vec::new();
-        for port in 30_000..30_010 {
-            let (left, _) = nat.forward(&setup.customer(port, SYN, b""));
-            nat.forward(&setup.customer(port, ACK, b""));
-            followed.push((port, way(&left)));
-        }
-        let mut refused = 0;
-        for port in 40_000..42_000 {
-            let frame = setup.customer(port, SYN, b"").frame();
-            refused += u32::from(nat.twins.agree(&frame).verdict == Verdict::DropNatTable);
-        }
-        assert!(refused > 1_000, "{refused}: what has just begun stays");
-        let before = nat.translations();
-        nat.twins.set_time(SOON);
-        for port in 50_000..50_000 + NEW {
-            nat.forward(&setup.customer(port, SYN, b""));
-        }
-        let made_way = nat.twins.changed()[0].verdicts.evictions[Eviction::Unfollowed as usize] as usize;
-        assert!(made_way > usize::from(NEW) / 2, "{made_way}");
-        let sum = before + 2 * usize::from(NEW);
-        assert_eq!(nat.translations() + 2 * made_way, sum, "both directions go");
-        for (port, as_before) in followed {
-            assert_eq!(way(&nat.forward(&setup.customer(port, ACK, b"")).0), as_before);
-        }
-    }
 }
 
 /// The agent's clock is the program's: what was just made is not idle.

@@ -9,5 +9,6 @@ mod errors;
 mod errors_untranslated;
 mod forward;
 mod fragments;
+mod full;
 mod ports;
 mod properties;

@@ -72,6 +72,23 @@ fn ports_may_be_exhausted() {
     assert_eq!(nat.translations(), 16);
 }
 
+/// A server may answer a datagram late: its port is not another customer's by then.
+#[test]
+fn the_port_of_a_datagram_is_not_given_up() {
+    let setup = Setup { backends: 1, ..Setup::new(Family::V4, false) };
+    let mut nat = Nat::new(setup);
+    nat.twins.set_time(START);
+    nat.twins.set_nat_ports(NatPorts { hole: 1_025, hole_size: 64_511 });
+    let asked = setup.customer(40_000, 0, b"");
+    let (left, _) = nat.forward(&asked);
+    nat.twins.set_time(LATER);
+    for port in 40_001..40_020 {
+        nat.unchanged(&setup.customer(port, 0, b""), Verdict::DropNatPorts);
+    }
+    let late = answer(&left, 0, b"");
+    nat.back(&late, &answered(&asked, &late));
+}
+
 /// Where nearly all of very many ports are held by connections that are over, a new one gets its port at the first attempt.
 #[test]
 fn a_port_that_is_given_up_is_taken_at_once() {

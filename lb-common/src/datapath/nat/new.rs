@@ -10,7 +10,7 @@ use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, NoPort, Translation, T
 use crate::flow::{Eviction, RETRANSMISSION_TICKS, Tick};
 use crate::hash;
 use crate::net::{Address, Be16, Ports, Protocol, Tuple};
-use crate::translations::{Inserted, Tag, Translations};
+use crate::translations::{Inserted, Location, Tag, Translations};
 use crate::verdict::Verdict;
 
 /// Ports that are tried for a new flow. With four fifths of them taken, none is free once in twelve hundred times.
@@ -178,10 +178,14 @@ pub fn make_room<T: Tables>(tables: &T) -> Option<()> {
     let entry = table.entry(table.unfollowed(&work.key, tables.now(control), UNFOLLOWED_TICKS)?)?;
     let (protocol, (translation, tag)) = (Protocol(entry.key()?.protocol as u8), entry.read()?);
     work.reverse = translation.reverse_key(protocol);
+    // Found before what leads there is gone: then another may take the place.
+    let answers = entry_of(tables, control, &work.reverse);
     if tag.state().established || !entry.remove(tag) {
         return None;
     }
-    remove(tables, tables.control()?, &work.reverse);
+    if let Some(answers) = answers {
+        answers.remove_now();
+    }
     tables.count_eviction(Eviction::Unfollowed);
     Some(())
 }
@@ -193,31 +197,31 @@ pub fn make_room<T: Tables>(tables: &T) -> Option<()> {
 pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
     let mut scratch = tables.scratch()?;
     let work = &mut scratch.work;
-    let tag = {
-        let control = tables.control()?;
-        if control.is_moving() {
-            return None;
-        }
-        let (translation, tag) = entry_of(tables, control, &work.key)?.read()?;
-        work.reverse = translation.reverse_key(Protocol(work.key.protocol as u8));
-        tag
-    };
-    if let Some(forward) = entry_of(tables, tables.control()?, &work.reverse) {
+    let control = tables.control()?;
+    if control.is_moving() {
+        return None;
+    }
+    let answers = Translations::new(tables, control).entry(Location::from_word(tables.locate(&work.key))?)?;
+    let (translation, tag) = answers.read()?;
+    let protocol = Protocol(work.key.protocol as u8);
+    work.reverse = translation.reverse_key(protocol);
+    let now = tables.now(control);
+    if let Some(forward) = entry_of(tables, control, &work.reverse) {
         let customers = forward.tag()?;
-        let now = tables.now(tables.control()?);
-        let is_over = if customers.state().established {
-            has_ended(tag, now) && has_ended(customers, now)
-        } else {
-            // Answers that come again and again do not count.
+        // A server's late datagram would be another customer's; TCP knows them by their numbers. Answers that come again and again do
+        // not count.
+        let is_over = if protocol == Protocol::TCP && !customers.state().established {
             now.since(customers.state().tick) >= UNFOLLOWED_TICKS
+        } else {
+            has_ended(tag, now) && has_ended(customers, now)
         };
         if !(is_over && forward.remove(customers)) {
             return None;
         }
-    } else if !has_ended(tag, tables.now(tables.control()?)) {
+    } else if !has_ended(tag, now) {
         return None;
     }
-    entry_of(tables, tables.control()?, &work.key)?.remove(tag);
+    answers.remove_now();
     Some(())
 }
 

@@ -1,7 +1,7 @@
 //! Translations in the map → what they say of a packet, in room that is not the stack's.
 
 use super::super::Tables;
-use super::super::parse::Transport;
+use super::super::Transport;
 use super::super::pick::Picked;
 use super::super::settled::Settled;
 use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, Translation, TranslationState, TupleKey};
@@ -48,7 +48,7 @@ pub(super) struct Found {
     pub(super) leaves: Leaves,
     pub(super) backend: u16,
     pub(super) reply: bool,
-    /// Whether its end was seen on this side, a while ago.
+    /// Whether the packet opens another one: the end of this one was seen on this side, a while ago.
     pub(super) over: bool,
     /// Whether this is the first packet that it is for.
     pub(super) fresh: bool,
@@ -83,14 +83,13 @@ pub(super) fn find<T: Tables>(
     let Work { key, found, path, .. } = work;
     let Some(entry) = entry_soon(tables, control, key) else { return false };
     let Some((translation, tag)) = entry.read() else { return false };
-    let opens = transport.opens();
-    let note = Note::new(now.0, opens, transport.closes(), transport.resets());
+    let note = Note::new(now, transport);
     let Some((before, after)) = entry.note(tag, note) else { return false };
     let state = before.state();
     let told = before.is_much_like(after);
-    let old = now.since(state.tick) > RETRANSMISSION_TICKS;
-    let ended = state.closing || state.reset || state.established;
-    *found = Found::of(&translation, opens && ended && old, state.fresh, told);
+    let ended = (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS;
+    // Of a connection that goes on, the server tells whether it is so: a SYN with an invented source must not end it (RFC 5961 section 4).
+    *found = Found::of(&translation, transport.opens() && ended, state.fresh, told);
     if !to_backend || found.reply {
         *path = translation.path;
         return true;

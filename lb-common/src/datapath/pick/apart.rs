@@ -1,7 +1,7 @@
 //! A question → a choice, both as words and room in a map: so a stage's program can have picking in a function by itself. The verifier goes
 //! through that once, and not once for each way that leads there.
 
-use super::super::parse::Transport;
+use super::super::Transport;
 use super::super::signals::Seen;
 use super::super::{Classified, Exit, Tables};
 use super::{Flow, Pick, pick_in};

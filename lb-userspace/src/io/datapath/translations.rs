@@ -130,10 +130,22 @@ impl TableSet {
     pub(super) fn carry_translations(&self, former: &Self) -> u64 {
         let Some(table) = self.translation_table() else { return 0 };
         let homeless = |(key, translation, state): &(TupleKey, Translation, TranslationState)| {
-            table.insert(key, translation, *state) == Inserted::Full
+            let inserted = table.insert(key, translation, *state);
+            if inserted == Inserted::Exists
+                && let Some(entry) = table.locate(key).and_then(|at| table.entry(at))
+                && entry.read().is_some_and(|(own, _)| becomes(&own, key) == becomes(translation, key))
+            {
+                entry.catch_up(*state);
+            }
+            inserted == Inserted::Full
         };
         former.translations().filter(homeless).count() as u64
     }
+}
+
+/// What packets with this key become: the key of their answers.
+fn becomes(translation: &Translation, key: &TupleKey) -> TupleKey {
+    translation.reverse_key(Protocol(key.protocol as u8))
 }
 
 /// Removes both directions of a connection that is over: first that of the customer's packets, for a packet that comes between
@@ -152,13 +164,16 @@ fn remove_if_over(
         return None;
     }
     let (key, (translation, _)) = (entry.key()?, entry.read()?);
-    let protocol = Protocol(key.protocol as u8);
-    let reverse = table.locate(&translation.reverse_key(protocol)).and_then(|at| table.entry(at));
-    let other = reverse.and_then(|reverse| Some((reverse, reverse.tag()?)));
+    let reverse = table.locate(&becomes(&translation, &key)).and_then(|at| table.entry(at));
+    // What leads elsewhere is another connection's: this half is left over.
+    let other = reverse.and_then(|reverse| {
+        let (back, tag) = reverse.read()?;
+        (becomes(&back, &key) == key).then_some((reverse, tag))
+    });
     let own = (*entry, tag);
     let [first, second] = if translation.reply != 0 { [other, Some(own)] } else { [Some(own), other] };
     let states = [first, second].map(|direction| direction.map(|(_, tag)| tag.state()));
-    if !is_over(protocol, states, now, limits) {
+    if !is_over(Protocol(key.protocol as u8), states, now, limits) {
         return None;
     }
     if first.is_none_or(|(entry, tag)| entry.remove(tag))
@@ -202,6 +217,8 @@ fn is_over(
 
 #[cfg(test)]
 mod tests {
+    use lb_common::net::{Be16, Ports, Tuple};
+
     use super::*;
     use crate::io::datapath::{Datapath, Memory, capacity_for};
 
@@ -271,6 +288,63 @@ mod tests {
         let ahead = TranslationState { tick: NOW.0 + 1, ..state(0, true, false, false) };
         assert!(!is_over(Protocol::TCP, ahead, Some(ahead), NOW));
         assert!(!is_over(Protocol::TCP, ahead, None, NOW), "the first of two that are just made");
+    }
+
+    /// A customer's key and what it leads to, by the port that it is sent on from.
+    fn connection(port: u16) -> [(TupleKey, Translation); 2] {
+        let address = |host| Address::v4([10, 0, 0, host]);
+        let tuple = |from, to, ports| Tuple {
+            source: address(from),
+            destination: address(to),
+            ports,
+            protocol: Protocol::TCP,
+        };
+        let arrives = tuple(1, 2, Ports::of(Be16::new(40_000), Be16::new(80)));
+        let leaves = tuple(3, 4, Ports::of(Be16::new(port), Be16::new(80)));
+        let translation = |to: Tuple, reply| Translation {
+            source: to.source,
+            destination: to.destination,
+            ports: to.ports.word(),
+            reply,
+            ..Translation::default()
+        };
+        let answer = leaves.reversed();
+        [
+            (TupleKey::of(&arrives), translation(leaves, 0)),
+            (TupleKey::of(&answer), translation(arrives.reversed(), 1)),
+        ]
+    }
+
+    #[test]
+    fn half_of_another_connection_is_not_what_ends_one() {
+        let memory = Memory::new(capacity_for(1, 1, 1, 4_096, 64), 0);
+        let tables = memory.tables();
+        let ([customers, answers], [_, left_over]) = (connection(2_000), connection(3_000));
+        for ((key, translation), state) in [
+            (customers, state(100, true, false, false)),
+            (answers, state(100, true, false, false)),
+            (left_over, state(100, false, false, false)),
+        ] {
+            let table = tables.translation_table().unwrap();
+            assert_eq!(table.insert(&key, &translation, state), Inserted::Done);
+        }
+        assert_eq!(tables.sweep_translations(NOW), 2);
+        let left: BTreeSet<_> = tables.translations().map(|(key, ..)| key).collect();
+        assert_eq!(left, [customers.0, answers.0].into());
+    }
+
+    #[test]
+    fn what_a_connection_did_in_the_former_table_meanwhile_is_known() {
+        let [former, new] = [64, 128].map(|size| Memory::new(capacity_for(1, 1, 1, 4_096, size), 0));
+        let [(key, translation), _] = connection(2_000);
+        let table = former.tables().translation_table().unwrap();
+        table.insert(&key, &translation, state(5, false, false, false));
+        assert_eq!(new.tables().carry_translations(former.tables()), 0);
+        let entry = table.entry(table.locate(&key).unwrap()).unwrap();
+        entry.catch_up(state(3, true, false, false));
+        assert_eq!(new.tables().carry_translations(former.tables()), 0);
+        let [(.., known)] = new.tables().translations().collect::<Vec<_>>()[..] else { panic!("one") };
+        assert_eq!(known, state(3, true, false, false));
     }
 
     #[test]
