@@ -227,9 +227,13 @@ impl Counted {
     /// Fails unless nearly all of so many packets since `before` had this verdict, and if it is to forward them, were all of new
     /// flows or nearly all of known ones (where a bucket overflows, flows that take turns all miss it).
     pub fn expect(&self, before: &Self, packets: u64, verdict: Verdict, new: bool) -> Result<()> {
-        let index = verdict.index();
-        let seen = self.packets.packets[index] - before.packets.packets[index];
-        ensure!(seen * 100 >= packets * 95, "{seen} of {packets} packets became {}", verdict.name());
+        let grown = |verdict: Verdict| {
+            self.packets.packets[verdict.index()] - before.packets.packets[verdict.index()]
+        };
+        let seen = Verdict::ALL.iter().filter(|&&seen| grown(seen) > 0);
+        let seen: Vec<_> = seen.map(|&seen| format!("{} {}", grown(seen), seen.name())).collect();
+        let wanted = verdict.name();
+        ensure!(grown(verdict) * 100 >= packets * 95, "of {packets} packets, {wanted}: {}", seen.join(", "));
         let new_flows = self.new_flows - before.new_flows;
         let wrong = if new { packets.saturating_sub(new_flows) } else { new_flows };
         let fine = verdict != Verdict::Forward || wrong * 100 <= packets * 10;
