@@ -156,6 +156,7 @@ impl Agent {
         self.sync_probes(None, image);
         self.resolve(targets(&self.config), FIRST_HOPS).await;
         self.kernel.set_ring_seed(self.config.agent.ring_seed);
+        self.leave_host_ports();
         if self.path.is_some() {
             // Packets of checks through the forwarding path find their way by the tables.
             self.bring_about_first()?;

@@ -203,6 +203,7 @@ impl Agent {
         self.kernel.tables().sweep_idle(now, &udp);
         let left = self.kernel.tables().sweep_translations(now);
         self.release_sources(&image);
+        self.leave_host_ports();
         self.look_for_pressure(left);
         self.look_for_drained(now);
     }
@@ -211,6 +212,15 @@ impl Agent {
     pub(super) fn relieve_translations(&self) {
         if let Ok(now) = self.kernel.now() {
             self.kernel.tables().relieve_translations(now);
+        }
+    }
+
+    /// Sends new translated flows from no port that the host gives to its own connections.
+    pub(super) fn leave_host_ports(&mut self) {
+        if self.kernel.leave_host_ports() {
+            log::info!(
+                "net.ipv4.ip_local_port_range has changed: new connections of nat leave these ports to the host"
+            );
         }
     }
 

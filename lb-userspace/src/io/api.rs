@@ -2,12 +2,11 @@
 
 mod capture;
 mod changes;
+mod socket;
 
-use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
@@ -18,7 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{self, MethodRouter};
 use axum::{Extension, Json, Router};
 use serde::{Deserialize, Serialize};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub use capture::{CaptureAnswer, CaptureCall, CaptureLines};
@@ -26,6 +25,7 @@ pub use changes::{
     ApplyReport, ApplyRequest, Asked, ChangeRequest, Confirmed, EditRequest, HistoryReport, Peer,
     RollbackRequest,
 };
+pub use socket::{ControlListener, ControlSocket, SocketFile, listen_control};
 
 use changes::Body;
 
@@ -306,61 +306,6 @@ pub enum ListenError {
         /// Why.
         cause: io::Error,
     },
-}
-
-/// The Unix socket, for root and its group only.
-#[derive(Debug)]
-pub struct ControlSocket {
-    /// Its file. Dropped before the listener, there is no moment in which another agent finds a socket that nobody
-    /// answers on, and makes its own, which this one would then remove.
-    pub file: SocketFile,
-    /// What requests come in on.
-    pub listener: UnixListener,
-}
-
-/// A socket's file, which is removed when this is dropped.
-#[derive(Debug)]
-pub struct SocketFile(PathBuf);
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // If it is gone already, so much the better.
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// Listens on a Unix socket; one left behind by an agent that was killed is replaced.
-pub async fn listen_control(path: &Path) -> Result<ControlSocket, ListenError> {
-    let failed = |cause: io::Error| {
-        let path = path.to_owned();
-        match cause.kind() {
-            io::ErrorKind::PermissionDenied => ListenError::Denied { path, cause },
-            _ => ListenError::Socket { path, cause },
-        }
-    };
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(failed)?;
-    }
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.file_type().is_socket() => {
-            return Err(ListenError::NotASocket(path.to_owned()));
-        }
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    match UnixStream::connect(path).await {
-        Ok(_) => return Err(ListenError::InUse(path.to_owned())),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => match fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            _ => {}
-        },
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(failed(error)),
-        Err(_) => {}
-    }
-    let listener = UnixListener::bind(path).map_err(failed)?;
-    let file = SocketFile(path.to_owned());
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed)?;
-    Ok(ControlSocket { file, listener })
 }
 
 /// Listens on the port for metrics.

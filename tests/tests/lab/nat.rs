@@ -131,6 +131,34 @@ fn a_killed_agent_costs_no_transfer_through_tunnels_and_translations() {
     });
 }
 
+/// The host's own connections, health checks among them, are not to meet those that are translated.
+#[test]
+fn ports_that_the_host_takes_for_itself_later_are_left_to_it() {
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let way = nat()[0];
+    ways::announce(&lab, &[way]);
+    let config = ways::config(&lab, &[way], "", "");
+    let sources = |agent: &Agent<'_>| -> Vec<u16> {
+        let port = |customers: u16| {
+            let from = SocketAddr::new(way.customer(&lab), customers).to_string();
+            let packet = ["explain", "--src", &from, "--dst", &way.tcp().to_string(), "--syn", "-o", "json"];
+            let output = agent.sluice(&packet).expect("explain");
+            let told = String::from_utf8(output.stdout).expect("text");
+            let translated = told.split("translated: ").nth(1).unwrap_or_else(|| panic!("{told}"));
+            let source = translated.split_whitespace().find_map(|word| word.parse::<SocketAddr>().ok());
+            source.unwrap_or_else(|| panic!("{translated}")).port()
+        };
+        (4_000..4_020).map(port).collect()
+    };
+    let agent = ways::healthy_agent(&lab, &config);
+    assert!(sources(&agent).iter().any(|&port| port < 32_768));
+    agent.kill9().expect("kill -9");
+    lab.edge().sysctl("net/ipv4/ip_local_port_range", "1024 50000").expect("a setting");
+    let agent = ways::healthy_agent(&lab, &config);
+    let ports = sources(&agent);
+    assert!(ports.iter().all(|&port| port > 50_000), "{ports:?}");
+}
+
 /// New connections are sent from another address, and those of before go on with theirs: with this agent, and with the next.
 #[test]
 fn connections_outlive_the_choice_of_another_source() {

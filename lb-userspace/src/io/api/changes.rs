@@ -9,10 +9,9 @@ use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 
-use super::{ApiError, Request, Requests, ask, get, post};
+use super::{ApiError, ControlListener, Request, Requests, ask, get, post};
 use crate::core::diff::Change;
 use crate::core::edit::Edit;
 use crate::core::effect::RingChange;
@@ -172,8 +171,8 @@ pub struct Peer {
     uid: Option<u32>,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+impl Connected<IncomingStream<'_, ControlListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, ControlListener>) -> Self {
         Self { uid: stream.io().peer_cred().ok().map(|credentials| credentials.uid()) }
     }
 }

@@ -2,9 +2,14 @@
 
 mod fuzz;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
 use super::*;
@@ -78,6 +83,24 @@ async fn a_follower_finds_no_socket_while_the_agent_ends() {
     let _follower = listen_control(&socket).await.unwrap();
     drop(listener);
     assert!(UnixStream::connect(&socket).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_socket_that_was_removed_comes_back() {
+    let folder = Folder::new();
+    let socket = folder.0.join("below/sluice.sock");
+    let (file, _requests, server) = serve(&socket).await;
+    fs::remove_dir_all(folder.0.join("below")).unwrap();
+    while UnixStream::connect(&socket).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
+    // What another one made there is not this one's to remove.
+    fs::remove_file(&socket).unwrap();
+    fs::write(&socket, "another's").unwrap();
+    drop(file);
+    assert_eq!(fs::read_to_string(&socket).unwrap(), "another's");
+    server.abort();
 }
 
 /// Serves the routes at a socket, which is there as long as the first of what comes back; then, what they ask, and the task.

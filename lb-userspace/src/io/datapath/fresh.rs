@@ -21,14 +21,12 @@ pub(super) fn random_key() -> Result<Key, LoadError> {
     }))
 }
 
-/// Ports for translated packets: all but those that the host gives to its own connections, health checks among them.
-pub(super) fn nat_ports() -> NatPorts {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut bounds = range.split_ascii_whitespace().filter_map(|bound| bound.parse::<u16>().ok());
-    match (bounds.next(), bounds.next()) {
-        (Some(first), Some(last)) => NatPorts::around(first, last),
-        _ => NatPorts::default(),
-    }
+/// Ports for translated packets: all but those that the host gives to its own connections, health checks among them. `None` if it does
+/// not tell these.
+pub(super) fn nat_ports() -> Option<NatPorts> {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut bounds = range.split_ascii_whitespace().map_while(|bound| bound.parse::<u16>().ok());
+    Some(NatPorts::around(bounds.next()?, bounds.next()?))
 }
 
 /// How far jiffies are shifted to become ticks of about a second: the power of two nearest to the kernel's HZ. The

@@ -228,11 +228,22 @@ impl Kernel {
         }
     }
 
+    /// Leaves to the host the ports that it gives to its own connections now; says whether they have changed. What is translated goes on
+    /// with the ports that it has.
+    pub fn leave_host_ports(&mut self) -> bool {
+        let Some(ports) = nat_ports() else { return false };
+        let Some(control) = self.tables.control_mut().filter(|control| control.nat_ports != ports) else {
+            return false;
+        };
+        control.nat_ports = ports;
+        true
+    }
+
     /// Fills in what new maps need before they may be called finished.
     fn initialise(&mut self) -> Result<(), LoadError> {
         let flow_key = random_key()?;
         let tick_shift = tick_shift()?;
-        let nat_ports = nat_ports();
+        let nat_ports = nat_ports().unwrap_or_default();
         let capacity = self.tables.capacity();
         if let Some(control) = self.tables.control_mut() {
             control.flow_buckets = capacity.flow_buckets;
