@@ -10,6 +10,7 @@ use super::change::Origin;
 use super::start::parse_config;
 use super::state::Agent;
 use crate::core::diff::diff;
+use crate::core::events::Event;
 use crate::core::stats::Unconfirmed;
 use crate::io::api::{ApiError, ApplyReport, Confirmed, ErrorKind, HistoryReport};
 use crate::io::history::{Entry, History, Pending};
@@ -27,6 +28,8 @@ pub(super) struct Waiting {
     pending: Pending,
     /// What was before is in force again, but the file does not say so yet.
     undone: bool,
+    /// Why undoing it failed the last time.
+    failed: Option<String>,
 }
 
 /// Returns at the deadline; never, if there is none.
@@ -135,7 +138,12 @@ impl Agent {
                 "{error}; without this file nothing could be undone: start the agent with another --state-dir"
             ))
         })?;
-        Ok(Some(Waiting { until: Instant::now() + Duration::from_secs(seconds), pending, undone: false }))
+        Ok(Some(Waiting {
+            until: Instant::now() + Duration::from_secs(seconds),
+            pending,
+            undone: false,
+            failed: None,
+        }))
     }
 
     /// The change was not made.
@@ -170,11 +178,15 @@ impl Agent {
 
     /// Nobody confirmed in time.
     pub(super) async fn on_unconfirmed(&mut self) {
-        if let Err(error) = self.roll_back_unconfirmed(None, "undo, for nobody confirmed in time").await {
-            let undone = self.waiting.as_ref().is_some_and(|waiting| waiting.undone);
-            let what =
-                if undone { "undone, but not in the file" } else { "not undone, although nobody confirmed" };
-            log::error!("{what}: {}", error.errors.join("; "));
+        const WHY: &str = "undo, for nobody confirmed in time";
+        let Err(error) = self.roll_back_unconfirmed(None, WHY).await else { return };
+        let cause = error.errors.join("; ");
+        let Some(waiting) = &mut self.waiting else { return };
+        let is_news = waiting.failed.replace(cause.clone()).as_ref() != Some(&cause);
+        if waiting.undone {
+            log::error!("undone, but not in the file: {cause}");
+        } else if is_news {
+            self.record(Event::refused(WHY, &error.errors));
         }
     }
 
@@ -243,6 +255,7 @@ impl Agent {
             revision: waiting.pending.revision,
             seconds_left: seconds_until(waiting.until),
             undone: waiting.undone,
+            failed: waiting.failed.clone(),
         })
     }
 

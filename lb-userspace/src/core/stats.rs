@@ -94,12 +94,20 @@ pub struct Unconfirmed {
     /// Whether it is undone already, but for the configuration file, which cannot be written: what is left then is the time until that
     /// is tried again.
     pub undone: bool,
+    /// Nobody confirmed it in time, and this is why it could not be undone: what is left is the time until that is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
 }
 
 impl fmt::Display for Unconfirmed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { revision, seconds_left, undone } = self;
-        if *undone {
+        let Self { revision, seconds_left, undone, failed } = self;
+        if let (Some(cause), false) = (failed, undone) {
+            write!(
+                f,
+                "nobody confirmed revision {revision} in time, and it cannot be undone: {cause}; tried again in {seconds_left} s,                  and `sluice confirm` keeps it"
+            )
+        } else if *undone {
             write!(
                 f,
                 "revision {revision} is undone, but the configuration file cannot be written and still says it; tried again in \

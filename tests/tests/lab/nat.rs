@@ -131,6 +131,52 @@ fn a_killed_agent_costs_no_transfer_through_tunnels_and_translations() {
     });
 }
 
+/// A change that cannot be undone any more, for the table of before has no room for what is there now.
+#[test]
+fn an_undo_that_fails_is_told_and_ends_with_a_confirmation() {
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let way = nat()[0];
+    ways::announce(&lab, &[way]);
+    let at = SocketAddr::new(way.vip(), HELD_PORT);
+    let serve = |web| TcpEcho::start(web, SocketAddr::new(way.backend(web), HELD_PORT)).expect("server");
+    let _servers: Vec<_> = lab.webs().iter().map(serve).collect();
+    let config = |size: u32| {
+        let mut text = format!(
+            "[agent]\ninterfaces = [\"eth0\"]\nnat_table_size = {size}\n[[service]]\nname = \"held\"\n"
+        );
+        text += &format!("vips = [\"{at}\"]\nforwarding = \"nat\"\n[service.health]\ntype = \"none\"\n");
+        for web in lab.webs() {
+            text += &format!(
+                "[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n",
+                web.name(),
+                way.backend(web)
+            );
+        }
+        text
+    };
+    let agent = ways::healthy_agent(&lab, &config(1_024));
+    let wider = lab.directory().join("wider.toml");
+    std::fs::write(&wider, config(4_096)).expect("written");
+    let applied =
+        agent.sluice(&["apply", &wider.display().to_string(), "--confirm-within", "3s"]).expect("apply");
+    assert!(applied.status.success(), "{applied:?}");
+    let held = lab.many_connections(at, 1_500, PATIENCE).expect("connections");
+    let failed =
+        || agent.status().expect("status")["agent"]["unconfirmed"]["failed"].as_str().map(str::to_owned);
+    wait_until("the undo has failed", PATIENCE, || failed().is_some()).expect("in time");
+    assert!(
+        failed().is_some_and(|cause| cause.contains("agent.nat_table_size: 1500 connections are open")),
+        "{:?}",
+        failed()
+    );
+    let told = agent.sluice(&["events", "--kind", "refused"]).expect("events");
+    let told = String::from_utf8(told.stdout).expect("text");
+    assert!(told.contains("undo, for nobody confirmed in time: refused"), "{told}");
+    assert!(agent.sluice(&["confirm"]).expect("confirm").status.success());
+    assert_eq!(failed(), None);
+    held.echo(PATIENCE).expect("echoes");
+}
+
 /// The host's own connections, health checks among them, are not to meet those that are translated.
 #[test]
 fn ports_that_the_host_takes_for_itself_later_are_left_to_it() {

@@ -139,6 +139,36 @@ fn a_syn_in_a_connection_that_goes_on_is_translated_as_it_is() {
     }
 }
 
+/// An established connection stays with an unhealthy backend; that somebody sends a SYN in it changes nothing, and is no sign that the
+/// backend does not answer.
+#[test]
+fn a_syn_in_a_connection_with_an_unhealthy_backend_does_not_end_it() {
+    let setup = tcp(Family::V4);
+    let mut nat = Nat::new(setup);
+    nat.twins.set_time(START);
+    let customers: Vec<_> = (40_000..40_008).collect();
+    let packet = |port, flags| setup.customer(port, flags, b"");
+    for &port in &customers {
+        nat.forward(&packet(port, SYN));
+        nat.forward(&packet(port, ACK));
+    }
+    let held = |nat: &mut Nat, flags| -> Vec<_> {
+        customers.iter().map(|port| way(&nat.forward(&packet(*port, flags)).0)).collect()
+    };
+    let before = held(&mut nat, ACK);
+    let mut wanted = setup.wanted();
+    let unhealthy = &mut wanted.services[0].backends[0];
+    (unhealthy.healthy, unhealthy.probed_healthy, unhealthy.ring_weight) = (false, false, 0);
+    nat.twins.apply(&wanted);
+    nat.twins.set_time(LATER);
+    let repeated =
+        |nat: &Nat| nat.twins.changed()[0].traffic.values().map(|traffic| traffic.repeated).sum::<u64>();
+    for flags in [SYN, ACK] {
+        assert_eq!(held(&mut nat, flags), before);
+    }
+    assert_eq!((nat.translations(), repeated(&nat)), (16, 0));
+}
+
 /// A server that was not ready refused the first one.
 #[test]
 fn a_connection_whose_first_attempt_was_reset_is_none_that_was() {

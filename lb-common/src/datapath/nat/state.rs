@@ -50,6 +50,8 @@ pub(super) struct Found {
     pub(super) reply: bool,
     /// Whether the packet opens another one: the end of this one was seen on this side, a while ago.
     pub(super) over: bool,
+    /// Whether the packet, a SYN, is one of a connection that goes on.
+    pub(super) goes_on: bool,
     /// Whether this is the first packet that it is for.
     pub(super) fresh: bool,
     /// Whether nothing about it is new since the last packet, but for a few ticks: then the flow table need not be told.
@@ -64,7 +66,8 @@ impl Found {
             destination: translation.destination,
             ports: Ports::from_word(translation.ports),
         };
-        Self { leaves, backend: translation.backend, reply: translation.reply != 0, over, fresh, told }
+        let (backend, reply) = (translation.backend, translation.reply != 0);
+        Self { leaves, backend, reply, over, goes_on: false, fresh, told }
     }
 }
 
@@ -87,9 +90,11 @@ pub(super) fn find<T: Tables>(
     let Some((before, after)) = entry.note(tag, note) else { return false };
     let state = before.state();
     let told = before.is_much_like(after);
-    let ended = (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS;
-    // Of a connection that goes on, the server tells whether it is so: a SYN with an invented source must not end it (RFC 5961 section 4).
-    *found = Found::of(&translation, transport.opens() && ended, state.fresh, told);
+    let (opens, ends) = (transport.opens(), state.closing || state.reset);
+    let over = opens && ends && now.since(state.tick) > RETRANSMISSION_TICKS;
+    // Whether it does, the server tells: a SYN with an invented source must not end it (RFC 5961 section 4).
+    let goes_on = opens && state.established && !ends;
+    *found = Found { goes_on, ..Found::of(&translation, over, state.fresh, told) };
     if !to_backend || found.reply {
         *path = translation.path;
         return true;

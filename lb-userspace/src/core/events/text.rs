@@ -152,7 +152,9 @@ fn pressure(
         return write!(f, "{name}: the pressure is over");
     }
     write!(f, "{name} {run} full: ")?;
-    if size > 0 {
+    if table == "nat_table" {
+        write!(f, "{entries} entries taken, {size} is what it is made for, ")?;
+    } else if size > 0 {
         write!(f, "{entries} of {size} entries taken, ")?;
     }
     write!(f, "{lost} {what}; raise {key}")

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use lb_common::net::Tuple;
+use lb_common::net::{Protocol, Tuple};
 use lb_common::verdict::Verdict;
 
 use super::{Explanation, Ingress, mac, service_name};
@@ -68,6 +68,10 @@ pub(super) fn advice(
 }
 
 fn not_vip(tuple: Tuple, image: &Image) -> String {
+    if matches!(tuple.protocol, Protocol::ICMP | Protocol::ICMPV6) {
+        let to = tuple.destination.to_ip();
+        return format!("a service with {to} in its vips, of whatever protocol; no service has this address");
+    }
     let to = SocketAddr::new(tuple.destination.to_ip(), tuple.ports.destination().get());
     let mut known: Vec<String> = image
         .vips

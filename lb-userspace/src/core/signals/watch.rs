@@ -13,6 +13,9 @@ use super::super::wanted::BackendKey;
 const WINDOW_LOOKS: u32 = 10;
 /// SYNs that come again, from which on they are a sign.
 const MIN_REPEATED: u64 = 3;
+/// So many SYNs of a connection come again that are not taken for another's: after one second and three (RFC 6298 section 5). Who sends
+/// more of them sends them for another reason.
+const REPEATED_OF_ONE: u64 = 2;
 /// For each connection that went on, so many SYNs that came again are a sign.
 const REPEATED_FOR_ONE: u64 = 4;
 /// Connections that ended, from which on their ends are compared.
@@ -128,6 +131,8 @@ struct Watched {
 struct Window {
     counted: Traffic,
     looks: u32,
+    /// What was counted in the window before: its last connections may go on, or be asked for again, in this one.
+    before: Traffic,
 }
 
 /// What a window says.
@@ -146,6 +151,13 @@ impl Window {
         self.looks += 1;
     }
 
+    /// SYNs that came again, as many as there can be of connections that did not go on.
+    fn repeated(&self) -> u64 {
+        let opened = self.counted.opened + self.before.opened;
+        let stuck = opened.saturating_sub(self.counted.answered + self.before.answered);
+        self.counted.repeated.min(stuck.saturating_mul(REPEATED_OF_ONE))
+    }
+
     /// What it says; it begins anew if it says something.
     fn says(&mut self, bad: bool, good: bool) -> (Says, Traffic) {
         let says = match (bad, good) {
@@ -156,7 +168,7 @@ impl Window {
         };
         let counted = self.counted;
         if !matches!(says, Says::Nothing) {
-            *self = Self::default();
+            *self = Self { before: counted, ..Self::default() };
         }
         (says, counted)
     }
@@ -239,7 +251,7 @@ impl Watched {
     }
 
     fn judge(&mut self, all: &Traffic, showings: &mut Vec<Showing>, judged: &mut Vec<Judged>) {
-        let Traffic { repeated, answered, .. } = self.openings.counted;
+        let (repeated, answered) = (self.openings.repeated(), self.openings.counted.answered);
         let bad = repeated >= MIN_REPEATED && repeated > answered * REPEATED_FOR_ONE;
         let openings = self.openings.says(bad, answered > repeated);
 
@@ -344,10 +356,24 @@ mod tests {
         assert_eq!(backends.look(&[openings(1_000_000, 0, 0)]), (vec![], vec![]));
     }
 
+    /// Anybody may send the same SYN again and again, and addresses and ports choose the backend.
+    #[test]
+    fn the_syns_of_one_connection_are_no_sign_where_others_go_on() {
+        let mut backends = Backends::new(1);
+        for _ in 0..2 * WINDOW_LOOKS {
+            assert_eq!(backends.look(&[openings(6, 27, 6)]), (vec![], vec![(0, None)]));
+        }
+        assert_eq!(Backends::new(1).look(&[openings(1, 27, 0)]), (vec![], vec![]), "nor by itself at once");
+        // Those of before come again now.
+        let mut backends = Backends::new(1);
+        backends.look(&[openings(20, 0, 2)]);
+        assert_eq!(backends.look(&[openings(0, 18, 0)]).0, [(0, Signal::Unanswered, true)]);
+    }
+
     #[test]
     fn silence_ends_a_sign_but_says_nothing_good() {
         let mut backends = Backends::new(1);
-        assert_eq!(backends.look(&[openings(1, 5, 0)]).0, [(0, Signal::Unanswered, true)]);
+        assert_eq!(backends.look(&[openings(3, 5, 0)]).0, [(0, Signal::Unanswered, true)]);
         for _ in 1..WINDOW_LOOKS {
             assert_eq!(backends.look(&[]), (vec![], vec![]));
         }

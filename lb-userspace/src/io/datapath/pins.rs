@@ -194,6 +194,11 @@ impl PinDir {
             let none: Option<&str> = None;
             mount(Some("bpf"), BPF_FS_ROOT, Some("bpf"), MsFlags::empty(), none)
                 .map_err(|errno| self.io(Path::new(BPF_FS_ROOT), errno.into()))?;
+            if is_mount_namespace_own() {
+                log::warn!(
+                    "{BPF_FS_ROOT} is mounted in a mount namespace that is not the host's, as `ip netns exec` makes one: what is                      pinned there ends with it, and the forwarding with the agent; `nsenter --net=/run/netns/NAME` makes none"
+                );
+            }
         }
         let existing = self.root.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
         if !is_bpf_fs(existing) {
@@ -364,6 +369,13 @@ fn dotted(path: &Path) -> Option<String> {
         }
         _ => None,
     })
+}
+
+/// Whether this process has a mount namespace other than that of the host's first one.
+fn is_mount_namespace_own() -> bool {
+    let namespace = |of: &str| fs::read_link(format!("/proc/{of}/ns/mnt")).ok();
+    let first = namespace("1");
+    first.is_some() && first != namespace("self")
 }
 
 fn is_bpf_fs(path: &Path) -> bool {
