@@ -73,13 +73,20 @@ impl Tag {
         Self(self.0 & note.keeps | note.sets & !first)
     }
 
+    /// The tag once what followed the opening is forgotten.
+    #[inline(always)]
+    pub(super) const fn unfollowed(self) -> Self {
+        Self(self.0 & !TranslationState::ESTABLISHED)
+    }
+
     /// The tag once it says what another one of the same flow does as well.
     pub(super) const fn caught_up(self, other: TranslationState) -> Self {
         use TranslationState as State;
-        const SEEN: u64 = State::ESTABLISHED | State::CLOSING | State::RESET;
+        const SEEN: u64 = State::ESTABLISHED | State::CLOSING;
         let (own, theirs) = (self.0, other.to_word());
         let later = if Tick(theirs as u32).since(own as u32) > 0 { theirs } else { own };
-        let state = later & State::TICK | (own | theirs) & SEEN | own & theirs & State::FRESH;
+        let state =
+            later & (State::TICK | State::RESET) | (own | theirs) & SEEN | own & theirs & State::FRESH;
         Self(own & (Self::STATUS | Self::IDENTITY) | state)
     }
 
@@ -117,13 +124,14 @@ pub struct Note {
 }
 
 impl Note {
-    /// That of a packet that came at this tick. One that begins a connection anew ends what was before; after any, a RST before it
-    /// was none that its receiver believed.
+    /// That of a packet that came at this tick, in answer or not. One that begins a connection anew ends what was before. After any of a
+    /// customer's, a RST before it was none that the server believed; what a server says with one is so.
     #[inline(always)]
-    pub const fn new(tick: Tick, transport: Transport) -> Self {
+    pub const fn new(tick: Tick, transport: Transport, answers: bool) -> Self {
         use TranslationState as State;
-        let begins = if transport.begins() { State::CLOSING } else { 0 };
-        let forgets = State::TICK | State::FRESH | State::RESET | begins;
+        let begins = transport.begins();
+        let reset = if begins || !answers { State::RESET } else { 0 };
+        let forgets = State::TICK | State::FRESH | reset | if begins { State::CLOSING } else { 0 };
         let ends = if transport.resets() {
             State::RESET
         } else if transport.closes() {

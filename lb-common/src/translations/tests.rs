@@ -166,7 +166,7 @@ fn what_was_taken_for_another_meanwhile_is_neither_read_nor_changed() {
     assert_eq!(table.insert(&key(60), &translation(60), state(9)), Inserted::Done);
     assert_eq!(old.read(), None);
     assert_eq!(old.key(), None);
-    assert_eq!(old.note(seen, Note::new(Tick(5), RESET)), None);
+    assert_eq!(old.note(seen, Note::new(Tick(5), RESET, false)), None);
     assert!(!old.remove(seen));
     old.remove_now();
     old.redirect(&translation(3).path, &translation(4).path);
@@ -197,27 +197,34 @@ fn packets_leave_their_note_once_and_lose_none_of_anothers() {
     table.insert(&key(1), &translation(1), state(10));
     let entry = table.entry(table.locate(&key(1)).unwrap()).unwrap();
     let (_, first) = entry.read().unwrap();
-    let (before, after) = entry.note(first, Note::new(Tick(11), GOES_ON)).unwrap();
+    let (before, after) = entry.note(first, Note::new(Tick(11), GOES_ON, false)).unwrap();
     assert_eq!((before.state(), after.is_much_like(before)), (state(10), false));
     // Noted from what was seen before that packet: its note stays.
-    let (before, after) = entry.note(first, Note::new(Tick(11), CLOSES)).unwrap();
+    let (before, after) = entry.note(first, Note::new(Tick(11), CLOSES, false)).unwrap();
     let begun = TranslationState { tick: 11, fresh: false, ..state(0) };
     assert_eq!(before.state(), begun, "the first packet follows nothing");
     let established = TranslationState { established: true, ..begun };
     assert_eq!(after.state(), TranslationState { closing: true, ..established });
-    let (_, again) = entry.note(after, Note::new(Tick(15), GOES_ON)).unwrap();
+    let (_, again) = entry.note(after, Note::new(Tick(15), GOES_ON, false)).unwrap();
     assert!(again.is_much_like(after), "a few ticks are no news");
-    let (_, later) = entry.note(after, Note::new(Tick(16), GOES_ON)).unwrap();
+    let (_, later) = entry.note(after, Note::new(Tick(16), GOES_ON, false)).unwrap();
     assert!(!later.is_much_like(after), "sixteen are");
-    let (_, reset) = entry.note(later, Note::new(Tick(16), RESET)).unwrap();
+    let (_, reset) = entry.note(later, Note::new(Tick(16), RESET, false)).unwrap();
     assert!(reset.state().reset);
-    let (_, unheard) = entry.note(reset, Note::new(Tick(16), GOES_ON)).unwrap();
+    let (_, unheard) = entry.note(reset, Note::new(Tick(16), GOES_ON, false)).unwrap();
     assert_eq!(unheard, later, "its receiver took no notice of the RST");
-    let (_, answered) = entry.note(unheard, Note::new(Tick(17), ANSWERS)).unwrap();
+    let (_, told) = entry.note(unheard, Note::new(Tick(16), RESET, true)).unwrap();
+    let (_, after) = entry.note(told, Note::new(Tick(16), GOES_ON, true)).unwrap();
+    assert_eq!((after, after.state().reset), (told, true), "what a server says is so");
+    let (_, answered) = entry.note(after, Note::new(Tick(17), ANSWERS, true)).unwrap();
     assert_eq!(answered.state(), TranslationState { tick: 17, ..established }, "another connection");
-    let (_, reset) = entry.note(answered, Note::new(Tick(17), RESET)).unwrap();
+    let (_, reset) = entry.note(answered, Note::new(Tick(17), RESET, false)).unwrap();
+    entry.unfollow();
+    let (_, tag) = entry.read().unwrap();
+    assert_eq!(tag.state(), TranslationState { established: false, ..reset.state() });
+    let (_, reset) = entry.note(tag, Note::new(Tick(17), RESET, false)).unwrap();
     // A SYN begins anew.
-    let (_, opened) = entry.note(reset, Note::new(Tick(17), OPENS)).unwrap();
+    let (_, opened) = entry.note(reset, Note::new(Tick(17), OPENS, false)).unwrap();
     assert_eq!(opened.state(), TranslationState { tick: 17, ..established });
 }
 
@@ -239,7 +246,7 @@ fn an_entry_catches_up_with_what_came_of_its_flow_elsewhere() {
     assert_eq!(caught_up(followed), followed);
     assert_eq!(caught_up(state(10)), followed);
     let closing = TranslationState { closing: true, ..followed };
-    assert_eq!(caught_up(TranslationState { tick: 11, ..closing }), closing);
+    assert_eq!(caught_up(TranslationState { tick: 11, reset: true, ..closing }), closing);
 }
 
 proptest! {

@@ -182,7 +182,8 @@ impl Agent {
         let Err(error) = self.roll_back_unconfirmed(None, WHY).await else { return };
         let cause = error.errors.join("; ");
         let Some(waiting) = &mut self.waiting else { return };
-        let is_news = waiting.failed.replace(cause.clone()).as_ref() != Some(&cause);
+        // What it says may count something that changes all the time.
+        let is_news = waiting.failed.replace(cause.clone()).is_none();
         if waiting.undone {
             log::error!("undone, but not in the file: {cause}");
         } else if is_news {

@@ -105,7 +105,8 @@ impl fmt::Display for Unconfirmed {
         if let (Some(cause), false) = (failed, undone) {
             write!(
                 f,
-                "nobody confirmed revision {revision} in time, and it cannot be undone: {cause}; tried again in {seconds_left} s,                  and `sluice confirm` keeps it"
+                "nobody confirmed revision {revision} in time, and it cannot be undone: {cause}; tried again in {seconds_left} s, \
+                 and `sluice confirm` keeps it"
             )
         } else if *undone {
             write!(

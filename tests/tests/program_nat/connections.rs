@@ -8,14 +8,14 @@ use lb_userspace::core::image::Wanted;
 use lb_userspace::io::datapath::Datapath;
 
 use crate::support::nat_frames::{Family, Nat, Setup, answer, answered};
-use crate::support::packets::{ACK, FIN, Packet, RST, SYN};
+use crate::support::packets::{ACK, FIN, Packet, SYN};
 use crate::support::parity::Twins;
 
 /// Shifts that make time go on by two, by four, and by so much that nothing is a retransmission any more: by eight, when other packets
 /// would change nothing, and by far more.
 pub const START: u32 = 31;
 pub const SOON: u32 = 30;
-const ANEW: u32 = 29;
+pub const ANEW: u32 = 29;
 pub const LATER: u32 = 26;
 
 pub fn tcp(family: Family) -> Setup {
@@ -90,103 +90,6 @@ fn every_packet_keeps_its_translation_from_expiring() {
             nat.twins.kernel.tables().translations().map(|(.., state)| state.tick).collect();
         assert_eq!(ticks, [now, now]);
     }
-}
-
-/// What came before the SYN decides whether it opens a new connection.
-#[test]
-fn a_syn_on_an_old_connections_ports_makes_a_new_translation() {
-    let setup = tcp(Family::V4);
-    let mut nat = Nat::any();
-    let histories = [&[SYN, ACK, ACK | FIN][..], &[SYN, RST], &[ACK, RST]];
-    for (history, later) in histories.into_iter().flat_map(|history| [(history, ANEW), (history, LATER)]) {
-        nat.change(setup);
-        nat.twins.set_time(START);
-        let mut first = None;
-        for flags in history {
-            let (left, _) = nat.forward(&setup.customer(40_000, *flags, b""));
-            assert_eq!(way(&left), way(first.get_or_insert(left.clone())));
-        }
-        let first = first.unwrap();
-        nat.twins.set_time(later);
-        let (second, outcome) = nat.forward(&setup.customer(40_000, SYN, b""));
-        assert!(outcome.new_flow(), "{history:?}");
-        assert_ne!(way(&second), way(&first), "{history:?}");
-        assert_eq!(nat.translations(), 2, "the old one is gone, in both directions: {history:?}");
-        nat.unchanged(&answer(&first, ACK, b""), Verdict::PassNotVip);
-        let new = answer(&second, SYN | ACK, b"");
-        nat.back(&new, &answered(&setup.customer(40_000, SYN, b""), &new));
-    }
-}
-
-/// Whoever may have sent it: the server knows whether its connection is still there, and says so to the customer.
-#[test]
-fn a_syn_in_a_connection_that_goes_on_is_translated_as_it_is() {
-    let setup = tcp(Family::V4);
-    let mut nat = Nat::any();
-    let histories = [&[SYN, ACK][..], &[ACK], &[ACK, ACK], &[SYN, RST, ACK]];
-    for (history, later) in histories.into_iter().flat_map(|history| [(history, ANEW), (history, LATER)]) {
-        nat.change(setup);
-        nat.twins.set_time(START);
-        let packets = history.iter().map(|flags| way(&nat.forward(&setup.customer(40_000, *flags, b"")).0));
-        let before: BTreeSet<_> = packets.collect();
-        nat.twins.set_time(later);
-        let (left, outcome) = nat.forward(&setup.customer(40_000, SYN, b""));
-        assert!(!outcome.new_flow() && before.contains(&way(&left)), "{history:?}");
-        let challenge = answer(&left, ACK, b"");
-        nat.back(&challenge, &answered(&setup.customer(40_000, ACK, b""), &challenge));
-        assert_eq!(way(&nat.forward(&setup.customer(40_000, ACK, b"")).0), way(&left), "{history:?}");
-        assert_eq!((before.len(), nat.translations()), (1, 2));
-    }
-}
-
-/// An established connection stays with an unhealthy backend; that somebody sends a SYN in it changes nothing, and is no sign that the
-/// backend does not answer.
-#[test]
-fn a_syn_in_a_connection_with_an_unhealthy_backend_does_not_end_it() {
-    let setup = tcp(Family::V4);
-    let mut nat = Nat::new(setup);
-    nat.twins.set_time(START);
-    let customers: Vec<_> = (40_000..40_008).collect();
-    let packet = |port, flags| setup.customer(port, flags, b"");
-    for &port in &customers {
-        nat.forward(&packet(port, SYN));
-        nat.forward(&packet(port, ACK));
-    }
-    let held = |nat: &mut Nat, flags| -> Vec<_> {
-        customers.iter().map(|port| way(&nat.forward(&packet(*port, flags)).0)).collect()
-    };
-    let before = held(&mut nat, ACK);
-    let mut wanted = setup.wanted();
-    let unhealthy = &mut wanted.services[0].backends[0];
-    (unhealthy.healthy, unhealthy.probed_healthy, unhealthy.ring_weight) = (false, false, 0);
-    nat.twins.apply(&wanted);
-    nat.twins.set_time(LATER);
-    let repeated =
-        |nat: &Nat| nat.twins.changed()[0].traffic.values().map(|traffic| traffic.repeated).sum::<u64>();
-    for flags in [SYN, ACK] {
-        assert_eq!(held(&mut nat, flags), before);
-    }
-    assert_eq!((nat.translations(), repeated(&nat)), (16, 0));
-}
-
-/// A server that was not ready refused the first one.
-#[test]
-fn a_connection_whose_first_attempt_was_reset_is_none_that_was() {
-    let setup = tcp(Family::V4);
-    let mut nat = Nat::new(setup);
-    nat.twins.set_time(START);
-    let customer = |flags| setup.customer(40_000, flags, b"");
-    let (left, _) = nat.forward(&customer(SYN));
-    for flags in [RST | ACK, SYN | ACK] {
-        let answer = answer(&left, flags, b"");
-        nat.forward(&customer(SYN));
-        nat.back(&answer, &answered(&customer(SYN), &answer));
-    }
-    nat.forward(&customer(ACK));
-    assert_eq!(nat.translations(), 2);
-    let states = nat.twins.kernel.tables().translations();
-    let ended = states.filter(|(.., state)| state.reset || state.closing).count();
-    assert_eq!(ended, 0);
 }
 
 /// The former tables may know it. Here there is no program that has them, and nothing else is done with the packet.

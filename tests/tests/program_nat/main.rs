@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod again;
 mod connections;
 mod errors;
 mod errors_untranslated;

@@ -133,7 +133,7 @@ impl<'a> Known<'a> {
         }
         let entry = entry_soon(tables, control, &TupleKey::of(&parsed.tuple))?;
         let (translation, tag) = entry.read()?;
-        let note = Note::new(tables.now(control), transport);
+        let note = Note::new(tables.now(control), transport, translation.reply != 0);
         tag.is_much_like(tag.noted(note)).then_some(Self { entry, tag, note, translation })
     }
 

@@ -153,8 +153,8 @@ impl Window {
 
     /// SYNs that came again, as many as there can be of connections that did not go on.
     fn repeated(&self) -> u64 {
-        let opened = self.counted.opened + self.before.opened;
-        let stuck = opened.saturating_sub(self.counted.answered + self.before.answered);
+        let left = self.before.opened.saturating_sub(self.before.answered);
+        let stuck = (self.counted.opened + left).saturating_sub(self.counted.answered);
         self.counted.repeated.min(stuck.saturating_mul(REPEATED_OF_ONE))
     }
 

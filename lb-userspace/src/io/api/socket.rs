@@ -36,6 +36,9 @@ struct Name {
 }
 
 impl Name {
+    /// An inode that no file has: the socket is given up.
+    const GIVEN_UP: u64 = 0;
+
     fn look(&self) -> Found {
         match fs::symlink_metadata(&self.path) {
             Ok(metadata) if metadata.ino() == self.inode.load(Ordering::Relaxed) => Found::Own,
@@ -63,6 +66,7 @@ impl Drop for SocketFile {
             // If it is gone by now, so much the better.
             let _ = fs::remove_file(&self.0.path);
         }
+        self.0.inode.store(Name::GIVEN_UP, Ordering::Relaxed);
     }
 }
 
@@ -77,28 +81,34 @@ pub struct ControlListener {
 
 impl ControlListener {
     fn look_after_file(&mut self) {
-        let found = self.name.look();
-        if found == self.told {
+        if self.name.inode.load(Ordering::Relaxed) == Name::GIVEN_UP {
             return;
         }
         let path = self.name.path.display();
+        let found = self.name.look();
+        let is_news = std::mem::replace(&mut self.told, found) != found;
         match found {
             Found::Own => {}
-            Found::Other => log::error!(
-                "{path}: something else is where the API's socket was; remove it, and the socket comes back"
-            ),
+            Found::Other if is_news => {
+                log::error!(
+                    "{path}: something else is where the API's socket was; remove it, and the socket comes back"
+                );
+            }
+            Found::Other => {}
             Found::Nothing => match bind(&self.name.path) {
                 Ok((listener, inode)) => {
                     self.listener = listener;
                     self.name.inode.store(inode, Ordering::Relaxed);
                     log::warn!("{path}: the API's socket was removed, and is made anew");
-                    self.told = Found::Own;
-                    return;
                 }
-                Err(error) => log::error!("the API's socket was removed, and cannot be made anew: {error}"),
+                Err(error) if is_news => {
+                    log::error!(
+                        "the API's socket was removed, and cannot be made anew: {error}; it is tried again and again"
+                    );
+                }
+                Err(_) => {}
             },
         }
-        self.told = found;
     }
 }
 
@@ -157,8 +167,13 @@ fn bind(path: &Path) -> Result<(UnixListener, u64), ListenError> {
             fs::create_dir_all(folder)?;
         }
         let listener = UnixListener::bind(path)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
-        Ok((listener, fs::symlink_metadata(path)?.ino()))
+        let made = fs::set_permissions(path, fs::Permissions::from_mode(0o660))
+            .and_then(|()| fs::symlink_metadata(path));
+        if made.is_err() {
+            // Else it would be taken for another's.
+            let _ = fs::remove_file(path);
+        }
+        Ok((listener, made?.ino()))
     };
     bound().map_err(|error| failed(path, error))
 }

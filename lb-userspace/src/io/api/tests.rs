@@ -91,15 +91,22 @@ async fn a_socket_that_was_removed_comes_back() {
     let socket = folder.0.join("below/sluice.sock");
     let (file, _requests, server) = serve(&socket).await;
     fs::remove_dir_all(folder.0.join("below")).unwrap();
-    while UnixStream::connect(&socket).await.is_err() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let back = async {
+        while UnixStream::connect(&socket).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), back).await.expect("it comes back");
     assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o660);
     // What another one made there is not this one's to remove.
     fs::remove_file(&socket).unwrap();
     fs::write(&socket, "another's").unwrap();
     drop(file);
     assert_eq!(fs::read_to_string(&socket).unwrap(), "another's");
+    // Nor does it come back once it is given up.
+    fs::remove_file(&socket).unwrap();
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert!(!socket.exists());
     server.abort();
 }
 

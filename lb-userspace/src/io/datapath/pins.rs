@@ -196,7 +196,8 @@ impl PinDir {
                 .map_err(|errno| self.io(Path::new(BPF_FS_ROOT), errno.into()))?;
             if is_mount_namespace_own() {
                 log::warn!(
-                    "{BPF_FS_ROOT} is mounted in a mount namespace that is not the host's, as `ip netns exec` makes one: what is                      pinned there ends with it, and the forwarding with the agent; `nsenter --net=/run/netns/NAME` makes none"
+                    "{BPF_FS_ROOT} is mounted in a mount namespace that is not the host's, as `ip netns exec` makes one: what is \
+                 pinned there ends with it, and the forwarding with the agent; `nsenter --net=/run/netns/NAME` makes none"
                 );
             }
         }
