@@ -165,20 +165,6 @@ impl Entry<'_> {
         Some((tag, tag))
     }
 
-    /// Forgets what followed its opening: that was no connection.
-    #[inline(always)]
-    pub fn unfollow(&self) {
-        let mut tries = 0;
-        while let Some(tag) = self.tag()
-            && tries < TRIES
-        {
-            if self.tag.replace(tag.0, tag.unfollowed().0) {
-                return;
-            }
-            tries += 1;
-        }
-    }
-
     /// Adds to it what was noted of the same flow in another table since it was copied from there: packets that came later, and what they
     /// did.
     pub fn catch_up(&self, other: TranslationState) {

@@ -9,9 +9,6 @@ impl Transport {
     /// Nothing: a fragment, UDP, or a protocol without ports.
     pub const OTHER: Self = Self(0);
 
-    /// Of a TCP connection, what neither opens nor closes it.
-    pub(super) const FOLLOWS: Self = Self::tcp(Self::ACK);
-
     const FIN: u8 = 1;
     const SYN: u8 = 2;
     const RST: u8 = 4;

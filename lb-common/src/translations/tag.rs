@@ -73,12 +73,6 @@ impl Tag {
         Self(self.0 & note.keeps | note.sets & !first)
     }
 
-    /// The tag once what followed the opening is forgotten.
-    #[inline(always)]
-    pub(super) const fn unfollowed(self) -> Self {
-        Self(self.0 & !TranslationState::ESTABLISHED)
-    }
-
     /// The tag once it says what another one of the same flow does as well.
     pub(super) const fn caught_up(self, other: TranslationState) -> Self {
         use TranslationState as State;
@@ -129,9 +123,9 @@ impl Note {
     #[inline(always)]
     pub const fn new(tick: Tick, transport: Transport, answers: bool) -> Self {
         use TranslationState as State;
-        let begins = transport.begins();
-        let reset = if begins || !answers { State::RESET } else { 0 };
-        let forgets = State::TICK | State::FRESH | reset | if begins { State::CLOSING } else { 0 };
+        let reset = if answers { 0 } else { State::RESET };
+        let begins = if transport.begins() { State::CLOSING } else { 0 };
+        let forgets = State::TICK | State::FRESH | reset | begins;
         let ends = if transport.resets() {
             State::RESET
         } else if transport.closes() {

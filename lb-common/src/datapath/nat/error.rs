@@ -31,7 +31,7 @@ pub(in crate::datapath) fn steer_error<P: Packet, T: Tables>(
     let (translation, _) =
         entry_of(tables, control, &TupleKey::of(&flow)).and_then(|entry| entry.read()).ok_or(untouched)?;
     let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
-    scratch.work.found = Found::of(&translation, false, false);
+    scratch.work.found = Found::of(&translation, false, false, false);
     scratch.work.path = translation.path;
     send_error(packet, tables, control, &mut scratch, &parsed, &quoted, service.unwrap_or(u32::MAX))
 }

@@ -19,9 +19,7 @@ use super::pick::{self, Asked, Pick};
 use super::rewrite::{self, address_frame, check_size};
 use super::settled::settle;
 use super::signals::Seen;
-use super::{
-    Classified, Exit, Outcome, Packet, Stage, Step, Tables, Transport, admit, classify, fragment, rare,
-};
+use super::{Classified, Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, fragment, rare};
 use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, TupleKey};
 use crate::checksum::Change;
 use crate::flow::Tick;
@@ -41,7 +39,7 @@ const ALWAYS_FITS: u16 = 576;
 #[inline(always)]
 pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<Outcome, Exit> {
     let control = tables.control().ok_or(Verdict::DropInconsistent)?;
-    let (mut parsed, fragment) = settle(tables, parse::whole(packet)?)?;
+    let (parsed, fragment) = settle(tables, parse::whole(packet)?)?;
     let classified = classify(tables, control, &parsed.tuple).ok_or(Verdict::DropInconsistent)?;
     admit(packet, control)?;
     let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
@@ -57,9 +55,6 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     }
     if !found || work.found.over && !control.is_moving() {
         return Err(Stage::NatNew.into());
-    }
-    if work.found.goes_on {
-        parsed.transport = Transport::FOLLOWS;
     }
     let (id, told) = (work.found.backend, work.found.told);
     // The choice takes it.

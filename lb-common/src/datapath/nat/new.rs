@@ -4,7 +4,7 @@ use super::super::parse;
 use super::super::pick::{Asked, Pick, pick};
 use super::super::settled::settle;
 use super::super::{Exit, Outcome, Packet, Stage, Tables, classify, rare};
-use super::state::{Leaves, Scratch, Work, entry_of, forget, has_ended, remove, reverse_key};
+use super::state::{Leaves, Scratch, Work, entry_of, forget, remove, reverse_key};
 use super::{came_from, check};
 use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, NoPort, Translation, TranslationState, TupleKey};
 use crate::flow::{Eviction, RETRANSMISSION_TICKS, Tick};
@@ -213,12 +213,12 @@ pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
         let is_over = if protocol == Protocol::TCP && !customers.state().established {
             now.since(customers.state().tick) >= UNFOLLOWED_TICKS
         } else {
-            is_past(tag, now) && is_past(customers, now)
+            has_ended(tag, now) && has_ended(customers, now)
         };
         if !(is_over && forward.remove(customers)) {
             return None;
         }
-    } else if !is_past(tag, now) {
+    } else if !has_ended(tag, now) {
         return None;
     }
     answers.remove_now();
@@ -227,9 +227,9 @@ pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
 
 /// Whether this side has ended the connection, and no packet came this way for longer than one is waited for that was lost.
 #[inline(always)]
-const fn is_past(tag: Tag, now: Tick) -> bool {
+const fn has_ended(tag: Tag, now: Tick) -> bool {
     let state = tag.state();
-    has_ended(state) && now.since(state.tick) > RETRANSMISSION_TICKS
+    (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS
 }
 
 /// The address that a new flow is sent on from, if any are configured.

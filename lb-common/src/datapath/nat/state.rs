@@ -7,7 +7,7 @@ use super::super::settled::Settled;
 use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, Translation, TranslationState, TupleKey};
 use crate::flow::{RETRANSMISSION_TICKS, Tick};
 use crate::net::{Address, Ports, Protocol, Tuple};
-use crate::translations::{Entry, Inserted, Location, Note, Tag, Translations};
+use crate::translations::{Entry, Inserted, Location, Note, Translations};
 
 /// What is worked on while a packet goes through one of the rarer stages: on BPF too much for the stack.
 #[derive(Debug, Default)]
@@ -48,10 +48,8 @@ pub(super) struct Found {
     pub(super) leaves: Leaves,
     pub(super) backend: u16,
     pub(super) reply: bool,
-    /// Of a SYN: it opens another connection than the one that was there.
+    /// Whether the packet opens another one: the end of this one was seen on this side, a while ago.
     pub(super) over: bool,
-    /// Of a SYN: it is one of a connection that goes on.
-    pub(super) goes_on: bool,
     /// Whether this is the first packet that it is for.
     pub(super) fresh: bool,
     /// Whether nothing about it is new since the last packet, but for a few ticks: then the flow table need not be told.
@@ -60,14 +58,14 @@ pub(super) struct Found {
 
 impl Found {
     #[inline(always)]
-    pub(super) fn of(translation: &Translation, fresh: bool, told: bool) -> Self {
+    pub(super) fn of(translation: &Translation, over: bool, fresh: bool, told: bool) -> Self {
         let leaves = Leaves {
             source: translation.source,
             destination: translation.destination,
             ports: Ports::from_word(translation.ports),
         };
         let (backend, reply) = (translation.backend, translation.reply != 0);
-        Self { leaves, backend, reply, over: false, goes_on: false, fresh, told }
+        Self { leaves, backend, reply, over, fresh, told }
     }
 }
 
@@ -83,64 +81,31 @@ pub(super) fn find<T: Tables>(
     now: Tick,
     to_backend: bool,
 ) -> bool {
-    let Work { key, reverse, found, path, .. } = work;
+    let Work { key, found, path, .. } = work;
     let Some(entry) = entry_soon(tables, control, key) else { return false };
     let Some((translation, tag)) = entry.read() else { return false };
     let note = Note::new(now, transport, translation.reply != 0);
     let Some((before, after)) = entry.note(tag, note) else { return false };
     let state = before.state();
     let told = before.is_much_like(after);
-    *found = Found::of(&translation, state.fresh, told);
-    let protocol = Protocol(key.protocol as u8);
+    let ended = (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS;
+    // Of a connection that goes on, the server tells whether it is so: a SYN with an invented source must not end it (RFC 5961 section 4).
+    *found = Found::of(&translation, transport.opens() && ended, state.fresh, told);
     if !to_backend || found.reply {
-        if transport.begins() && state.reset {
-            *reverse = reverse_key(&found.leaves, protocol);
-            if let Some(customers) = entry_of(tables, control, reverse) {
-                // The server had no such connection: whatever the customer's side looked like, this one is still to be followed up.
-                customers.unfollow();
-            }
-        }
         *path = translation.path;
         return true;
-    }
-    if transport.opens() {
-        *reverse = reverse_key(&found.leaves, protocol);
-        let answers = entry_of(tables, control, reverse).and_then(|answers| answers.tag());
-        found.over = is_over(state, answers, now);
-        found.goes_on = !found.over && state.established && !has_ended(state);
     }
     if translation.path == *path {
         return true;
     }
     entry.redirect(&translation.path, path);
-    *reverse = reverse_key(&found.leaves, protocol);
-    if let Some(answers) = entry_of(tables, control, reverse)
+    let reverse = reverse_key(&found.leaves, Protocol(key.protocol as u8));
+    if let Some(answers) = entry_of(tables, control, &reverse)
         && let Some((translation, _)) = answers.read()
     {
         answers.redirect(&translation.path, path);
     }
     true
-}
-
-/// Whether a customer's SYN opens another connection than the one whose customer's state was this: both sides have ended that, or its
-/// server has been silent for a while to what the customer sent, a SYN among it. Else the server is to say, which a live one does to any SYN:
-/// one with an invented source must not end a connection (RFC 5961 section 4).
-#[inline(always)]
-fn is_over(customers: TranslationState, answers: Option<Tag>, now: Tick) -> bool {
-    if !customers.established && !has_ended(customers) {
-        return false;
-    }
-    let Some(answers) = answers else { return true };
-    let answers = answers.state();
-    let ended =
-        has_ended(customers) && has_ended(answers) && now.since(customers.tick) > RETRANSMISSION_TICKS;
-    ended || Tick(customers.tick).since(answers.tick) > RETRANSMISSION_TICKS
-}
-
-/// Whether this side has ended the connection.
-#[inline(always)]
-pub(super) const fn has_ended(state: TranslationState) -> bool {
-    state.closing || state.reset
 }
 
 /// The entry of a key, which mostly is where it is looked for first.
