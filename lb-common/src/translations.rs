@@ -151,32 +151,31 @@ impl Entry<'_> {
     /// nothing was written. `None` once the entry is gone.
     #[inline(always)]
     pub fn note(&self, seen: Tag, note: Note) -> Option<(Tag, Tag)> {
+        self.change(seen, |tag| tag.noted(note))
+    }
+
+    /// Has one tag become another. As [`Entry::note`], of any change.
+    #[inline(always)]
+    fn change(&self, seen: Tag, becomes: impl Fn(Tag) -> Tag) -> Option<(Tag, Tag)> {
         let mut tag = seen;
         let mut tries = 0;
         while tries < TRIES {
-            let next = tag.noted(note);
+            let next = becomes(tag);
             if next == tag || self.tag.replace(tag.0, next.0) {
                 return Some((tag, next));
             }
             tag = self.tag()?;
             tries += 1;
         }
-        // So many others noted theirs in this instant.
+        // So many others changed it in this instant.
         Some((tag, tag))
     }
 
     /// Adds to it what was noted of the same flow in another table since it was copied from there: packets that came later, and what they
     /// did.
     pub fn catch_up(&self, other: TranslationState) {
-        let mut tries = 0;
-        while let Some(tag) = self.tag()
-            && tries < TRIES
-        {
-            let next = tag.caught_up(other);
-            if next == tag || self.tag.replace(tag.0, next.0) {
-                return;
-            }
-            tries += 1;
+        if let Some(seen) = self.tag() {
+            self.change(seen, |tag| tag.caught_up(other));
         }
     }
 
@@ -310,7 +309,8 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
             let mut way = 1;
             while way <= TRANSLATION_WAYS {
                 let tag = bucket.look(way);
-                let (state, age) = (tag.state(), now.since(tag.state().tick));
+                let state = tag.state();
+                let age = now.since(state.tick);
                 if tag.is_valid() && !state.established && age >= oldest && !bucket.line(way).is_reply() {
                     (found, oldest) = (Some(Location::new(index, way, tag)), age);
                 }

@@ -60,6 +60,12 @@ impl TupleKey {
         Self { source, destination, ports: flow as u32, protocol: ((flow & !V4_KEY) >> 32) as u32 }
     }
 
+    /// The protocol of a packet with ports.
+    #[inline(always)]
+    pub const fn protocol(&self) -> Protocol {
+        Protocol(self.protocol as u8)
+    }
+
     /// The tuple of a packet with ports.
     #[inline(always)]
     pub const fn tuple(&self) -> Tuple {
@@ -67,7 +73,7 @@ impl TupleKey {
             source: self.source,
             destination: self.destination,
             ports: Ports::from_word(self.ports),
-            protocol: Protocol(self.protocol as u8),
+            protocol: self.protocol(),
         }
     }
 }
@@ -153,14 +159,14 @@ impl Translation {
         }
     }
 
-    /// The key by which the other direction is found, given one's own protocol.
+    /// The key by which the other direction is found, given one's own.
     #[inline(always)]
-    pub fn reverse_key(&self, protocol: Protocol) -> TupleKey {
+    pub fn reverse_key(&self, key: &TupleKey) -> TupleKey {
         let leaves = Tuple {
             source: self.source,
             destination: self.destination,
             ports: Ports::from_word(self.ports),
-            protocol,
+            protocol: key.protocol(),
         };
         TupleKey::of(&leaves.reversed())
     }
@@ -198,7 +204,7 @@ pub struct TranslationState {
     pub established: bool,
     /// A FIN was seen.
     pub closing: bool,
-    /// The last packet was a RST.
+    /// A RST was seen; of a customer's, as the last packet.
     pub reset: bool,
     /// Of a customer's: not even the packet that it was made for was translated yet.
     pub fresh: bool,

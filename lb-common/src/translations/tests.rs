@@ -216,8 +216,10 @@ fn packets_leave_their_note_once_and_lose_none_of_anothers() {
     let (_, told) = entry.note(unheard, Note::new(Tick(16), RESET, true)).unwrap();
     let (_, after) = entry.note(told, Note::new(Tick(16), GOES_ON, true)).unwrap();
     assert_eq!((after, after.state().reset), (told, true), "what a server says is so");
-    let (_, reset) = entry.note(after, Note::new(Tick(17), ANSWERS, true)).unwrap();
-    assert!(reset.state().reset, "an answer of another connection included");
+    let (_, closing) = entry.note(after, Note::new(Tick(16), CLOSES, true)).unwrap();
+    let (_, reset) = entry.note(closing, Note::new(Tick(17), ANSWERS, true)).unwrap();
+    assert!(closing.state().closing && !reset.state().closing, "an answer begins another connection");
+    assert!(reset.state().reset, "but takes back no RST");
     // A SYN begins anew.
     let (_, opened) = entry.note(reset, Note::new(Tick(17), OPENS, false)).unwrap();
     assert_eq!(opened.state(), TranslationState { tick: 17, ..established });

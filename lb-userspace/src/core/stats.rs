@@ -94,7 +94,8 @@ pub struct Unconfirmed {
     /// Whether it is undone already, but for the configuration file, which cannot be written: what is left then is the time until that
     /// is tried again.
     pub undone: bool,
-    /// Nobody confirmed it in time, and this is why it could not be undone: what is left is the time until that is tried again.
+    /// Nobody confirmed it in time, and this is why it could not be undone, or written back: what is left is the time until that is tried
+    /// again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
 }

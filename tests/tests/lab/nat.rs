@@ -23,13 +23,10 @@ fn translations(agent: &Agent<'_>) -> u64 {
     agent.status().expect("status")["nat"]["entries"].as_u64().expect("a count")
 }
 
-#[test]
-fn nat_holds_fifty_thousand_connections_and_a_new_agent_takes_them_over() {
-    const OF_EACH_FAMILY: [usize; 2] = [44_000, 6_000];
-    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
-    let mut config = "[agent]\ninterfaces = [\"eth0\"]\nxdp_mode = \"driver\"\n".to_owned();
-    let ways = nat();
-    for way in &ways {
+/// The configuration of services whose connections are held; `agent` is what else stands in its first table.
+fn held_config(lab: &Lab, ways: &[Way], agent: &str) -> String {
+    let mut config = format!("[agent]\ninterfaces = [\"eth0\"]\nxdp_mode = \"driver\"\n{agent}\n");
+    for way in ways {
         let vip = SocketAddr::new(way.vip(), HELD_PORT);
         config +=
             &format!("[[service]]\nname = \"{}\"\nvips = [\"{vip}\"]\nforwarding = \"nat\"\n", way.name());
@@ -39,12 +36,23 @@ fn nat_holds_fifty_thousand_connections_and_a_new_agent_takes_them_over() {
             config += &format!("[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\n");
         }
     }
+    config
+}
+
+/// What answers them on the web servers.
+fn held_servers(lab: &Lab, way: Way) -> Vec<TcpEcho> {
+    let serve = |web| TcpEcho::start(web, SocketAddr::new(way.backend(web), HELD_PORT)).expect("server");
+    lab.webs().iter().map(serve).collect()
+}
+
+#[test]
+fn nat_holds_fifty_thousand_connections_and_a_new_agent_takes_them_over() {
+    const OF_EACH_FAMILY: [usize; 2] = [44_000, 6_000];
+    let lab = Lab::builder().vip_on_backends(false).start().expect("a lab");
+    let ways = nat();
+    let config = held_config(&lab, &ways, "");
     ways::announce(&lab, &ways);
-    let servers = |way: &Way| {
-        let serve = |web| TcpEcho::start(web, SocketAddr::new(way.backend(web), HELD_PORT)).expect("server");
-        lab.webs().iter().map(serve).collect::<Vec<_>>()
-    };
-    let servers: Vec<_> = ways.iter().map(servers).collect();
+    let servers: Vec<_> = ways.iter().map(|way| held_servers(&lab, *way)).collect();
     let agent = ways::healthy_agent(&lab, &config);
     let start = Instant::now();
     let open = |(way, count): (&Way, usize)| {
@@ -138,22 +146,8 @@ fn an_undo_that_fails_is_told_and_ends_with_a_confirmation() {
     let way = nat()[0];
     ways::announce(&lab, &[way]);
     let at = SocketAddr::new(way.vip(), HELD_PORT);
-    let serve = |web| TcpEcho::start(web, SocketAddr::new(way.backend(web), HELD_PORT)).expect("server");
-    let _servers: Vec<_> = lab.webs().iter().map(serve).collect();
-    let config = |size: u32| {
-        let mut text = format!(
-            "[agent]\ninterfaces = [\"eth0\"]\nnat_table_size = {size}\n[[service]]\nname = \"held\"\n"
-        );
-        text += &format!("vips = [\"{at}\"]\nforwarding = \"nat\"\n[service.health]\ntype = \"none\"\n");
-        for web in lab.webs() {
-            text += &format!(
-                "[[service.backend]]\nname = \"{}\"\naddress = \"{}\"\n",
-                web.name(),
-                way.backend(web)
-            );
-        }
-        text
-    };
+    let _servers = held_servers(&lab, way);
+    let config = |size: u32| held_config(&lab, &[way], &format!("nat_table_size = {size}"));
     let agent = ways::healthy_agent(&lab, &config(1_024));
     let wider = lab.directory().join("wider.toml");
     std::fs::write(&wider, config(4_096)).expect("written");

@@ -5,7 +5,7 @@ use lb_common::verdict::Verdict;
 use lb_userspace::io::datapath::capacity_for;
 
 use super::connections::{LATER, SOON, START, tcp, way};
-use crate::support::nat_frames::{Family, Nat, Setup, answer, answered};
+use crate::support::nat_frames::{Family, Nat, Setup};
 use crate::support::packets::{ACK, FIN, SYN};
 use crate::support::parity::Twins;
 
@@ -35,8 +35,6 @@ fn the_table_may_be_full() {
         for flags in [ACK, ACK | FIN] {
             assert_eq!(way(&nat.forward(&setup.customer(*port, flags, b"")).0), way(left));
         }
-        let end = answer(left, ACK | FIN, b"");
-        nat.back(&end, &answered(&setup.customer(*port, ACK, b""), &end));
     }
     // A SYN gives up the old connection on its ports. The new one finds room only where there is some, and leaves no half of it.
     nat.twins.set_time(LATER);

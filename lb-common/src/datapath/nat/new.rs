@@ -10,7 +10,7 @@ use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, NoPort, Translation, T
 use crate::flow::{Eviction, RETRANSMISSION_TICKS, Tick};
 use crate::hash;
 use crate::net::{Address, Be16, Ports, Protocol, Tuple};
-use crate::translations::{Inserted, Location, Tag, Translations};
+use crate::translations::{Inserted, Tag, Translations};
 use crate::verdict::Verdict;
 
 /// Ports that are tried for a new flow. With four fifths of them taken, none is free once in twelve hundred times.
@@ -116,7 +116,7 @@ pub fn attempt<T: Tables>(tables: &T, sequence: u64) -> bool {
     let Some(control) = tables.control() else { return false };
     let Some(mut scratch) = tables.scratch() else { return false };
     let work = &mut scratch.work;
-    let protocol = Protocol(work.key.protocol as u8);
+    let protocol = work.key.protocol();
     let leaves = &mut work.found.leaves;
     if let Some(source) = configured_source(control, leaves.destination.is_v4(), sequence) {
         leaves.source = source;
@@ -176,8 +176,8 @@ pub fn make_room<T: Tables>(tables: &T) -> Option<()> {
     }
     let table = Translations::new(tables, control);
     let entry = table.entry(table.unfollowed(&work.key, tables.now(control), UNFOLLOWED_TICKS)?)?;
-    let (protocol, (translation, tag)) = (Protocol(entry.key()?.protocol as u8), entry.read()?);
-    work.reverse = translation.reverse_key(protocol);
+    let (key, (translation, tag)) = (entry.key()?, entry.read()?);
+    work.reverse = translation.reverse_key(&key);
     // Found before what leads there is gone: then another may take the place.
     let answers = entry_of(tables, control, &work.reverse);
     if tag.state().established || !entry.remove(tag) {
@@ -191,8 +191,7 @@ pub fn make_room<T: Tables>(tables: &T) -> Option<()> {
 }
 
 /// Removes the answers' translation under the key in [`Work`], and the other direction's, if both sides have ended the connection or the
-/// customer has never followed up its beginning, and tables do not change their size; says whether. On BPF the stack is short: what can
-/// be found again is not kept.
+/// customer has never followed up its beginning, and tables do not change their size; says whether.
 #[inline(always)]
 pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
     let mut scratch = tables.scratch()?;
@@ -201,16 +200,15 @@ pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
     if control.is_moving() {
         return None;
     }
-    let answers = Translations::new(tables, control).entry(Location::from_word(tables.locate(&work.key))?)?;
+    let answers = entry_of(tables, control, &work.key)?;
     let (translation, tag) = answers.read()?;
-    let protocol = Protocol(work.key.protocol as u8);
-    work.reverse = translation.reverse_key(protocol);
+    work.reverse = translation.reverse_key(&work.key);
     let now = tables.now(control);
     if let Some(forward) = entry_of(tables, control, &work.reverse) {
         let customers = forward.tag()?;
         // A server's late datagram would be another customer's; TCP knows them by their numbers. Answers that come again and again do
         // not count.
-        let is_over = if protocol == Protocol::TCP && !customers.state().established {
+        let is_over = if work.key.protocol() == Protocol::TCP && !customers.state().established {
             now.since(customers.state().tick) >= UNFOLLOWED_TICKS
         } else {
             has_ended(tag, now) && has_ended(customers, now)

@@ -99,7 +99,7 @@ pub(super) fn find<T: Tables>(
         return true;
     }
     entry.redirect(&translation.path, path);
-    let reverse = reverse_key(&found.leaves, Protocol(key.protocol as u8));
+    let reverse = reverse_key(&found.leaves, key.protocol());
     if let Some(answers) = entry_of(tables, control, &reverse)
         && let Some((translation, _)) = answers.read()
     {
@@ -157,7 +157,7 @@ pub(super) fn forget<T: Tables>(tables: &T, control: &Control, key: &TupleKey) {
     let Some(entry) = entry_of(tables, control, key) else { return };
     let Some((translation, _)) = entry.read() else { return };
     entry.remove_now();
-    remove(tables, control, &translation.reverse_key(Protocol(key.protocol as u8)));
+    remove(tables, control, &translation.reverse_key(key));
 }
 
 /// Removes one direction's translation, if there is one.

@@ -197,7 +197,7 @@ impl PinDir {
             if is_mount_namespace_own() {
                 log::warn!(
                     "{BPF_FS_ROOT} is mounted in a mount namespace that is not the host's, as `ip netns exec` makes one: what is \
-                 pinned there ends with it, and the forwarding with the agent; `nsenter --net=/run/netns/NAME` makes none"
+                     pinned there ends with it, and the forwarding with the agent; `nsenter --net=/run/netns/NAME` makes none"
                 );
             }
         }

@@ -133,7 +133,7 @@ impl TableSet {
             let inserted = table.insert(key, translation, *state);
             if inserted == Inserted::Exists
                 && let Some(entry) = table.locate(key).and_then(|at| table.entry(at))
-                && entry.read().is_some_and(|(own, _)| becomes(&own, key) == becomes(translation, key))
+                && entry.read().is_some_and(|(own, _)| own.reverse_key(key) == translation.reverse_key(key))
             {
                 entry.catch_up(*state);
             }
@@ -141,11 +141,6 @@ impl TableSet {
         };
         former.translations().filter(homeless).count() as u64
     }
-}
-
-/// What packets with this key become: the key of their answers.
-fn becomes(translation: &Translation, key: &TupleKey) -> TupleKey {
-    translation.reverse_key(Protocol(key.protocol as u8))
 }
 
 /// Removes both directions of a connection that is over: first that of the customer's packets, for a packet that comes between
@@ -164,16 +159,16 @@ fn remove_if_over(
         return None;
     }
     let (key, (translation, _)) = (entry.key()?, entry.read()?);
-    let reverse = table.locate(&becomes(&translation, &key)).and_then(|at| table.entry(at));
+    let reverse = table.locate(&translation.reverse_key(&key)).and_then(|at| table.entry(at));
     // What leads elsewhere is another connection's: this half is left over.
     let other = reverse.and_then(|reverse| {
         let (back, tag) = reverse.read()?;
-        (becomes(&back, &key) == key).then_some((reverse, tag))
+        (back.reverse_key(&key) == key).then_some((reverse, tag))
     });
     let own = (*entry, tag);
     let [first, second] = if translation.reply != 0 { [other, Some(own)] } else { [Some(own), other] };
     let states = [first, second].map(|direction| direction.map(|(_, tag)| tag.state()));
-    if !is_over(Protocol(key.protocol as u8), states, now, limits) {
+    if !is_over(key.protocol(), states, now, limits) {
         return None;
     }
     if first.is_none_or(|(entry, tag)| entry.remove(tag))
