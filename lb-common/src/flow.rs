@@ -3,7 +3,9 @@
 //! One 64-bit word per flow, eight to a cache line. One load decides, one store replaces: entries cannot tear and need
 //! no lock. A lost or doubled entry is harmless: the ring answers, and the flow's next packets agree with it.
 
-use crate::abi::{FLOW_WAYS, FlowBucket};
+mod bucket;
+
+use crate::abi::FLOW_WAYS;
 
 /// Ticks an entry keeps its time in; ages are modulo 2¹⁴ ticks, about four and a half hours.
 const TICK_MASK: u32 = (1 << 14) - 1;
@@ -241,82 +243,6 @@ pub struct Found {
     pub entry: Entry,
 }
 
-impl FlowBucket {
-    /// Finds the entry with this signature, which is one of a flow or client.
-    #[inline(always)]
-    pub fn find(&self, signature: u32) -> Option<Found> {
-        let mut way = 0;
-        while way < FLOW_WAYS {
-            let word = self.ways[way].load();
-            if (word >> 32) as u32 == signature {
-                return Some(Found { way, entry: Entry(word) });
-            }
-            way += 1;
-        }
-        None
-    }
-
-    /// How many places are taken. Without branches, which nobody could foretell: every entry has the same bit.
-    #[inline(always)]
-    pub fn taken(&self) -> u64 {
-        let (mut taken, mut way) = (0, 0);
-        while way < FLOW_WAYS {
-            taken += self.ways[way].load() >> 32 & SIGNATURE as u64;
-            way += 1;
-        }
-        taken / SIGNATURE as u64
-    }
-
-    /// What is lost by giving up the entry at this place, if that is no established flow.
-    #[inline(always)]
-    pub fn light(&self, way: usize, now: Tick) -> Option<Eviction> {
-        let entry = Entry::from_word(self.ways.get(way)?.load())?;
-        match Eviction::of_rank(entry.rank(now)) {
-            Eviction::Established => None,
-            lost => Some(lost),
-        }
-    }
-
-    /// An empty place.
-    #[inline(always)]
-    pub fn room(&self) -> Option<usize> {
-        let mut way = 0;
-        while way < FLOW_WAYS {
-            if self.ways[way].load() == 0 {
-                return Some(way);
-            }
-            way += 1;
-        }
-        None
-    }
-
-    /// The place a new entry takes: an empty one, else that of the entry given up most gladly; and what is lost by that.
-    #[inline(always)]
-    pub fn victim(&self, now: Tick) -> Victim {
-        let (mut best, mut best_rank) = (0, 0);
-        let mut way = 0;
-        while way < FLOW_WAYS {
-            let Some(entry) = Entry::from_word(self.ways[way].load()) else {
-                return Victim { way, eviction: None };
-            };
-            let rank = entry.rank(now);
-            if rank > best_rank {
-                (best, best_rank) = (way, rank);
-            }
-            way += 1;
-        }
-        Victim { way: best, eviction: Some(Eviction::of_rank(best_rank)) }
-    }
-
-    /// Writes an entry; a place outside the bucket is ignored.
-    #[inline(always)]
-    pub fn store(&self, way: usize, entry: Entry) {
-        if let Some(place) = self.ways.get(way) {
-            place.store(entry.word());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,74 +250,8 @@ mod tests {
 
     const NOW: Tick = Tick(100_000);
 
-    fn bucket(entries: &[Entry]) -> FlowBucket {
-        let bucket = FlowBucket::default();
-        for (way, entry) in entries.iter().enumerate() {
-            bucket.store(way, *entry);
-        }
-        bucket
-    }
-
     fn aged(signature: u32, state: State, age: u32) -> Entry {
         Entry::new(signature, 1, state, Tick(NOW.0 - age))
-    }
-
-    fn victim(way: usize, eviction: impl Into<Option<Eviction>>) -> Victim {
-        let victim = Victim { way, eviction: eviction.into() };
-        assert_eq!(Victim::from_word(victim.to_word()), victim);
-        victim
-    }
-
-    #[test]
-    fn finds_by_signature_which_no_empty_word_has() {
-        let (flow, client) = (flow_signature(0), client_signature(0));
-        let bucket = bucket(&[aged(flow, State::Opening, 0)]);
-        assert_eq!(bucket.find(flow).unwrap().way, 0);
-        assert_eq!(bucket.find(client), None);
-        assert!(!bucket.find(flow).unwrap().entry.is_client());
-        bucket.store(5, aged(client, State::Established, 0));
-        assert!(bucket.find(client).unwrap().entry.is_client());
-    }
-
-    #[test]
-    fn replaces_empty_then_expired_then_probation_then_oldest() {
-        use State::{Closing, Established, Opening};
-        let mut entries: std::vec::Vec<Entry> = (0..8).map(|n| aged(n + 1, Established, 10 + n)).collect();
-        assert_eq!(
-            bucket(&entries).victim(NOW),
-            victim(7, Eviction::Established),
-            "the oldest established flow"
-        );
-        entries[3] = aged(4, Closing, 2);
-        assert_eq!(
-            bucket(&entries).victim(NOW),
-            victim(3, Eviction::Probation),
-            "a closing flow before any established one"
-        );
-        entries[4] = aged(5, Opening, 5);
-        assert_eq!(
-            bucket(&entries).victim(NOW),
-            victim(4, Eviction::Probation),
-            "the older of two on probation"
-        );
-        entries[5] = aged(6, Established, ESTABLISHED_IDLE_TICKS + 1);
-        assert_eq!(
-            bucket(&entries).victim(NOW),
-            victim(5, Eviction::Expired),
-            "an expired flow before probation"
-        );
-        assert_eq!(bucket(&entries[..6]).victim(NOW), victim(6, None), "an empty place before all");
-    }
-
-    #[test]
-    fn a_flood_of_opening_packets_keeps_established_flows() {
-        let bucket =
-            bucket(&(0..8).map(|n| aged(n + 1, State::Established, n)).collect::<std::vec::Vec<_>>());
-        for flood in 0..10_000 {
-            bucket.store(bucket.victim(NOW).way, Entry::new(1_000 + flood, 2, State::Opening, NOW));
-        }
-        let kept = (1..=8).filter(|&signature| bucket.find(signature).is_some()).count();
-        assert_eq!(kept, 7, "the flood takes one place and fights over that");
     }
 
     #[test]
@@ -401,9 +261,8 @@ mod tests {
             assert_eq!(ahead(state).age(NOW), 0);
             assert!(!ahead(state).is_expired(NOW), "{state:?}");
         }
-        let mut entries: std::vec::Vec<Entry> = (0..8).map(|n| aged(n + 1, State::Established, n)).collect();
-        entries[2] = ahead(State::Established);
-        assert_eq!(bucket(&entries).victim(NOW), victim(7, Eviction::Established));
+        let oldest = aged(1, State::Established, 0).rank(NOW);
+        assert!(ahead(State::Established).rank(NOW) < oldest, "nothing is given up less gladly");
         assert_eq!((NOW.since(NOW.0 + 1), NOW.since(NOW.0), NOW.since(NOW.0 - 7)), (0, 0, 7));
         assert_eq!(Tick(3).since(u32::MAX), 4, "over the end of the count");
     }
@@ -427,30 +286,6 @@ mod tests {
             prop_assert_eq!(entry.backend(), backend);
             prop_assert_eq!(entry.state(), state);
             prop_assert_eq!(entry.age(Tick(tick.wrapping_add(age))), age);
-        }
-
-        #[test]
-        fn the_victim_is_never_younger_or_dearer_than_another(
-            words in prop::array::uniform8(prop::option::of((1..4_u8, 0..TICK_MASK - AHEAD_TICKS))),
-        ) {
-            let bucket = FlowBucket::default();
-            for (way, word) in words.iter().enumerate() {
-                if let Some((state, age)) = word {
-                    let state = [State::Opening, State::Established, State::Closing][usize::from(*state) - 1];
-                    bucket.store(way, aged(way as u32 + 1, state, *age));
-                }
-            }
-            let cost = |way: usize| words[way].map(|_| {
-                let entry = bucket.find(way as u32 + 1).unwrap().entry;
-                let class = match (entry.is_expired(NOW), entry.state()) {
-                    (true, _) => 1,
-                    (false, State::Established) => 3,
-                    (false, _) => 2,
-                };
-                (class, u32::MAX - entry.age(NOW))
-            });
-            let victim = bucket.victim(NOW).way;
-            prop_assert!((0..8).all(|way| cost(victim) <= cost(way)));
         }
     }
 }

@@ -279,13 +279,6 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn forget(&self, mut value: u64, unknown: u64) -> u64 {
-        // SAFETY: the instructions change the value and change it back.
-        unsafe { asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) value, in(reg) unknown) };
-        value
-    }
-
-    #[inline(always)]
     fn locate(&self, key: &TupleKey) -> u64 {
         let [a, b, c, d, e] = key.words();
         locate(a, b, c, d, e)

@@ -36,6 +36,16 @@ impl Word {
         self.0.load(Acquire)
     }
 
+    /// Its upper half as it is now.
+    #[inline(always)]
+    pub fn load_upper(&self) -> u32 {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: as above, and of its halves; where the programs run, the upper one comes second.
+        return unsafe { self.0.as_ptr().cast::<u32>().add(1).read_volatile() };
+        #[cfg(not(target_arch = "bpf"))]
+        return (self.load() >> 32) as u32;
+    }
+
     /// Replaces the value, and publishes what was written before.
     #[inline(always)]
     pub fn store(&self, value: u64) {

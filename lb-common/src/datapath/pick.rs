@@ -8,10 +8,8 @@ pub(super) use apart::{Asked, Picked, pick};
 use super::signals::{self, Seen};
 use super::transport::Transport;
 use super::{Classified, Exit, Refusal, Stage, Step, Tables};
-use crate::abi::{Backend, BackendWord, Control, FLOW_WAYS, FlowBucket, RING_SIZE};
-use crate::flow::{
-    Entry, Found, RETRANSMISSION_TICKS, State, Tick, Victim, client_signature, flow_signature,
-};
+use crate::abi::{Backend, BackendWord, Control, FlowBucket, RING_SIZE};
+use crate::flow::{Entry, RETRANSMISSION_TICKS, State, Tick, Victim, client_signature, flow_signature};
 use crate::hash;
 use crate::net::{Address, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;
@@ -77,20 +75,19 @@ fn pick_in<'a, T: Tables, F: Fields, const PLAIN: bool>(
     let place = Place::of(tables, control, &flow.fields.tuple())?;
     let found = place.find(tables);
     let mut former = None;
-    if let Some(found) = found {
-        if PLAIN && let Some(pick) = settled(tables, &place, found.entry, flow.transport, service) {
+    if let Some(entry) = found {
+        if PLAIN && let Some(pick) = settled(tables, &place, entry, flow.transport, service) {
             return Ok(pick);
         }
-        let found = anywhere(tables, found);
-        match keep(tables, found.entry, flow.transport, service, place.now) {
-            Ok(to) => return stay::<_, _, PLAIN>(tables, control, &place, found, to, flow, classified),
+        match keep(tables, entry, flow.transport, service, place.now) {
+            Ok(to) => return stay::<_, _, PLAIN>(tables, control, &place, entry, to, flow, classified),
             Err(refusal) => {
                 tables.observe(Step::EntryRefused(refusal));
                 if control.is_moving() {
                     if PLAIN {
                         return Err(Stage::Rare.into());
                     }
-                    former = former_of(tables, found.entry, service);
+                    former = former_of(tables, entry, service);
                 }
             }
         }
@@ -109,8 +106,9 @@ fn pick_in<'a, T: Tables, F: Fields, const PLAIN: bool>(
         return Err(Stage::Rare.into());
     }
     let Place { bucket, index, signature, hash, now } = place;
-    let way = match found {
-        Some(found) => anywhere(tables, found).way,
+    let known = found.and_then(|_| bucket.find(signature));
+    let way = match known {
+        Some(found) => found.way,
         None => make_way(tables, bucket, index, signature, now),
     };
     bucket.store(way, Entry::new(signature, id, State::Opening, now));
@@ -145,7 +143,7 @@ fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
     tables: &'a T,
     control: &Control,
     place: &Place<'_>,
-    Found { way, entry }: Found,
+    entry: Entry,
     (backend, word): (&'a Backend, BackendWord),
     flow: &Flow<'_, F>,
     classified: Classified,
@@ -154,7 +152,7 @@ fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
     if PLAIN && !word.is_resolved() {
         return Err(Stage::Rare.into());
     }
-    let Place { bucket, hash, now, .. } = *place;
+    let Place { bucket, signature, hash, now, .. } = *place;
     let kept = advance(entry, flow.transport, now);
     let mut seen = Seen::of(flow.transport);
     if kept != entry {
@@ -162,7 +160,10 @@ fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
         if PLAIN && client {
             return Err(Stage::Rare.into());
         }
-        bucket.store(way, kept);
+        // It can have made way for another meanwhile.
+        if let Some(found) = bucket.find(signature) {
+            bucket.store(found.way, kept);
+        }
         if is_answered(entry, kept, flow.transport) {
             seen = seen.and_answered();
             signals::answered(tables, control, hash, kept.backend());
@@ -191,11 +192,11 @@ pub(super) fn peek<'a, T: Tables>(
     let place = Place::of(tables, control, tuple)?;
     let Place { hash, now, .. } = place;
     if let Some(found) = place.find(tables)
-        && let Some(backend) = tables.backend(found.entry.backend())
+        && let Some(backend) = tables.backend(found.backend())
     {
         let word = backend.load();
         if word.serves(service) {
-            return Ok(Pick { id: found.entry.backend(), backend, word, seen: Seen::NOTHING, hash, now });
+            return Ok(Pick { id: found.backend(), backend, word, seen: Seen::NOTHING, hash, now });
         }
     }
     let (id, backend, word) = if classified.flags.client_affinity() {
@@ -228,21 +229,15 @@ impl<'a> Place<'a> {
 
     /// Finds the flow's entry.
     #[inline(always)]
-    fn find<T: Tables>(&self, tables: &T) -> Option<Found> {
-        let found = self.bucket.find(self.signature);
+    fn find<T: Tables>(&self, tables: &T) -> Option<Entry> {
+        let found = self.bucket.entry(self.signature);
         tables.observe(Step::FlowLookup {
             bucket: self.index,
             signature: self.signature,
-            found: found.map(|found| (found.entry.backend(), found.entry.state(), found.entry.age(self.now))),
+            found: found.map(|entry| (entry.backend(), entry.state(), entry.age(self.now))),
         });
         found
     }
-}
-
-/// The same entry, of which the verifier does not know where it was found.
-#[inline(always)]
-fn anywhere<T: Tables>(tables: &T, Found { way, entry }: Found) -> Found {
-    Found { way: tables.forget(way as u64, entry.word()) as usize & (FLOW_WAYS - 1), entry }
 }
 
 /// Whether a packet follows the entry found for it.
@@ -325,7 +320,7 @@ fn choose<'a, T: Tables, F: Fields>(
         return ring(tables, control, &fields.tuple(), service);
     }
     let client = Client::of(tables, control, &fields.tuple(), service)?;
-    let found = client.bucket.find(client.signature).map(|found| found.entry);
+    let found = client.bucket.entry(client.signature);
     tables.observe(Step::ClientLookup(found.map(Entry::backend)));
     if let Some(entry) = found
         && let Some(backend) = tables.backend(entry.backend())
@@ -381,29 +376,10 @@ impl<'a> Client<'a> {
 }
 
 /// The place for a new entry; what is lost by that is counted.
-///
-/// Nearly always an empty one, or in a flood that of a flow on probation. Of these, chance takes one: the oldest would take a search,
-/// and of flows of the same tick always the same one, so that none outlived the next.
 #[inline(always)]
 fn make_way<T: Tables>(tables: &T, bucket: &FlowBucket, index: u32, signature: u32, now: Tick) -> usize {
-    let place = |way: u64| tables.forget(way, index.into()) as usize & (FLOW_WAYS - 1);
-    let taken = bucket.taken();
-    if taken < FLOW_WAYS as u64 {
-        // They are taken from the front.
-        let next = place(taken);
-        if bucket.ways[next].load() == 0 {
-            return next;
-        }
-        if let Some(way) = bucket.room() {
-            return place(way as u64);
-        }
-    }
-    let chosen = place(u64::from(signature >> 29));
-    if let Some(eviction) = bucket.light(chosen, now) {
-        tables.count_eviction(eviction);
-        return chosen;
-    }
-    let Victim { way, eviction } = tables.victim(index, bucket, now);
+    let light = bucket.light(signature >> 29, now);
+    let Victim { way, eviction } = light.unwrap_or_else(|| tables.victim(index, bucket, now));
     if let Some(eviction) = eviction {
         tables.count_eviction(eviction);
     }

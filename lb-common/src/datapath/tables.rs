@@ -132,12 +132,6 @@ pub trait Tables: Buckets {
     {
         pick_settled(self, asked)
     }
-    /// The value itself. In the kernel the verifier knows nothing of it any more, if it knows nothing of the other: what follows
-    /// is gone through once, and not for each value that it may have.
-    #[inline(always)]
-    fn forget(&self, value: u64, _unknown: u64) -> u64 {
-        value
-    }
     /// Where the translation of such packets is: [`locate`]. The kernel's implementation does it in a function by itself, for the
     /// verifier to go through once.
     #[inline(always)]
