@@ -16,7 +16,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::datapath::Packet;
 use lb_ebpf::packet::XdpPacket;
 
-use settings::Settings;
+use settings::{Settings, WORDS};
 
 /// Bytes of the Ethernet header's addresses, and of the whole.
 const ADDRESSES: usize = 12;
@@ -40,8 +40,9 @@ pub fn again(context: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
-/// In whole words and without helpers: this is to cost little, and what the program under test reads must not wait for pieces of
-/// words that were written just before.
+/// In whole words and without helpers: this is to cost little. And no field of a header is in two of them: a processor hands on what was
+/// written just before, but not pieces of two writes, for which it waits until all before them is done. No frame that a card wrote to
+/// memory makes a program wait like that, and one packet's work would never begin before the other's end.
 #[inline(always)]
 fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
     let length = packet.first_page();
@@ -53,7 +54,7 @@ fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
     } else if length < settings.length {
         packet.grow_head((settings.length - length) as usize)?;
     }
-    let [a, b, c, mut checksum, mut port4, d, mut port6, e, f, g] = settings.start;
+    let mut start = settings.start;
     if settings.family != 0 {
         let next = settings.next + 1;
         settings.next = if next == settings.flows { 0 } else { next };
@@ -61,21 +62,25 @@ fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
         let random = core::mem::replace(&mut settings.random, shuffled(settings.next));
         let address = (0x0b00_0000 | random as u32 & 0xff_ffff).to_be();
         let port = u64::from((1_024 + (random >> 24) as u16).to_be());
+        let [_, _, _, checksum, port4, _, _, port6, _, _] = &mut start;
         if settings.family == 6 {
-            port4 |= u64::from(address) << 16;
-            port6 |= port << 48;
+            *port4 |= u64::from(address) << 32;
+            *port6 |= port;
         } else {
             let sum = settings.sum + (address & 0xffff) + (address >> 16);
-            checksum |= u64::from(address) << 16 | u64::from(!folded(sum));
-            port4 |= port << 16;
+            *checksum |= u64::from(address) << 32 | u64::from(!folded(sum)) << 16;
+            *port4 |= port << 32;
         }
     }
-    for (index, word) in [a, b, c, checksum, port4, d, port6, e].into_iter().enumerate() {
-        packet.write(index * size_of::<u64>(), word)?;
+    let [first, second, rest @ .., before_last, last] = start;
+    packet.write(WORDS[1], second)?;
+    packet.write(WORDS[0], first)?;
+    for (word, at) in rest.into_iter().zip(&WORDS[2..]) {
+        packet.write(*at, word)?;
     }
     if settings.family == 6 {
-        packet.write(64, f)?;
-        packet.write(72, g)?;
+        packet.write(WORDS[8], before_last)?;
+        packet.write(WORDS[9], last)?;
     }
     Some(())
 }

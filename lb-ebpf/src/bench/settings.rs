@@ -1,5 +1,9 @@
 //! What userspace asks of the measuring programs, as it lies in their map; both sides are built with this file.
 
+/// Where the words of a frame stand that `again` restores: the Ethernet header in two that overlap, and the IP header from a word's
+/// beginning, so that none of its fields is in two.
+pub const WORDS: [usize; 10] = [0, 6, 14, 22, 30, 38, 46, 54, 62, 70];
+
 /// What is asked for.
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
@@ -10,9 +14,9 @@ pub struct Settings {
     pub next: u64,
     /// The source of the next frame: that of flow 0 to begin with.
     pub random: u64,
-    /// How the frame begins: a frame of IPv6 with all of it, others with the first eight words. Where `again` puts a flow's source
-    /// or a checksum, there are zeros.
-    pub start: [u64; 10],
+    /// How the frame begins, in words that stand at [`WORDS`]: a frame of IPv6 with all of them, others with the first eight. Where
+    /// `again` puts a flow's source or a checksum, there are zeros.
+    pub start: [u64; WORDS.len()],
     /// Whose source is made that of the next flow: 4, 6, or 0 for none.
     pub family: u32,
     /// Bytes of the frame that lie in its first page; 0 until `again` has seen one.

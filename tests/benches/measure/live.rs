@@ -4,7 +4,7 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use aya::programs::xdp::XdpLink;
 use lb_tests::Netns;
 use lb_userspace::io::datapath::Datapath;
@@ -275,15 +275,23 @@ impl Bench<'_> {
     }
 }
 
+/// Samples of a closed loop that are tried. Now and then a thread of the kernel's goes on with packets that took it too long; the generator
+/// no longer waits for them, and what it sends meanwhile is lost.
+const TRIES: u32 = 5;
+
 /// Runs a generator on each of the first cores; the sum of their rates.
 fn on_cores(netns: &Netns, wires: &mut [Wire], frames: &Frames, repeat: u32) -> Result<f64> {
     let run = |(cpu, wire): (usize, &mut Wire)| -> Result<f64> {
         netns.enter()?;
         pin(0, cpu)?;
-        let (arrived, took) = wire.send(&mut frames.clone(), repeat)?;
-        let sent = u64::from(repeat);
-        ensure!(arrived * 100 >= sent * 90, "{arrived} of {sent} frames arrived");
-        Ok(mpps(arrived, took))
+        let mut frames = frames.clone();
+        for _ in 0..TRIES {
+            let (arrived, took) = wire.send(&mut frames, repeat)?;
+            if arrived * 100 >= u64::from(repeat) * 90 {
+                return Ok(mpps(arrived, took));
+            }
+        }
+        bail!("of {repeat} frames less than nine tenths arrived, {TRIES} times")
     };
     std::thread::scope(|scope| {
         let run = &run;

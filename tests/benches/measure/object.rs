@@ -20,7 +20,7 @@ const BUILT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/ebpf/bpfel-u
 #[path = "../../../lb-ebpf/src/bench/settings.rs"]
 mod settings;
 
-pub use settings::Settings;
+pub use settings::{Settings, WORDS};
 
 // SAFETY: plain integers without padding between them.
 unsafe impl Pod for Settings {}
@@ -44,7 +44,7 @@ pub struct Frames {
 
 impl Frames {
     pub fn settings(&self) -> Settings {
-        let mut start = [0; 80];
+        let mut start = [0; WORDS[WORDS.len() - 1] + size_of::<u64>()];
         let known = self.frame.len().min(start.len());
         start[..known].copy_from_slice(&self.frame[..known]);
         // Neither checksum nor source; of another family it is not used.
@@ -55,13 +55,12 @@ impl Frames {
             _ => &[],
         };
         replaced.iter().for_each(|range| start[range.clone()].fill(0));
-        let mut words =
-            start.chunks_exact(8).map(|word| u64::from_ne_bytes(word.try_into().expect("8 bytes")));
+        let word = |at| u64::from_ne_bytes(std::array::from_fn(|byte| start[at + byte]));
         Settings {
             flows: self.flows,
             next: self.next,
             family: self.family,
-            start: std::array::from_fn(|_| words.next().expect("10 words")),
+            start: WORDS.map(word),
             sum,
             ..Settings::default()
         }
