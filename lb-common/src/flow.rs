@@ -1,6 +1,6 @@
 //! The flow table: a flow's hash → the backend it stays with.
 //!
-//! One 64-bit word per flow, eight to a cache line. One load decides, one store replaces: entries cannot tear and need
+//! One 64-bit word per flow, eight to a cache line. One load reads a word, one store replaces it: entries cannot tear and need
 //! no lock. A lost or doubled entry is harmless: the ring answers, and the flow's next packets agree with it.
 
 mod bucket;

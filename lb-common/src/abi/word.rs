@@ -40,7 +40,7 @@ impl Word {
     #[inline(always)]
     pub fn load_upper(&self) -> u32 {
         #[cfg(target_arch = "bpf")]
-        // SAFETY: as above, and of its halves; where the programs run, the upper one comes second.
+        // SAFETY: as above, and of its halves: the object is little-endian (`bpfel`), so the upper one comes second.
         return unsafe { self.0.as_ptr().cast::<u32>().add(1).read_volatile() };
         #[cfg(not(target_arch = "bpf"))]
         return (self.load() >> 32) as u32;

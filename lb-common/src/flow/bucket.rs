@@ -8,7 +8,7 @@ use crate::abi::{FLOW_WAYS, FlowBucket};
 fn all_if_same(one: u32, other: u32) -> u64 {
     let mut differs = u64::from(one ^ other);
     #[cfg(target_arch = "bpf")]
-    // SAFETY: the instructions work on the value alone. Only 0 has nothing above itself to take from.
+    // SAFETY: the instructions work on the value alone: less one, only 0 is negative.
     unsafe {
         core::arch::asm!("{0} += -1", "{0} s>>= 63", inout(reg) differs);
     }
@@ -69,7 +69,7 @@ impl FlowBucket {
         if sum == 0 {
             return None;
         }
-        // Two CPUs have made one each, and the sum is no signature's; or another flow has just taken the place.
+        // Two CPUs have made one each, and the sum is not this signature's; or another flow has just taken the place.
         self.find(signature).map(|found| found.entry)
     }
 
@@ -87,9 +87,10 @@ impl FlowBucket {
         (entry.signature() == signature).then_some(Found { way, entry })
     }
 
-    /// The place of a new entry in a bucket that has some for flows that are not established: an empty one, else that of one on
-    /// probation, and if that, what is lost. Chance, a number of its hash, says which of them: the oldest would take a search, and of
-    /// flows of the same tick always the same one, so that none outlived the next.
+    /// The place that a new entry takes without a search: an empty one, else that of a flow on probation; `None` if there is neither. From a
+    /// place that chance names, a number of the new flow's hash, the next on probation is taken. The oldest would take a search, and of
+    /// flows of the same tick always the same one, so that none outlived the next. Whether established ones are expired is not looked at:
+    /// the agent sweeps those.
     #[inline(always)]
     pub fn light(&self, chance: u32, now: Tick) -> Option<Victim> {
         let (mut states, mut way) = (0, 0);
@@ -259,7 +260,8 @@ mod tests {
         let bucket =
             bucket(&(0..8).map(|n| aged(n + 1, State::Established, n)).collect::<std::vec::Vec<_>>());
         for flood in 0..10_000 {
-            bucket.store(bucket.victim(NOW).way, Entry::new(1_000 + flood, 2, State::Opening, NOW));
+            let place = bucket.light(flood % 8, NOW).unwrap_or_else(|| bucket.victim(NOW));
+            bucket.store(place.way, Entry::new(1_000 + flood, 2, State::Opening, NOW));
         }
         let kept = (1..=8).filter(|&signature| bucket.find(signature).is_some()).count();
         assert_eq!(kept, 7, "the flood takes one place and fights over that");
@@ -282,8 +284,8 @@ mod tests {
         }
 
         #[test]
-        fn the_victim_is_never_younger_or_dearer_than_another(
-            words in prop::array::uniform8(prop::option::of((1..4_u8, 0..TICK_MASK - AHEAD_TICKS))),
+        fn what_makes_way_is_never_younger_or_dearer_than_another(
+            words in prop::array::uniform8(prop::option::weighted(0.9, (1..4_u8, 0..TICK_MASK - AHEAD_TICKS))), chance in 0..8_u32,
         ) {
             let bucket = FlowBucket::default();
             for (way, word) in words.iter().enumerate() {
@@ -303,6 +305,16 @@ mod tests {
             });
             let victim = bucket.victim(NOW).way;
             prop_assert!((0..8).all(|way| cost(victim) <= cost(way)));
+            let full = (0..8).all(|way| cost(way).is_some());
+            let light = bucket.light(chance, NOW);
+            match light.map(|light| (cost(light.way), light.eviction)) {
+                None => prop_assert!(full && (0..8).all(|way| words[way].is_some_and(|(state, _)| state == 2))),
+                Some((None, eviction)) => prop_assert_eq!(eviction, None),
+                Some((Some((class, _)), eviction)) => {
+                    prop_assert!(full);
+                    prop_assert_eq!(eviction, Some(if class == 1 { Eviction::Expired } else { Eviction::Probation }));
+                }
+            }
         }
     }
 }

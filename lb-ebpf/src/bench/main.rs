@@ -73,6 +73,7 @@ fn prepare(packet: &mut XdpPacket<'_>, settings: &mut Settings) -> Option<()> {
         }
     }
     let [first, second, rest @ .., before_last, last] = start;
+    // What is read from the beginning must lie in what was written last there.
     packet.write(WORDS[1], second)?;
     packet.write(WORDS[0], first)?;
     for (word, at) in rest.into_iter().zip(&WORDS[2..]) {

@@ -201,7 +201,7 @@ impl Bench<'_> {
         let frames = Frames { next: 1 << 23, ..flows(frame, way.family, 0) };
         let name = format!("{} new flow, table for {name}", way.name());
         let case = case(&name, frames, Verdict::Forward);
-        self.measure(Case { growth: way.growth(), repeat: NEW, warm_up: NEW / 8, ..case })
+        self.measure(Case { growth: way.growth(), repeat: NEW, warm_up: NEW / 2, ..case })
     }
 
     fn frames(&mut self, mut frames: Frames, growth: u32, repeat: u32) -> Result<()> {
@@ -256,12 +256,13 @@ impl Bench<'_> {
                 self.world.allow_answers();
                 if case.repeat == NEW && ["sluice", TIMED].contains(who) {
                     self.world.forget();
-                    // What has put their table out of the caches; of new flows too few go before a sample to bring it back.
+                    // Which has put their table out of the caches, and of new flows too few go before a sample to bring it back.
                     black_box(self.world.kernel.tables().flow_entries());
                 }
                 self.world.time_openings(u32::from(*who == TIMED))?;
-                let floor = case.repeat == NEW && !["sluice", TIMED].contains(who);
-                self.object.run(frames, case.growth, lines, if floor { WARM_UP } else { warm_up })?;
+                let is_floor = case.repeat == NEW && !["sluice", TIMED].contains(who);
+                let warm_up = if is_floor { WARM_UP.max((4 * lines).min(MOST_CACHED)) } else { warm_up };
+                self.object.run(frames, case.growth, lines, warm_up)?;
                 self.world.allow_answers();
                 let took = self.object.run(frames, case.growth, lines, repeat)?;
                 group.add(who, took.as_nanos() as f64);

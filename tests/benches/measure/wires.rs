@@ -86,6 +86,19 @@ impl Wire {
         self.generator.counted()
     }
 
+    /// Waits until no more frames come.
+    pub fn settle(&mut self) -> Result<()> {
+        let mut before = None;
+        loop {
+            let counted = self.counted()?;
+            if before == Some(counted) {
+                return Ok(());
+            }
+            before = Some(counted);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Gives the balancer's end a thread of its own on a CPU, now that a program is attached; says which thread that is.
     pub fn own_thread(&self, cpu: usize) -> Result<i32> {
         self.set_threaded(1)?;
