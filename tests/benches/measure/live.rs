@@ -238,11 +238,12 @@ impl Bench<'_> {
                 for _ in 0..TRIES {
                     frames.next = if flows == 0 { sent } else { sent % flows };
                     sent += u64::from(repeat);
-                    rate = on_cores(&self.netns, &mut self.wires[..cores], &frames, repeat)?;
+                    rate = on_cores(&self.netns, &mut self.wires[..cores], &frames, repeat)
+                        .with_context(|| subject.name())?;
                     if rate.is_some() {
                         break;
                     }
-                    self.wires.iter_mut().take(cores).try_for_each(Wire::settle)?;
+                    self.wires.iter_mut().take(cores).try_for_each(Wire::wait_until_quiet)?;
                 }
                 let rate = rate.with_context(|| {
                     format!("{}: {TRIES} times a tenth of the frames was lost", subject.name())

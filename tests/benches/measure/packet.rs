@@ -254,14 +254,15 @@ impl Bench<'_> {
                     _ => self.object.test_own("wait")?,
                 }
                 self.world.allow_answers();
+                let mut warm_up = warm_up;
                 if case.repeat == NEW && ["sluice", TIMED].contains(who) {
                     self.world.forget();
                     // Which has put their table out of the caches, and of new flows too few go before a sample to bring it back.
                     black_box(self.world.kernel.tables().flow_entries());
+                } else if case.repeat == NEW {
+                    warm_up = WARM_UP.max((4 * lines).min(MOST_CACHED));
                 }
                 self.world.time_openings(u32::from(*who == TIMED))?;
-                let is_floor = case.repeat == NEW && !["sluice", TIMED].contains(who);
-                let warm_up = if is_floor { WARM_UP.max((4 * lines).min(MOST_CACHED)) } else { warm_up };
                 self.object.run(frames, case.growth, lines, warm_up)?;
                 self.world.allow_answers();
                 let took = self.object.run(frames, case.growth, lines, repeat)?;

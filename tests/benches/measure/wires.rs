@@ -86,17 +86,14 @@ impl Wire {
         self.generator.counted()
     }
 
-    /// Waits until no more frames come.
-    pub fn settle(&mut self) -> Result<()> {
+    /// Waits until no more frames come out at the sink.
+    pub fn wait_until_quiet(&mut self) -> Result<()> {
         let mut before = None;
-        loop {
-            let counted = self.counted()?;
-            if before == Some(counted) {
-                return Ok(());
-            }
-            before = Some(counted);
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until("no more frames come", Duration::from_secs(2), || {
+            let now = self.counted().ok();
+            now.is_some() && std::mem::replace(&mut before, now) == now
+        })
+        .map(drop)
     }
 
     /// Gives the balancer's end a thread of its own on a CPU, now that a program is attached; says which thread that is.

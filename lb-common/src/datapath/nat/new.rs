@@ -4,13 +4,13 @@ use super::super::parse;
 use super::super::pick::{Asked, Pick, pick};
 use super::super::settled::settle;
 use super::super::{Exit, Outcome, Packet, Stage, Tables, classify, rare};
-use super::state::{Leaves, Scratch, Work, entry_of, forget, remove, reverse_key};
+use super::state::{Leaves, Scratch, Work, entry_of, forget, has_ended, remove, reverse_key};
 use super::{came_from, check};
 use crate::abi::{Control, MAX_SOURCES, NatPorts, NextHop, NoPort, Translation, TranslationState, TupleKey};
-use crate::flow::{Eviction, RETRANSMISSION_TICKS, Tick};
+use crate::flow::Eviction;
 use crate::hash;
 use crate::net::{Address, Be16, Ports, Protocol, Tuple};
-use crate::translations::{Inserted, Tag, Translations};
+use crate::translations::{Inserted, Translations};
 use crate::verdict::Verdict;
 
 /// Ports that are tried for a new flow. With four fifths of them taken, none is free once in twelve hundred times.
@@ -221,13 +221,6 @@ pub fn clear_ended<T: Tables>(tables: &T) -> Option<()> {
     }
     answers.remove_now();
     Some(())
-}
-
-/// Whether this side has ended the connection, and no packet came this way for longer than one is waited for that was lost.
-#[inline(always)]
-const fn has_ended(tag: Tag, now: Tick) -> bool {
-    let state = tag.state();
-    (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS
 }
 
 /// The address that a new flow is sent on from, if any are configured.

@@ -7,7 +7,7 @@ use super::super::settled::Settled;
 use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, Translation, TranslationState, TupleKey};
 use crate::flow::{RETRANSMISSION_TICKS, Tick};
 use crate::net::{Address, Ports, Protocol, Tuple};
-use crate::translations::{Entry, Inserted, Location, Note, Translations};
+use crate::translations::{Entry, Inserted, Location, Note, Tag, Translations};
 
 /// What is worked on while a packet goes through one of the rarer stages: on BPF too much for the stack.
 #[derive(Debug, Default)]
@@ -88,9 +88,8 @@ pub(super) fn find<T: Tables>(
     let Some((before, after)) = entry.note(tag, note) else { return false };
     let state = before.state();
     let told = before.is_much_like(after);
-    let ended = (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS;
     // Of a connection that goes on, the server tells whether it is so: a SYN with an invented source must not end it (RFC 5961 section 4).
-    *found = Found::of(&translation, transport.opens() && ended, state.fresh, told);
+    *found = Found::of(&translation, transport.opens() && has_ended(before, now), state.fresh, told);
     if !to_backend || found.reply {
         *path = translation.path;
         return true;
@@ -106,6 +105,13 @@ pub(super) fn find<T: Tables>(
         answers.redirect(&translation.path, path);
     }
     true
+}
+
+/// Whether this side has ended the connection, and no packet came this way for longer than one is waited for that was lost.
+#[inline(always)]
+pub(super) const fn has_ended(tag: Tag, now: Tick) -> bool {
+    let state = tag.state();
+    (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS
 }
 
 /// The entry of a key, which mostly is where it is looked for first.
