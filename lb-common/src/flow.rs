@@ -116,7 +116,8 @@ impl Entry {
     /// Whether it is established and was written in this tick: a packet that neither opens nor closes its flow changes nothing about it.
     #[inline(always)]
     pub fn is_settled(self, now: Tick) -> bool {
-        self.0 as u16 == (State::Established as u16) << 14 | (now.0 & TICK_MASK) as u16
+        // What two words differ in: of the tick nothing, of the state that of an established one.
+        (self.0 as u32 ^ now.0 & TICK_MASK) & 0xffff == (State::Established as u32) << 14
     }
 
     /// Ticks since the entry was last written, which an active flow does once a tick: at most 2¹⁴ - 257.

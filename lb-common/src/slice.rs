@@ -11,6 +11,7 @@ use crate::abi::{
 };
 use crate::datapath::{self, Header, Instant, Outcome, Packet, Scratch, Step, Tables};
 use crate::flow::{Eviction, Tick};
+use crate::hash;
 use crate::translations::Buckets;
 use crate::verdict::Verdict;
 
@@ -212,13 +213,14 @@ impl Tables for SliceTables<'_> {
         self.tables.rings.get(ring as usize)?.slots.get(slot as usize).copied()
     }
 
-    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket> {
+    fn flow_bucket(&self, control: &Control, hash: u64) -> Option<(u32, &FlowBucket)> {
+        let index = hash::reduce(hash, control.flow_buckets);
         let bucket = self.tables.flows.get(index as usize)?;
-        let Some(scratch) = self.scratch else { return Some(bucket) };
+        let Some(scratch) = self.scratch else { return Some((index, bucket)) };
         for (copy, way) in scratch.ways.iter().zip(&bucket.ways) {
             copy.store(way.load());
         }
-        Some(scratch)
+        Some((index, scratch))
     }
 
     fn scratch(&self) -> Option<impl DerefMut<Target = Scratch>> {

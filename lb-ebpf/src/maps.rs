@@ -264,8 +264,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket> {
-        FLOWS.get(index)
+    fn flow_bucket(&self, _: &Control, hash: u64) -> Option<(u32, &FlowBucket)> {
+        Some(FLOWS.reduced(hash))
     }
 
     #[inline(always)]

@@ -32,19 +32,39 @@ impl<T, const NUMBER: u64> Table<T, NUMBER> {
         }
     }
 
+    /// How many records there are.
+    #[inline(always)]
+    fn records(&self) -> u64 {
+        let records: u64;
+        // SAFETY: the loader makes it the number of records.
+        unsafe {
+            asm!("{0} = {1} ll", out(reg) records, const direct::RECORDS | NUMBER, options(nomem, nostack));
+        }
+        records
+    }
+
+    /// The record that a hash is reduced to ([`lb_common::hash::reduce`]), and its index. The verifier follows: of a number below 2³² times that of
+    /// records, the upper half is below the latter.
+    #[inline(always)]
+    pub fn reduced(&self, hash: u64) -> (u32, &T) {
+        let mut index = hash >> 32;
+        // SAFETY: the instructions work on the numbers alone. Multiplied the other way round, the verifier of Linux 6.1 would know nothing of the
+        // product; and of the shift and the one for a record's size the compiler would make one, and a mask of 64 bits.
+        unsafe {
+            asm!("{0} *= {1}", "{0} >>= 32", inout(reg) index, in(reg) self.records(), options(pure, nomem, nostack));
+        }
+        // SAFETY: there are more.
+        (index as u32, unsafe { &*core::ptr::from_ref(self.first()).add(index as usize) })
+    }
+
     /// The record with this index.
     #[inline(always)]
     pub fn get(&self, index: u32) -> Option<&T> {
         let mut index = u64::from(index);
-        let records: u64;
-        // SAFETY: the loader makes the one the number of records; nothing is added to the other, of which the compiler is to forget
-        // where else it has it: the verifier of Linux 6.1 knows only of this place that it was compared.
-        unsafe {
-            asm!(
-                "{0} = {2} ll", "{1} += 0",
-                out(reg) records, inout(reg) index, const direct::RECORDS | NUMBER, options(nomem, nostack),
-            );
-        }
+        let records = self.records();
+        // SAFETY: nothing is added: the compiler is to forget where else it has the index, for the verifier of Linux 6.1 knows only of this place
+        // that it was compared.
+        unsafe { asm!("{0} += 0", inout(reg) index, options(nomem, nostack)) };
         if index >= records {
             return None;
         }

@@ -46,6 +46,16 @@ impl Word {
         return (self.load() >> 32) as u32;
     }
 
+    /// Its second lowest byte as it is now.
+    #[inline(always)]
+    pub fn load_second_byte(&self) -> u8 {
+        #[cfg(target_arch = "bpf")]
+        // SAFETY: as above.
+        return unsafe { self.0.as_ptr().cast::<u8>().add(1).read_volatile() };
+        #[cfg(not(target_arch = "bpf"))]
+        return (self.load() >> 8) as u8;
+    }
+
     /// Replaces the value, and publishes what was written before.
     #[inline(always)]
     pub fn store(&self, value: u64) {

@@ -40,6 +40,7 @@ use network_types::eth::EthHdr;
 use vips::find_vip;
 
 use crate::abi::{Control, MAC_MASK, MAX_INTERFACES, SNAT_MARK, VipFlags, VipSlot, VipTable, interface_slot};
+use crate::hash;
 use crate::net::{Address, Be16, EtherType, Protocol, Tuple};
 use crate::verdict::Verdict;
 
@@ -207,6 +208,8 @@ fn steer_plain<P: Packet, T: Tables>(
     parsed: &Parsed,
 ) -> Result<Outcome, Exit> {
     tables.observe(Step::Parsed(parsed.tuple));
+    // Before it is known whether it will be needed: a word is kept meanwhile, not all that it is made of.
+    let hash = tables.hide(hash::flow(&control.flow_key, &parsed.tuple));
     let classified = match classify(tables, control, &parsed.tuple) {
         Some(classified) => classified,
         None if answers_flow(tables, control, &parsed.tuple) => return Err(Stage::NatKnown.into()),
@@ -218,7 +221,7 @@ fn steer_plain<P: Packet, T: Tables>(
     let on = packet.interface();
     admit_on(on, control, destination)?;
     let flow = pick::Flow { fields: &parsed.tuple, transport: parsed.transport, held: 0 };
-    let pick = pick::pick_plain(tables, control, &flow, classified)?;
+    let pick = pick::pick_plain(tables, control, &flow, classified, hash)?;
     let hop = pick.backend.hop(pick.word);
     let interface = rewrite::send(packet, tables, control, parsed, &pick, hop, on)?;
     Ok(Outcome::forwarded(interface, classified.service, pick.id, parsed.bytes, pick.seen))
@@ -227,25 +230,41 @@ fn steer_plain<P: Packet, T: Tables>(
 /// Whether a packet that is for no service may be an answer to a translated flow; else it is the host's.
 #[inline(always)]
 fn answers_flow<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> bool {
-    let table = VipTable::from_word(control.vip_table.load());
-    table.may_be_snat(tuple.destination)
-        && find_vip(tables, control, table, tuple.destination, Be16::new(0), SNAT_MARK).is_some()
+    let table = control.vip_table.load();
+    VipTable::from_word(table).may_be_snat(tuple.destination)
+        && find_every_port(tables, control, table, tuple.destination, SNAT_MARK).is_some()
 }
 
 /// Finds the service: by (VIP, port, protocol), then by (VIP, every port, protocol).
 #[inline(always)]
 fn classify<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Option<Classified> {
-    let table = VipTable::from_word(control.vip_table.load());
+    let word = control.vip_table.load();
+    let table = VipTable::from_word(word);
     let port = tuple.ports.destination();
     if let Some(slot) = find_vip(tables, control, table, tuple.destination, port, tuple.protocol) {
         return Some(classified(tables, slot, false));
     }
     if table.any_port
-        && let Some(slot) = find_vip(tables, control, table, tuple.destination, Be16::new(0), tuple.protocol)
+        && let Some(slot) = find_every_port(tables, control, word, tuple.destination, tuple.protocol)
     {
         return Some(classified(tables, slot, true));
     }
     None
+}
+
+/// Finds a VIP of port 0 after another look-up of the same address, of which nothing is kept for this one: hardly any packet needs both.
+#[inline(always)]
+fn find_every_port<'a, T: Tables>(
+    tables: &'a T,
+    control: &Control,
+    table: u64,
+    address: Address,
+    protocol: Protocol,
+) -> Option<&'a VipSlot> {
+    let [a, b, c, d] = address.words();
+    let address = Address::from_words([a, b, c, tables.hide(d.into()) as u32]);
+    let table = VipTable::from_word(tables.hide(table));
+    find_vip(tables, control, table, address, Be16::new(0), protocol)
 }
 
 #[inline(always)]

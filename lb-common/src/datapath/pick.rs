@@ -60,8 +60,9 @@ pub(super) fn pick_plain<'a, T: Tables>(
     control: &Control,
     flow: &Flow<'_, Tuple>,
     classified: Classified,
+    hash: u64,
 ) -> Result<Pick<'a>, Exit> {
-    pick_in::<_, _, true>(tables, control, flow, classified)
+    pick_in::<_, _, true>(tables, control, flow, classified, hash)
 }
 
 #[inline(always)]
@@ -70,17 +71,18 @@ fn pick_in<'a, T: Tables, F: Fields, const PLAIN: bool>(
     control: &Control,
     flow: &Flow<'_, F>,
     classified: Classified,
+    hash: u64,
 ) -> Result<Pick<'a>, Exit> {
     let service = classified.service;
-    let place = Place::of(tables, control, &flow.fields.tuple())?;
-    let found = place.find(tables);
+    let place = Place { hash, now: tables.now(control) };
+    let found = place.find(tables, control)?;
     let mut former = None;
     if let Some(entry) = found {
-        if PLAIN && let Some(pick) = settled(tables, &place, entry, flow.transport, service) {
+        if PLAIN && let Some(pick) = settled(tables, place, entry, flow.transport, service) {
             return Ok(pick);
         }
         match keep(tables, entry, flow.transport, service, place.now) {
-            Ok(to) => return stay::<_, _, PLAIN>(tables, control, &place, entry, to, flow, classified),
+            Ok(to) => return stay::<_, _, PLAIN>(tables, control, place, entry, to, flow, classified),
             Err(refusal) => {
                 tables.observe(Step::EntryRefused(refusal));
                 if control.is_moving() {
@@ -105,7 +107,10 @@ fn pick_in<'a, T: Tables, F: Fields, const PLAIN: bool>(
     if PLAIN && !word.is_resolved() {
         return Err(Stage::Rare.into());
     }
-    let Place { bucket, index, signature, hash, now } = place;
+    let place = place.anew(tables);
+    let Place { hash, now } = place;
+    let (index, bucket) = place.bucket(tables, control)?;
+    let signature = flow_signature(hash);
     let known = found.and_then(|_| bucket.find(signature));
     let way = match known {
         Some(found) => found.way,
@@ -122,7 +127,7 @@ fn pick_in<'a, T: Tables, F: Fields, const PLAIN: bool>(
 #[inline(always)]
 fn settled<'a, T: Tables>(
     tables: &'a T,
-    place: &Place<'_>,
+    place: Place,
     entry: Entry,
     transport: Transport,
     service: u32,
@@ -132,7 +137,7 @@ fn settled<'a, T: Tables>(
     }
     let backend = tables.backend(entry.backend())?;
     let word = backend.load();
-    let Place { hash, now, .. } = *place;
+    let Place { hash, now } = place;
     let id = entry.backend();
     word.serves_plainly(service).then_some(Pick { id, backend, word, seen: Seen::of(transport), hash, now })
 }
@@ -142,7 +147,7 @@ fn settled<'a, T: Tables>(
 fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
     tables: &'a T,
     control: &Control,
-    place: &Place<'_>,
+    place: Place,
     entry: Entry,
     (backend, word): (&'a Backend, BackendWord),
     flow: &Flow<'_, F>,
@@ -152,7 +157,7 @@ fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
     if PLAIN && !word.is_resolved() {
         return Err(Stage::Rare.into());
     }
-    let Place { bucket, signature, hash, now, .. } = *place;
+    let Place { hash, now } = place;
     let kept = advance(entry, flow.transport, now);
     let mut seen = Seen::of(flow.transport);
     if kept != entry {
@@ -160,8 +165,10 @@ fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
         if PLAIN && client {
             return Err(Stage::Rare.into());
         }
+        let place = place.anew(tables);
+        let (_, bucket) = place.bucket(tables, control)?;
         // It can have made way for another meanwhile.
-        if let Some(found) = bucket.find(signature) {
+        if let Some(found) = bucket.find(flow_signature(place.hash)) {
             bucket.store(found.way, kept);
         }
         if is_answered(entry, kept, flow.transport) {
@@ -189,9 +196,9 @@ pub(super) fn peek<'a, T: Tables>(
     classified: Classified,
 ) -> Result<Pick<'a>, Verdict> {
     let service = classified.service;
-    let place = Place::of(tables, control, tuple)?;
-    let Place { hash, now, .. } = place;
-    if let Some(found) = place.find(tables)
+    let place = Place::of(tables, control, tuple);
+    let Place { hash, now } = place;
+    if let Some(found) = place.find(tables, control)?
         && let Some(backend) = tables.backend(found.backend())
     {
         let word = backend.load();
@@ -207,36 +214,48 @@ pub(super) fn peek<'a, T: Tables>(
     Ok(Pick { id, backend, word, seen: Seen::NOTHING, hash, now })
 }
 
-/// A flow's place in the flow table, and the time.
+/// A flow's place in the flow table, which its hash names, and the time.
 #[derive(Clone, Copy)]
-struct Place<'a> {
-    bucket: &'a FlowBucket,
-    index: u32,
-    signature: u32,
+struct Place {
     hash: u64,
     now: Tick,
 }
 
-impl<'a> Place<'a> {
+impl Place {
     #[inline(always)]
-    fn of<T: Tables>(tables: &'a T, control: &Control, tuple: &Tuple) -> Result<Self, Verdict> {
-        let now = tables.now(control);
-        let hash = hash::flow(&control.flow_key, tuple);
-        let index = hash::reduce(hash, control.flow_buckets);
-        let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
-        Ok(Self { bucket, index, signature: flow_signature(hash), hash, now })
+    fn of<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Self {
+        Self { now: tables.now(control), hash: hash::flow(&control.flow_key, tuple) }
+    }
+
+    /// The same place, of which nothing that was made of it is kept: what hardly any packet needs again is cheaper made again than written
+    /// to the stack for each.
+    #[inline(always)]
+    fn anew<T: Tables>(self, tables: &T) -> Self {
+        Self { hash: tables.hide(self.hash), ..self }
+    }
+
+    /// The flow's bucket and its index.
+    #[inline(always)]
+    fn bucket<'a, T: Tables>(
+        &self,
+        tables: &'a T,
+        control: &Control,
+    ) -> Result<(u32, &'a FlowBucket), Verdict> {
+        tables.flow_bucket(control, self.hash).ok_or(Verdict::DropInconsistent)
     }
 
     /// Finds the flow's entry.
     #[inline(always)]
-    fn find<T: Tables>(&self, tables: &T) -> Option<Entry> {
-        let found = self.bucket.entry(self.signature);
+    fn find<T: Tables>(&self, tables: &T, control: &Control) -> Result<Option<Entry>, Verdict> {
+        let (index, bucket) = self.bucket(tables, control)?;
+        let signature = flow_signature(self.hash);
+        let found = bucket.entry(signature);
         tables.observe(Step::FlowLookup {
-            bucket: self.index,
-            signature: self.signature,
+            bucket: index,
+            signature,
             found: found.map(|entry| (entry.backend(), entry.state(), entry.age(self.now))),
         });
-        found
+        Ok(found)
     }
 }
 
@@ -360,8 +379,7 @@ impl<'a> Client<'a> {
     fn of<T: Tables>(tables: &'a T, control: &Control, tuple: &Tuple, service: u32) -> Result<Self, Verdict> {
         let named = Tuple { ports: Ports::from_word(service), ..by_client(tuple) };
         let hash = hash::flow(&control.flow_key, &named);
-        let index = hash::reduce(hash, control.flow_buckets);
-        let bucket = tables.flow_bucket(index).ok_or(Verdict::DropInconsistent)?;
+        let (index, bucket) = tables.flow_bucket(control, hash).ok_or(Verdict::DropInconsistent)?;
         Ok(Self { bucket, index, signature: client_signature(hash) })
     }
 

@@ -17,6 +17,8 @@ use crate::abi::{
     Backend, Control, FlowBucket, FragmentRoute, Latency, NextHop, Service, TupleKey, VipBucket, Word,
 };
 use crate::flow::{Eviction, State, Tick, Victim};
+#[cfg(doc)]
+use crate::hash;
 use crate::net::{Address, Tuple};
 use crate::translations::{Buckets, Inserted};
 use crate::verdict::Verdict;
@@ -116,8 +118,9 @@ pub trait Tables: Buckets {
     fn note(&self, id: u16, word: u64);
     /// The backend id in a slot of a ring; `slot` is below [`crate::abi::RING_SIZE`].
     fn ring_slot(&self, ring: u16, slot: u32) -> Option<u16>;
-    /// A bucket of the flow table.
-    fn flow_bucket(&self, index: u32) -> Option<&FlowBucket>;
+    /// The bucket of the flow table for flows of this hash, and its index: [`hash::reduce`] to [`Control::flow_buckets`], which the kernel's
+    /// implementation knows from the beginning.
+    fn flow_bucket(&self, control: &Control, hash: u64) -> Option<(u32, &FlowBucket)>;
     /// The place for a new entry in this bucket, whose index is given, too: [`FlowBucket::victim`]. The kernel's implementation does it
     /// in a function by itself, for the verifier to go through once.
     #[inline(always)]

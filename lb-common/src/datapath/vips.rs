@@ -19,7 +19,7 @@ pub(super) fn find_vip<'a, T: Tables>(
     // Nearly every search ends in the first bucket.
     let bucket = tables.vip_bucket(bucket_index(control, table, hash::vip(address, key)))?;
     match find_in(bucket, address, key) {
-        Search::Found(way) => bucket.slots.get(way),
+        Search::Found(_, slot) => Some(slot),
         Search::Ended => None,
         Search::GoesOn => {
             let place = tables.vip_beyond(address, key).checked_sub(1)? as usize;
@@ -39,7 +39,7 @@ pub fn vip_beyond<T: Tables>(tables: &T, address: Address, key: u32) -> u64 {
         let index = bucket_index(control, table, first.wrapping_add(probe));
         let Some(bucket) = tables.vip_bucket(index) else { return 0 };
         match find_in(bucket, address, key) {
-            Search::Found(way) => return u64::from(index) * VIP_WAYS as u64 + way as u64 + 1,
+            Search::Found(way, _) => return u64::from(index) * VIP_WAYS as u64 + way as u64 + 1,
             Search::Ended => return 0,
             Search::GoesOn => probe += 1,
         }
@@ -54,9 +54,9 @@ fn bucket_index(control: &Control, table: VipTable, number: u32) -> u32 {
 }
 
 /// What a look into one bucket gave.
-enum Search {
-    /// The VIP is in this slot.
-    Found(usize),
+enum Search<'a> {
+    /// The VIP is in this slot, the one with this number.
+    Found(usize, &'a VipSlot),
     /// It is in none.
     Ended,
     /// It may be in the next bucket.
@@ -64,10 +64,10 @@ enum Search {
 }
 
 #[inline(always)]
-fn find_in(bucket: &VipBucket, address: Address, key: u32) -> Search {
+fn find_in(bucket: &VipBucket, address: Address, key: u32) -> Search<'_> {
     for (way, slot) in bucket.slots.iter().enumerate() {
         if slot.is(address, key) {
-            return Search::Found(way);
+            return Search::Found(way, slot);
         }
         if slot.is_empty() {
             return Search::Ended;

@@ -19,36 +19,40 @@ fn all_if_same(one: u32, other: u32) -> u64 {
     differs
 }
 
-/// Some of a bucket's places: two bits each, of which the lower one says whether it is among them.
+/// The sum of two words. The compiler for BPF is not to make one row of a sum of sums, in which each waits for the one before.
+#[inline(always)]
+fn plus(mut one: u64, other: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the instruction works on the words alone.
+    unsafe {
+        core::arch::asm!("{0} += {1}", inout(reg) one, in(reg) other, options(pure, nomem, nostack));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        one = one.wrapping_add(other);
+    }
+    one
+}
+
+/// Some of a bucket's places: a byte each, of which the uppermost bit says whether it is among them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Places(u64);
 
 impl Places {
-    /// The lower bits.
-    const ALL: u64 = 0x5555;
-    /// Bits 10 to 12 of the product with a place's bit are others for each place.
-    const SPREAD: u64 = 0x5af;
-    /// Which place it is, four bits each.
-    const NAMES: u64 = {
-        let (mut names, mut way) = (0, 0);
-        while way < FLOW_WAYS as u64 {
-            names |= way << (4 * Self::name(1 << (2 * way)));
-            way += 1;
-        }
-        names
-    };
-
-    const fn name(bit: u64) -> u64 {
-        bit.wrapping_mul(Self::SPREAD) >> 10 & 7
-    }
+    /// The uppermost bits.
+    const ALL: u64 = 0x8080_8080_8080_8080;
+    /// The lowest ones.
+    const LOWEST: u64 = 0x0101_0101_0101_0101;
 
     /// The first of them, looked for from this place on; any if there are none. Without branches.
     #[inline(always)]
-    fn first(self, from: u64) -> usize {
-        let from = from & (FLOW_WAYS as u64 - 1);
-        let turned = (self.0 | self.0 << (2 * FLOW_WAYS)) >> (2 * from) & Self::ALL;
-        let lowest = turned & turned.wrapping_neg();
-        ((Self::NAMES >> (4 * Self::name(lowest))).wrapping_add(from)) as usize & (FLOW_WAYS - 1)
+    fn first(self, from: u32) -> usize {
+        let from = from & (FLOW_WAYS as u32 - 1);
+        let turned = self.0.rotate_right(8 * from);
+        // Of the bytes up to the first one the lowest bit is set now; the product's upper byte counts them.
+        let until = turned.wrapping_sub(1) & Self::LOWEST;
+        let count = until.wrapping_mul(Self::LOWEST) >> 56;
+        (count.wrapping_add(u64::from(from)).wrapping_sub(1)) as usize & (FLOW_WAYS - 1)
     }
 }
 
@@ -57,12 +61,11 @@ impl FlowBucket {
     /// The entry with this signature, which is one of a flow or client.
     #[inline(always)]
     pub fn entry(&self, signature: u32) -> Option<Entry> {
-        let (mut sum, mut way) = (0_u64, 0);
-        while way < FLOW_WAYS {
-            let same = all_if_same(self.ways[way].load_upper(), signature);
-            sum = sum.wrapping_add(self.ways[way].load() & same);
-            way += 1;
-        }
+        let even = plus(self.masked::<0>(signature), self.masked::<2>(signature));
+        let odd = plus(self.masked::<1>(signature), self.masked::<3>(signature));
+        let even = plus(plus(even, self.masked::<4>(signature)), self.masked::<6>(signature));
+        let odd = plus(plus(odd, self.masked::<5>(signature)), self.masked::<7>(signature));
+        let sum = even.wrapping_add(odd);
         if (sum >> 32) as u32 == signature {
             return Some(Entry(sum));
         }
@@ -73,13 +76,35 @@ impl FlowBucket {
         self.find(signature).map(|found| found.entry)
     }
 
+    /// The word of this place if it has this signature, else 0.
+    #[inline(always)]
+    fn masked<const WAY: usize>(&self, signature: u32) -> u64 {
+        #[cfg(target_arch = "bpf")]
+        {
+            let word;
+            // SAFETY: the instructions read the word and its upper half, and work on two registers, of which the compiler would need more, and
+            // the stack.
+            unsafe {
+                core::arch::asm!(
+                    "{mask} = *(u32 *)({bucket} + {upper})", "{mask} ^= {signature}", "{mask} += -1", "{mask} s>>= 63",
+                    "{word} = *(u64 *)({bucket} + {whole})", "{word} &= {mask}",
+                    bucket = in(reg) self, signature = in(reg) u64::from(signature), mask = out(reg) _, word = out(reg) word,
+                    upper = const 8 * WAY + 4, whole = const 8 * WAY, options(readonly, nostack),
+                );
+            }
+            return word;
+        }
+        #[cfg(not(target_arch = "bpf"))]
+        return self.ways[WAY].load() & all_if_same(self.ways[WAY].load_upper(), signature);
+    }
+
     /// The same, and where it is.
     #[inline(always)]
     pub fn find(&self, signature: u32) -> Option<Found> {
         // Shifted, not masked: of a mask newer verifiers follow both values, of eight 256.
         let (mut same, mut way) = (0, 0);
         while way < FLOW_WAYS {
-            same |= all_if_same(self.ways[way].load_upper(), signature) >> 63 << (2 * way);
+            same |= all_if_same(self.ways[way].load_upper(), signature) >> 63 << (8 * way + 7);
             way += 1;
         }
         let way = Places(same).first(0);
@@ -93,17 +118,19 @@ impl FlowBucket {
     /// the agent sweeps those.
     #[inline(always)]
     pub fn light(&self, chance: u32, now: Tick) -> Option<Victim> {
+        // The states are the upper two bits of each byte.
         let (mut states, mut way) = (0, 0);
         while way < FLOW_WAYS {
-            states |= (self.ways[way].load() >> 14 & 3) << (2 * way);
+            states |= u64::from(self.ways[way].load_second_byte()) << (8 * way);
             way += 1;
         }
-        // Of the four states only "no entry" has neither bit, and only "established" the upper one alone.
-        let empty = !(states | states >> 1) & Places::ALL;
+        // Of the four only "no entry" has neither bit, and only "established" the upper one alone.
+        let lower = states << 1;
+        let empty = !(states | lower) & Places::ALL;
         if empty != 0 {
             return Some(Victim { way: Places(empty).first(0), eviction: None });
         }
-        let way = Places(states & Places::ALL).first(chance.into());
+        let way = Places(lower & Places::ALL).first(chance);
         let entry = Entry::from_word(self.ways[way].load())?;
         match Eviction::of_rank(entry.rank(now)) {
             Eviction::Established => None,
@@ -182,11 +209,11 @@ mod tests {
     #[test]
     fn the_first_place_is_looked_for_from_any_on() {
         for places in 0..1_u64 << FLOW_WAYS {
-            let bits = (0..FLOW_WAYS).map(|way| (places >> way & 1) << (2 * way)).sum();
+            let bits = (0..FLOW_WAYS).map(|way| (places >> way & 1) << (8 * way + 7)).sum();
             for from in 0..FLOW_WAYS {
                 let expected =
                     (0..FLOW_WAYS).map(|step| (from + step) % FLOW_WAYS).find(|way| places >> way & 1 == 1);
-                let first = Places(bits).first(from as u64);
+                let first = Places(bits).first(from as u32);
                 assert!(expected.is_none_or(|expected| expected == first), "{places:b} {from}: {first}");
             }
         }

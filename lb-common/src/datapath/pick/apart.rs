@@ -4,9 +4,10 @@
 use super::super::Transport;
 use super::super::signals::Seen;
 use super::super::{Classified, Exit, Tables};
-use super::{Flow, Pick, pick_in};
+use super::{Fields, Flow, Pick, pick_in};
 use crate::abi::{BackendWord, VipFlags};
 use crate::flow::Tick;
+use crate::hash;
 use crate::verdict::Verdict;
 
 /// What [`pick`] is asked about the packet that is settled in the scratch room.
@@ -78,7 +79,8 @@ pub fn pick_settled<T: Tables>(tables: &T, asked: u64) -> u64 {
         let control = tables.control().ok_or(Verdict::DropInconsistent)?;
         let mut scratch = tables.scratch().ok_or(Verdict::DropInconsistent)?;
         let flow = Flow { fields: &scratch.work.parsed, transport, held };
-        let pick = pick_in::<_, _, false>(tables, control, &flow, classified)?;
+        let hash = hash::flow(&control.flow_key, &flow.fields.tuple());
+        let pick = pick_in::<_, _, false>(tables, control, &flow, classified, hash)?;
         scratch.work.picked = Picked { word: pick.word, hash: pick.hash, seen: pick.seen };
         Ok::<_, Exit>(u64::from(pick.id) | u64::from(pick.now.0) << ANSWER_SHIFT)
     })();
