@@ -161,7 +161,8 @@ impl Agent {
             Some(_) => {}
             None => {
                 return Err(ApiError::conflict(format!(
-                    "no change waits for its confirmation; revision {} is in force",
+                    "no change waits for its confirmation: it was made without --confirm-within, changed nothing, or its time is \
+                     over; revision {} is in force (`sluice history`)",
                     self.revision
                 )));
             }

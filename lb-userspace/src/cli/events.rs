@@ -65,6 +65,9 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
         Err(Failure::Unreachable(unreachable)) if !arguments.follow => kept(arguments, &filter, unreachable)?,
         found => found?,
     };
+    if found.events.is_empty() && !arguments.follow {
+        output::note(none(&filter));
+    }
     if !show(arguments, &found.events)? || !arguments.follow {
         return Ok(());
     }
@@ -104,6 +107,26 @@ fn filter(arguments: &Arguments) -> Filter {
         }),
         limit: arguments.lines,
         ..Filter::default()
+    }
+}
+
+/// What to tell who sees nothing: a name that is misspelt, perhaps.
+fn none(filter: &Filter) -> String {
+    let quoted = |flag: &str, value: &Option<String>| value.as_ref().map(|value| format!("{flag} {value}"));
+    let asked: Vec<String> = [
+        quoted("--service", &filter.service),
+        quoted("--backend", &filter.backend),
+        quoted("--kind", &filter.kind),
+        filter.severity.map(|_| "--severity".to_owned()),
+        filter.since.map(|since| format!("--since {since:.0}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    match asked.as_slice() {
+        [] => "no events are kept, or none were asked for".to_owned(),
+        [one] => format!("no event that is kept is as {one} asks for"),
+        more => format!("no event that is kept is as all of {} ask for", more.join(", ")),
     }
 }
 

@@ -93,6 +93,10 @@ fn what_happens_is_told_with_reason_and_timing_and_outlives_the_agent() {
     wait_for(&agent, &["--kind", "took_over"], |event| event["interface"] == "eth0");
     let wrong = agent.sluice(&["events", "--kind", "weather"]).expect("sluice");
     assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    let none = agent.sluice(&["events", "--service", "nope"]).expect("sluice");
+    assert!(none.status.success() && none.stdout.is_empty(), "{none:?}");
+    let told = String::from_utf8_lossy(&none.stderr);
+    assert_eq!(told.trim(), "sluice: no event that is kept is as --service nope asks for");
 }
 
 #[test]
