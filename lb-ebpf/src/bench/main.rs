@@ -6,9 +6,12 @@
 
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod maps;
 mod settings;
+
+use core::arch::asm;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::xdp;
@@ -27,6 +30,8 @@ const TOTAL_LENGTH: usize = 2;
 /// Where the end of the source address and the source port are in an untagged frame of either family; [`prepare`] knows them as parts
 /// of words.
 const SOURCE4: [usize; 2] = [26, 34];
+/// Where the destination's address is in an untagged IPv4 frame.
+const DESTINATION4: usize = 30;
 const SOURCE6: [usize; 2] = [34, 54];
 
 /// Restores the frame, makes it one of the next flow, and goes on with the program under test.
@@ -170,6 +175,44 @@ pub fn forward_known(context: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     }
     send(&mut packet, false).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// The same after about as many instructions as a balancer has, all of which wait for the destination's address: the least that can be called
+/// looking at a packet.
+#[xdp(frags)]
+pub fn forward_at_length(context: XdpContext) -> u32 {
+    let mut packet = XdpPacket(&context);
+    match packet.read::<u32>(DESTINATION4) {
+        Some(destination) if at_length(destination.into()) != 0 => {}
+        _ => return xdp_action::XDP_ABORTED,
+    }
+    send(&mut packet, false).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// A template of assembly ten times.
+macro_rules! ten {
+    ($line:literal) => {
+        concat!($line, $line, $line, $line, $line, $line, $line, $line, $line, $line)
+    };
+}
+
+/// Three hundred instructions in five rows, in each of which every one waits for the one before.
+#[inline(always)]
+fn at_length(start: u64) -> u64 {
+    let [mut a, mut b, mut c, mut d, mut e] = [start; 5];
+    let mut times = 0;
+    while times < 6 {
+        // SAFETY: the instructions work on the numbers alone.
+        unsafe {
+            asm!(
+                ten!("{a} += {start}\n{b} += {start}\n{c} += {start}\n{d} += {start}\n{e} += {start}\n"),
+                a = inout(reg) a, b = inout(reg) b, c = inout(reg) c, d = inout(reg) d, e = inout(reg) e,
+                start = in(reg) start, options(nomem, nostack),
+            );
+        }
+        times += 1;
+    }
+    a | b | c | d | e
 }
 
 /// Puts the same headers in front of every IPv4 packet: the least that can be called a tunnel.

@@ -34,8 +34,9 @@ enum Subject {
 
 use Subject::{Bare, Ipvs, Kernel, Sluice};
 
-const SUBJECTS: [Subject; 9] = [
+const SUBJECTS: [Subject; 10] = [
     Bare("bare XDP", "forward"),
+    Bare("bare XDP + 300 instructions", "forward_at_length"),
     Bare("bare XDP + one line of memory", "forward_known"),
     Sluice(0),
     Bare("bare encapsulation", "encapsulate"),
