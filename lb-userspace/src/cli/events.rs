@@ -123,11 +123,7 @@ fn none(filter: &Filter) -> String {
     .into_iter()
     .flatten()
     .collect();
-    match asked.as_slice() {
-        [] => "no events are kept, or none were asked for".to_owned(),
-        [one] => format!("no event that is kept is as {one} asks for"),
-        more => format!("no event that is kept is as all of {} ask for", more.join(", ")),
-    }
+    if asked.is_empty() { "no events".to_owned() } else { format!("no events match {}", asked.join(", ")) }
 }
 
 async fn ask(client: &Client, filter: &Filter) -> Result<Events, Failure> {

@@ -96,7 +96,7 @@ fn what_happens_is_told_with_reason_and_timing_and_outlives_the_agent() {
     let none = agent.sluice(&["events", "--service", "nope"]).expect("sluice");
     assert!(none.status.success() && none.stdout.is_empty(), "{none:?}");
     let told = String::from_utf8_lossy(&none.stderr);
-    assert_eq!(told.trim(), "sluice: no event that is kept is as --service nope asks for");
+    assert_eq!(told.trim(), "sluice: no events match --service nope");
 }
 
 #[test]
