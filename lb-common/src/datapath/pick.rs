@@ -196,9 +196,8 @@ pub(super) fn peek<'a, T: Tables>(
     classified: Classified,
 ) -> Result<Pick<'a>, Verdict> {
     let service = classified.service;
-    let place = Place::of(tables, control, tuple);
-    let Place { hash, now } = place;
-    if let Some(found) = place.find(tables, control)?
+    let (hash, now) = (hash::flow(&control.flow_key, tuple), tables.now(control));
+    if let Some(found) = (Place { hash, now }).find(tables, control)?
         && let Some(backend) = tables.backend(found.backend())
     {
         let word = backend.load();
@@ -222,11 +221,6 @@ struct Place {
 }
 
 impl Place {
-    #[inline(always)]
-    fn of<T: Tables>(tables: &T, control: &Control, tuple: &Tuple) -> Self {
-        Self { now: tables.now(control), hash: hash::flow(&control.flow_key, tuple) }
-    }
-
     /// The same place, of which nothing that was made of it is kept: what hardly any packet needs again is cheaper made again than written
     /// to the stack for each.
     #[inline(always)]

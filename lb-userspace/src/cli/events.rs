@@ -65,7 +65,7 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
         Err(Failure::Unreachable(unreachable)) if !arguments.follow => kept(arguments, &filter, unreachable)?,
         found => found?,
     };
-    if found.events.is_empty() && !arguments.follow {
+    if found.events.is_empty() && !arguments.follow && matches!(arguments.format.output, Format::Table) {
         output::note(none(&filter));
     }
     if !show(arguments, &found.events)? || !arguments.follow {
@@ -117,7 +117,7 @@ fn none(filter: &Filter) -> String {
         quoted("--service", &filter.service),
         quoted("--backend", &filter.backend),
         quoted("--kind", &filter.kind),
-        filter.severity.map(|_| "--severity".to_owned()),
+        filter.severity.map(|least| format!("--severity {least:?}").to_lowercase()),
         filter.since.map(|since| format!("--since {since:.0}")),
     ]
     .into_iter()

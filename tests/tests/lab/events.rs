@@ -97,6 +97,8 @@ fn what_happens_is_told_with_reason_and_timing_and_outlives_the_agent() {
     assert!(none.status.success() && none.stdout.is_empty(), "{none:?}");
     let told = String::from_utf8_lossy(&none.stderr);
     assert_eq!(told.trim(), "sluice: no events match --service nope");
+    let none = agent.sluice(&["events", "--service", "nope", "-o", "json"]).expect("sluice");
+    assert!(none.stderr.is_empty() && json(&none).is_empty(), "{none:?}");
 }
 
 #[test]
