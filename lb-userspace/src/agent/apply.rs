@@ -30,7 +30,7 @@ pub(super) struct Prepared {
 
 /// What a configuration would change.
 pub(super) struct Foreseen {
-    report: ApplyReport,
+    pub(super) report: ApplyReport,
     /// The sizes of the tables that it takes.
     pub(super) capacity: Capacity,
     way: Way,
@@ -139,13 +139,8 @@ impl Agent {
         .collect()
     }
 
-    /// What a configuration would change: exactly, if backends of which nothing is known yet turn out well.
-    pub(super) fn predict(&mut self, config: &Config, dry_run: bool) -> Result<ApplyReport, ApiError> {
-        Ok(self.foresee(config, dry_run)?.report)
-    }
-
-    /// The same, and the way there.
-    fn foresee(&mut self, config: &Config, dry_run: bool) -> Result<Foreseen, ApiError> {
+    /// What a configuration would change: exactly, if backends of which nothing is known yet turn out well; and the way there.
+    pub(super) fn foresee(&mut self, config: &Config, dry_run: bool) -> Result<Foreseen, ApiError> {
         let way = match self.short_way(config) {
             Some(way) => way,
             None => self.way(config).map_err(ApiError::failed)?,

@@ -1,6 +1,7 @@
 //! A change that is asked for → in force and in the agent's file, or neither.
 
 use super::AgentError;
+use super::apply::Foreseen;
 use super::confirm::check_within;
 use super::start::{self, parse_config};
 use super::state::Agent;
@@ -81,7 +82,7 @@ impl Agent {
                     })?;
                 // What is taken out of the file goes, although its default holds then.
                 if config == self.config && (text == self.text || !edit.takes_away()) {
-                    return self.predict(&config, dry_run);
+                    return Ok(self.foresee(&config, dry_run)?.report);
                 }
                 self.change(config, Origin { text, what: edit.to_string(), uid }, terms).await
             }
@@ -159,10 +160,11 @@ impl Agent {
     ) -> Result<ApplyReport, ApiError> {
         let written = self.write_aside(&origin.text, terms.overwrite);
         if terms.dry_run {
-            let mut report = self.predict(&config, true)?;
+            let Foreseen { mut report, capacity, .. } = self.foresee(&config, true)?;
             let refusals = [
                 self.refuse_while_waiting().err(),
                 written.err(),
+                self.kernel.foresee_resize(capacity).err().map(ApiError::failed),
                 self.prepare(&config).await.err(),
                 self.checks(&config).err().map(ApiError::failed),
             ];

@@ -168,6 +168,12 @@ fn an_undo_that_fails_is_told_and_ends_with_a_confirmation() {
     assert!(told.contains("undo, for nobody confirmed in time: refused"), "{told}");
     assert!(agent.sluice(&["confirm"]).expect("confirm").status.success());
     assert_eq!(failed(), None);
+    let narrower = lab.directory().join("narrower.toml");
+    std::fs::write(&narrower, config(1_024)).expect("written");
+    let foreseen = agent.sluice(&["apply", &narrower.display().to_string(), "--dry-run"]).expect("dry run");
+    let foreseen = format!("{foreseen:?}");
+    let refusal = "would be refused: agent.nat_table_size: 1500 connections are open";
+    assert!(foreseen.contains(refusal), "{foreseen}");
     held.echo(PATIENCE).expect("echoes");
 }
 

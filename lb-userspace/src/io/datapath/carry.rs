@@ -14,6 +14,7 @@ use lb_common::hash;
 
 use super::DatapathError;
 use super::tables::TableSet;
+use crate::core::image::Capacity;
 use crate::core::vips;
 
 /// Ticks that may pass while entries are carried over: the program goes on writing younger ones.
@@ -69,6 +70,18 @@ impl TableSet {
             self.rings.write(slot, &ring).map_err(|error| failed(error.to_string()))?;
         }
         Ok(())
+    }
+
+    /// What would be lost in tables of another capacity, tried in memory; nothing here is changed.
+    pub(super) fn lost_in(&self, capacity: Capacity, now: Tick) -> Result<Lost, DatapathError> {
+        // Of the rest nothing is asked, and what of the tables is not written to takes no memory.
+        let mut trial =
+            Self::heap(Capacity { services: 0, backends: 0, rings: 0, vip_buckets: 0, ..capacity });
+        trial.control.copy_from(&self.control);
+        if let Some(control) = trial.control_mut() {
+            control.translation_buckets = capacity.translation_buckets();
+        }
+        trial.carry_over(self, now)
     }
 
     /// Takes over flows and translations. May be repeated: what came to the former tables meanwhile follows, and what is

@@ -71,6 +71,18 @@ impl Kernel {
         let set = stages(&other)?.set(Stage::Former as u32, self.program()?.fd()?, 0);
         set.map_err(|error| LoadError::Part { name: map::STAGES, cause: chain(&error) })?;
         let lost = new.tables.carry_over(&self.tables, self.now().map_err(failed)?).map_err(failed)?;
+        self.refuse(lost)?;
+        new.take_counters(self).map_err(failed)?;
+        Ok(bpf)
+    }
+
+    /// Refuses tables of a capacity in which something would be lost, without making any.
+    pub fn foresee_resize(&self, capacity: Capacity) -> Result<(), LoadError> {
+        let now = self.now().map_err(failed)?;
+        self.refuse(self.tables.lost_in(capacity, now).map_err(failed)?)
+    }
+
+    fn refuse(&self, lost: Lost) -> Result<(), LoadError> {
         if lost.flows > 0 {
             return Err(LoadError::FlowTableTooSmall(lost.flows));
         }
@@ -79,8 +91,7 @@ impl Kernel {
             let (connections, without_place) = (all.div_ceil(2), lost.translations.div_ceil(2));
             return Err(LoadError::NatTableTooSmall { connections, without_place });
         }
-        new.take_counters(self).map_err(failed)?;
-        Ok(bpf)
+        Ok(())
     }
 
     /// Brings a change of sizes to its end that a former agent left.

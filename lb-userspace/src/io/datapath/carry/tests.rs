@@ -62,6 +62,20 @@ proptest! {
 }
 
 #[test]
+fn what_would_be_lost_is_foretold() {
+    let (full, _) = filled(512);
+    let tables = TableSet::heap(Capacity { flow_buckets: 512, ..Capacity::default() });
+    for (own, of_full) in tables.flow_buckets().iter().zip(&full) {
+        own.ways.iter().zip(&of_full.ways).for_each(|(own, of_full)| own.store(of_full.load()));
+    }
+    let smaller = Capacity { flow_buckets: 128, ..tables.capacity() };
+    let lost = tables.lost_in(smaller, NOW).unwrap();
+    assert_eq!(lost, Lost { flows: carry(&full, &table(128), NOW), translations: 0 });
+    assert!(lost.flows > 2_000, "{lost:?}");
+    assert_eq!(tables.lost_in(tables.capacity(), NOW).unwrap(), Lost::default());
+}
+
+#[test]
 fn no_flow_of_a_full_table_is_lost_when_it_grows() {
     let (old, flows) = filled(512);
     assert!(flows.len() > 512 * FLOW_WAYS * 9 / 10, "{} flows", flows.len());
