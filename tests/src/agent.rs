@@ -68,6 +68,16 @@ impl<'lab> Agent<'lab> {
         self.daemon.wait(END_TIMEOUT)
     }
 
+    /// Has it stand still, as if the machine had no time for it; the data plane goes on.
+    pub fn pause(&self) -> Result<()> {
+        self.daemon.signal(Signal::SIGSTOP)
+    }
+
+    /// Has it go on after [`Agent::pause`].
+    pub fn resume(&self) -> Result<()> {
+        self.daemon.signal(Signal::SIGCONT)
+    }
+
     /// Asks it to read its configuration file again.
     pub fn sighup(&self) -> Result<()> {
         self.daemon.signal(Signal::SIGHUP)

@@ -16,7 +16,10 @@ use core::arch::asm;
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use lb_common::abi::FLOW_WAYS;
 use lb_common::datapath::Packet;
+use lb_common::hash::{self, Key};
+use lb_common::net::{Address, Ports, Protocol, Tuple};
 use lb_ebpf::packet::XdpPacket;
 
 use settings::{Settings, WORDS};
@@ -30,8 +33,11 @@ const TOTAL_LENGTH: usize = 2;
 /// Where the end of the source address and the source port are in an untagged frame of either family; [`prepare`] knows them as parts
 /// of words.
 const SOURCE4: [usize; 2] = [26, 34];
-/// Where the destination's address is in an untagged IPv4 frame.
+/// Where protocol, source, destination and both ports are in an untagged IPv4 frame.
+const PROTOCOL4: usize = 23;
+const ADDRESS4: usize = 26;
 const DESTINATION4: usize = 30;
+const PORTS4: usize = 34;
 const SOURCE6: [usize; 2] = [34, 54];
 
 /// Restores the frame, makes it one of the next flow, and goes on with the program under test.
@@ -177,16 +183,60 @@ pub fn forward_known(context: XdpContext) -> u32 {
     send(&mut packet, false).unwrap_or(xdp_action::XDP_PASS)
 }
 
+/// The same after remembering an IPv4 packet as one of a new flow: two hashes of its five fields, of different keys; a line of the table looked
+/// through for the flow and one of its words replaced; and a slot of a ring read. Nothing is checked, nor is chosen which word: the least that can
+/// be called beginning a flow.
+#[xdp(frags)]
+pub fn forward_new(context: XdpContext) -> u32 {
+    let mut packet = XdpPacket(&context);
+    if remember(&packet).is_none() {
+        return xdp_action::XDP_ABORTED;
+    }
+    send(&mut packet, false).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// The keys of both hashes: they are part of the instructions.
+const KEYS: [Key; 2] = [[0x9e37_79b9; hash::KEY_WORDS], [0x7f4a_7c15; hash::KEY_WORDS]];
+
+#[inline(always)]
+fn remember(packet: &XdpPacket<'_>) -> Option<()> {
+    let address = |at| packet.read(at).map(|word: u32| Address::v4(word.to_ne_bytes()));
+    let [protocol]: [u8; 1] = packet.read(PROTOCOL4)?;
+    let tuple = Tuple {
+        source: address(ADDRESS4)?,
+        destination: address(DESTINATION4)?,
+        ports: Ports::from_word(packet.read(PORTS4)?),
+        protocol: Protocol(protocol),
+    };
+    let [flow, ring] = [hash::flow(&KEYS[0], &tuple), hash::flow(&KEYS[1], &tuple)];
+    let line = maps::words(hash::reduce(flow, maps::settings()?.lines))?;
+    let mut way = 0;
+    while way < FLOW_WAYS {
+        if line[way].load() >> 32 == flow & u64::from(u32::MAX) {
+            return Some(());
+        }
+        way += 1;
+    }
+    let id = maps::slot(ring)?;
+    line[flow as usize & (FLOW_WAYS - 1)].store(flow << 32 | u64::from(id));
+    Some(())
+}
+
 /// The same after about as many instructions as a balancer has, all of which wait for the destination's address: the least that can be called
 /// looking at a packet.
 #[xdp(frags)]
 pub fn forward_at_length(context: XdpContext) -> u32 {
-    let mut packet = XdpPacket(&context);
+    at_length_then(&context, false)
+}
+
+#[inline(always)]
+fn at_length_then(context: &XdpContext, wrapped: bool) -> u32 {
+    let mut packet = XdpPacket(context);
     match packet.read::<u32>(DESTINATION4) {
         Some(destination) if at_length(destination.into()) != 0 => {}
         _ => return xdp_action::XDP_ABORTED,
     }
-    send(&mut packet, false).unwrap_or(xdp_action::XDP_PASS)
+    send(&mut packet, wrapped).unwrap_or(xdp_action::XDP_PASS)
 }
 
 /// A template of assembly ten times.
@@ -219,6 +269,12 @@ fn at_length(start: u64) -> u64 {
 #[xdp(frags)]
 pub fn encapsulate(context: XdpContext) -> u32 {
     send(&mut XdpPacket(&context), true).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// The same after as many instructions as in [`forward_at_length`].
+#[xdp(frags)]
+pub fn encapsulate_at_length(context: XdpContext) -> u32 {
+    at_length_then(&context, true)
 }
 
 #[inline(always)]

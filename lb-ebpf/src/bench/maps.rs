@@ -4,6 +4,9 @@ use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 
+use lb_common::abi::{FLOW_WAYS, RING_SIZE, Ring, Word};
+use lb_common::hash;
+
 use crate::settings::Settings;
 
 #[btf_map(name = "settings")]
@@ -15,13 +18,28 @@ static COUNTED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// As a flow table is: mapped, of cache lines. Who loads the object says how many.
 #[btf_map(name = "lines")]
-static LINES: Array<[u64; 8], 1, { aya_ebpf::bindings::BPF_F_MMAPABLE as usize }> = Array::new();
+static LINES: Array<[Word; FLOW_WAYS], 1, { aya_ebpf::bindings::BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// As a service's ring is.
+#[btf_map(name = "ring")]
+static RING: Array<Ring, 1> = Array::new();
+
+/// A line.
+#[inline(always)]
+pub fn words(index: u32) -> Option<&'static [Word; FLOW_WAYS]> {
+    LINES.get(index)
+}
 
 /// A word of a line.
 #[inline(always)]
 pub fn line(index: u32) -> Option<u64> {
-    // SAFETY: a live, aligned word.
-    LINES.get(index).map(|line| unsafe { (&raw const line[0]).read_volatile() })
+    words(index).map(|line| line[0].load())
+}
+
+/// The slot of the ring that a hash is reduced to.
+#[inline(always)]
+pub fn slot(hash: u64) -> Option<u16> {
+    RING.get(0)?.slots.get(hash::reduce(hash, RING_SIZE as u32) as usize).copied()
 }
 
 /// What userspace asks for. An object runs on one CPU at a time.

@@ -34,12 +34,13 @@ enum Subject {
 
 use Subject::{Bare, Ipvs, Kernel, Sluice};
 
-const SUBJECTS: [Subject; 10] = [
+const SUBJECTS: [Subject; 11] = [
     Bare("bare XDP", "forward"),
     Bare("bare XDP + 300 instructions", "forward_at_length"),
     Bare("bare XDP + one line of memory", "forward_known"),
     Sluice(0),
     Bare("bare encapsulation", "encapsulate"),
+    Bare("bare encapsulation + 300 instructions", "encapsulate_at_length"),
     Sluice(1),
     Sluice(2),
     Sluice(3),

@@ -2,11 +2,12 @@
 
 use std::net::Ipv4Addr;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramFd, TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader, Pod};
@@ -100,6 +101,13 @@ pub fn sending(macs: [[u8; 6]; 2], addresses: [Ipv4Addr; 2]) -> Settings {
     outer[10..12].copy_from_slice(&(sum as u16).to_ne_bytes());
     let [from, to] = macs;
     Settings { addresses: words(&[to, from].concat()), outer: words(&outer), ..Settings::default() }
+}
+
+/// Puts a program in the place of the one that a pinned link has on its interface, without a packet in between.
+pub fn replace(link: &Path, program: &mut Xdp) -> Result<()> {
+    let pinned = PinnedLink::from_pin(link).with_context(|| format!("opening {}", link.display()))?;
+    let link = program.attach_to_link(XdpLink::try_from(FdLink::from(pinned))?)?;
+    Ok(program.take_link(link).map(drop)?)
 }
 
 /// The loaded object. It runs on one CPU at a time.

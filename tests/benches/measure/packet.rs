@@ -188,7 +188,8 @@ impl Bench<'_> {
         self.frames(frames.clone(), 0, filling)?;
         frames.next += u64::from(filling);
         let name = format!("{} SYN flood, table for {name}", way.name());
-        self.measure(Case { growth: way.growth(), ..case(&name, frames, Verdict::Forward) })?;
+        let case = case(&name, frames, Verdict::Forward);
+        self.measure(Case { growth: way.growth(), floor: way.floor_of_new(), ..case })?;
         if let Some(ticks) = ticks {
             self.world.set_tick_shift(ticks)?;
         }
@@ -201,7 +202,8 @@ impl Bench<'_> {
         let frames = Frames { next: 1 << 23, ..flows(frame, way.family, 0) };
         let name = format!("{} new flow, table for {name}", way.name());
         let case = case(&name, frames, Verdict::Forward);
-        self.measure(Case { growth: way.growth(), repeat: NEW, warm_up: NEW / 2, ..case })
+        let floor = way.floor_of_new();
+        self.measure(Case { growth: way.growth(), floor, repeat: NEW, warm_up: NEW / 2, ..case })
     }
 
     fn frames(&mut self, mut frames: Frames, growth: u32, repeat: u32) -> Result<()> {

@@ -73,6 +73,11 @@ impl Way {
         }
     }
 
+    /// The least that can be called beginning a flow in this mode, likewise.
+    pub fn floor_of_new(self) -> Option<(&'static str, &'static str)> {
+        (self == Way { mode: 0, family: Family::V4 }).then_some(("bare XDP, remembering", "forward_new"))
+    }
+
     fn number(self) -> u8 {
         10 + self.mode as u8
     }

@@ -58,7 +58,9 @@ fn explanation(part: &str) -> &'static str {
             "The program in the kernel by itself (`BPF_PROG_TEST_RUN`) on fresh frames: nanoseconds of CPU time a packet \
              above an empty program in its place; the ratio is that of the whole to the empty program, which includes what \
              making frames takes. \"Head growth\" only makes room for a tunnel's headers. \"One line of memory\" reads one at \
-             random of a table as large as the one with the flows; \"waited for\": with nothing else done meanwhile."
+             random of a table as large as the one with the flows; \"waited for\": with nothing else done meanwhile. \"Remembering\": \
+             with two hashes of the flow, a look through its bucket, a word written there, and a slot of a ring read, and nothing \
+             checked."
         }
         "live" => {
             "Frames from a generator in the kernel over veth through the balancer to a sink that counts. Closed loop: all on \
@@ -67,7 +69,8 @@ fn explanation(part: &str) -> &'static str {
         }
         "customers" => {
             "`wrk` over veth: customers, balancer and web servers share the machine's cores, so that what the balancer takes \
-             is missing elsewhere. The ratio is to the same without a balancer."
+             is missing elsewhere. The ratio is to a program that only rewrites the MAC addresses, which takes the place of Sluice's \
+             for every other sample."
         }
         "attack" => {
             "Good traffic beside a flood of ever-new sources: what of it is kept, of what it was without the flood."
