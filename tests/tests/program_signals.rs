@@ -15,7 +15,7 @@ use lb_userspace::io::datapath::{Account, Datapath, Kernel, capacity_for};
 use support::frames::wire::{self, FAMILIES, Family, Packet};
 use support::frames::{self, CLIENT, VIP};
 use support::parity::Twins;
-use support::services::{L2_STICKY, TUNNELS};
+use support::services::{L2_OFF_VLAN, L2_ON_VLAN, L2_STICKY, OFF_VLAN, ON_VLAN, TUNNELS};
 use support::{Pins, wanted};
 
 const FIN: u8 = 1;
@@ -23,8 +23,8 @@ const RST: u8 = 4;
 
 /// A VIP of each kind of service, by number and port: its packets take other ways through the program.
 fn vips() -> Vec<(Family, u8, u16)> {
-    let plain = [(10, 80), (L2_STICKY.0, 80)].into_iter();
-    let tunnels = TUNNELS.iter().map(|tunnel| (tunnel.vip, 443));
+    let plain = [10, L2_STICKY.0, L2_ON_VLAN.0, L2_OFF_VLAN.0].into_iter().map(|vip| (vip, 80));
+    let tunnels = TUNNELS.iter().chain([&ON_VLAN, &OFF_VLAN]).map(|tunnel| (tunnel.vip, 443));
     plain.chain(tunnels).flat_map(|(vip, port)| FAMILIES.map(|family| (family, vip, port))).collect()
 }
 

@@ -255,13 +255,22 @@ pub struct NextHop {
     pub source_mask: u32,
     /// Bytes the largest IP packet on the way there may have; 0 if any.
     pub mtu: u16,
-    /// VLAN id that frames there must carry; 0 leaves their tags as they are.
+    /// VLAN id that frames there must carry, or [`NextHop::UNTAGGED`]; 0 leaves their tags as they are.
     pub vlan: u16,
     /// To a multiple of eight.
     pub padding: [u8; 8],
 }
 
 impl NextHop {
+    /// The value of [`NextHop::vlan`] for frames that must carry no tag.
+    pub const UNTAGGED: u16 = 0x1000;
+
+    /// Whether frames without a tag go there without one.
+    #[inline(always)]
+    pub const fn takes_untagged(&self) -> bool {
+        self.vlan & !Self::UNTAGGED == 0
+    }
+
     /// The next hop with these MAC addresses, and no word on source, MTU and VLAN.
     pub const fn new(destination: [u8; 6], source: [u8; 6], interface: u32) -> Self {
         let [a, b, c, d, e, f] = destination;

@@ -25,8 +25,7 @@ const GUE_BYTES: usize = 4;
 pub(super) const FLOW_LABEL: u32 = 0xf_ffff;
 /// The VLAN id in tag control information.
 const VLAN_ID_MASK: u16 = 0x0fff;
-/// The value of [`NextHop::vlan`] for frames that must carry no tag.
-pub(super) const UNTAGGED: u16 = 0x1000;
+pub(super) const UNTAGGED: u16 = NextHop::UNTAGGED;
 
 /// Rewrites a packet for its backend's forwarding mode. Yields the index of the interface to transmit on; 0 for the one the
 /// packet came from, which `on` is.

@@ -69,6 +69,25 @@ fn a_connection_keeps_its_address_when_new_ones_are_sent_from_another() {
     }
 }
 
+/// Else one packet each from invented sources would push out established flows.
+#[test]
+fn one_packet_leaves_a_flow_on_probation() {
+    for setup in Setup::all() {
+        let mut nat = Nat::new(setup);
+        let packet = setup.customer(40_000, ACK, b"");
+        let established = |nat: &Nat| {
+            let tables = nat.twins.kernel.tables();
+            assert_eq!(tables.flow_entries(), 1);
+            tables.live_flows(nat.twins.memory.now).values().sum::<u64>()
+        };
+        let (_, outcome) = nat.forward(&packet);
+        assert!(outcome.new_flow());
+        assert_eq!(established(&nat), 0, "{setup:?}");
+        nat.forward(&packet);
+        assert_eq!(established(&nat), 1, "{setup:?}");
+    }
+}
+
 /// Nearly all packets change nothing but the time of their flow.
 #[test]
 fn every_packet_keeps_its_translation_from_expiring() {

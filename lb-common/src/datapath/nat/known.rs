@@ -76,7 +76,7 @@ fn forward<P: Packet, T: Tables>(
         && word.serves(service)
         && may_stay(parsed.transport, word)
         && word.is_resolved()
-        && (hop.vlan == 0 || hop.vlan == UNTAGGED)
+        && hop.takes_untagged()
         && check(packet, control, parsed, hop.mtu).is_ok()
         && known.note();
     if !goes_on {

@@ -52,7 +52,8 @@ pub(super) struct Found {
     pub(super) over: bool,
     /// Whether this is the first packet that it is for.
     pub(super) fresh: bool,
-    /// Whether nothing about it is new since the last packet, but for a few ticks: then the flow table need not be told.
+    /// Whether nothing about it is new since the flow table was told, but for a few ticks: by the last packet, or as the translation was
+    /// made for this one, which must not look like a second.
     pub(super) told: bool,
 }
 
@@ -87,7 +88,7 @@ pub(super) fn find<T: Tables>(
     let note = Note::new(now, transport, translation.reply != 0);
     let Some((before, after)) = entry.note(tag, note) else { return false };
     let state = before.state();
-    let told = before.is_much_like(after);
+    let told = state.fresh || before.is_much_like(after);
     // Of a connection that goes on, the server tells whether it is so: a SYN with an invented source must not end it (RFC 5961 section 4).
     *found = Found::of(&translation, transport.opens() && has_ended(before, now), state.fresh, told);
     if !to_backend || found.reply {
