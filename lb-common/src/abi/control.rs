@@ -33,8 +33,8 @@ pub struct Control {
     pub translation_buckets: u32,
     /// To the end of the cache line.
     pub padding: [u8; 4],
-    /// ICMP answers sent in a tick: the tick in the upper half, the numbers of errors and of echo replies in the lower, 16 bits each. The
-    /// program's.
+    /// ICMP answers sent in a tick, 16 bits each: in the lowest the number of echo replies, then of "too big", of "time exceeded", and in the
+    /// uppermost the tick's lower bits. The program's.
     pub icmp_budget: Word,
     /// `nat`: how many of `snat_v4` and of `snat_v6` there are.
     pub snat_counts: [u32; 2],

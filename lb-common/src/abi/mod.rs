@@ -181,8 +181,8 @@ pub const GUE_PORT: u16 = 6_080;
 pub const MAX_EXTENSION_HEADERS: usize = 6;
 /// Datagrams whose fragments are under way at the same time.
 pub const FRAGMENTED_DATAGRAMS: u32 = 16_384;
-/// ICMP answers that are sent in a tick, by all CPUs together: so many echo replies, and so many errors.
-pub const ICMP_PER_TICK: u32 = 1_000;
+/// ICMP answers of a kind that are sent in a tick, by all CPUs together: echo replies, "too big", and "time exceeded".
+pub const ICMP_PER_TICK: u16 = 1_000;
 /// Timed openings that are under way at the same time; a later one may take an earlier one's place.
 pub const OPENING_SLOTS: u32 = 8_192;
 /// Services at most; ids are `0..MAX_SERVICES`.

@@ -20,9 +20,9 @@ use crate::verdict::Verdict;
 const V4_ECHO: (u8, u8) = (8, 0);
 /// The same of ICMPv6 (RFC 4443 section 4).
 const V6_ECHO: (u8, u8) = (128, 129);
-/// The least that a tunnel's MTU over IPv4 is believed to be: what is told beyond is an attack, not a network (RFC 1191 section 3
-/// for the smallest that hosts may rely on).
-const MIN_PATH_MTU: u16 = 576;
+/// The least that a tunnel's MTU is believed to be, over IPv4 as over IPv6: what is told beyond is an attack, not a network between an edge host
+/// and its servers. The datagrams of QUIC, which cannot be smaller than 1,200 bytes (RFC 9000 section 14), fit into every tunnel then.
+const MIN_PATH_MTU: u16 = MIN_IPV6_MTU;
 
 /// Whether this is the type of an error: destination unreachable, redirect's elder source quench, time exceeded, parameter
 /// problem (RFC 792, RFC 1122 section 3.2.2); ICMPv6 marks errors by the upper bit (RFC 4443 section 2.1).
@@ -46,26 +46,30 @@ pub(super) fn may_be_answered(tuple: &Tuple) -> bool {
     }
 }
 
-/// What is limited by itself: a flood of pings must not keep a sender from learning what is too big. The discriminant is where
-/// its number begins in [`Control::icmp_budget`].
+/// What is limited by itself: a flood of pings, or of packets whose time is over, must not keep a sender from learning what is too big. The
+/// discriminant is where its number begins in [`Control::icmp_budget`].
 #[derive(Clone, Copy)]
 pub(super) enum Answer {
     Echo = 0,
-    Error = 16,
+    TooBig = 16,
+    Expired = 32,
 }
+
+/// Where the tick begins there.
+const TICK_SHIFT: u32 = 48;
 
 /// Takes one from the number of ICMP answers of a kind that may be sent in this tick.
 #[inline(always)]
 pub(super) fn spend<T: Tables>(tables: &T, control: &Control, answer: Answer) -> Result<(), Verdict> {
     let budget = tables.icmp_budget().ok_or(Verdict::DropInconsistent)?;
-    let now = tables.now(control).0;
+    let now = u64::from(tables.now(control).0) << TICK_SHIFT;
     let word = budget.load();
-    let sent = if (word >> 32) as u32 == now { word as u32 } else { 0 };
-    if sent >> answer as u32 & 0xffff >= ICMP_PER_TICK {
+    let sent = if (word ^ now) >> TICK_SHIFT == 0 { word } else { now };
+    if (sent >> answer as u32) as u16 >= ICMP_PER_TICK {
         return Err(Verdict::DropIcmpRate);
     }
     // Two CPUs may count as one: the number is a limit, not an account.
-    budget.store(u64::from(now) << 32 | u64::from(sent + (1 << answer as u32)));
+    budget.store(sent + (1 << answer as u32));
     Ok(())
 }
 
@@ -192,8 +196,7 @@ fn note_path<P: Packet, T: Tables>(
     let too_big = if parsed.tuple.destination.is_v4() { kind == 3 && code == 4 } else { kind == 2 };
     let told = u32::from_be_bytes([if kind == 2 { a } else { 0 }, if kind == 2 { b } else { 0 }, high, low]);
     let outer_v4 = quoted.tuple.destination.is_v4();
-    let least = if outer_v4 { MIN_PATH_MTU } else { MIN_IPV6_MTU };
-    if !too_big || told < u32::from(least) || told > u32::from(u16::MAX) {
+    if !too_big || told < u32::from(MIN_PATH_MTU) || told > u32::from(u16::MAX) {
         return None;
     }
     let (inner_offset, v4) = match quoted.tuple.protocol {

@@ -1,5 +1,6 @@
 //! A customer's packet and its answer, each translated → exactly the frames that must leave.
 
+use lb_common::abi::ICMP_PER_TICK;
 use lb_common::slice::{SlicePacket, SliceTables};
 use lb_common::verdict::Verdict;
 use lb_userspace::io::datapath::Datapath;
@@ -284,6 +285,20 @@ fn what_is_too_big_is_told_to_its_sender_or_dropped_as_configured() {
             assert_eq!(nat.translations(), 2, "what does not fit opens nothing");
         }
     }
+}
+
+/// A flood of packets whose time is over must not keep anybody from learning what is too big.
+#[test]
+fn the_end_of_packets_times_is_told_within_a_limit_of_its_own() {
+    let setup = Setup { mtu: 1_400, ..Setup::all().next().expect("one") };
+    let mut nat = Nat::new(setup);
+    let late = Packet { hops: 1, ..setup.customer(40_000, SYN, b"") };
+    for _ in 0..ICMP_PER_TICK {
+        assert_eq!(nat.twins.agree(&late.frame()).verdict, Verdict::ReplyTimeExceeded);
+    }
+    assert_eq!(nat.twins.agreed(&late.frame()).0.verdict, Verdict::DropIcmpRate);
+    let too_big = setup.customer(40_001, ACK, &[7; 1_400]);
+    assert_eq!(nat.twins.agree(&too_big.frame()).verdict, Verdict::ReplyTooBig);
 }
 
 /// An answer that comes in on another interface than its customer's packets did, as this one's MTU is known. The kernel's programs ask the

@@ -134,9 +134,9 @@ impl Twins {
         }
     }
 
-    /// Says in both how many ICMP answers have been sent in this tick.
-    pub fn set_icmp_answers(&mut self, sent: u32) {
-        let word = u64::from(self.memory.now.0) << 32 | u64::from(sent);
+    /// Says in both how many echo replies have been sent in this tick.
+    pub fn set_icmp_answers(&mut self, sent: u16) {
+        let word = u64::from(self.memory.now.0) << 48 | u64::from(sent);
         for tables in [self.kernel.tables(), self.memory.tables()] {
             tables.control().unwrap().icmp_budget.store(word);
         }

@@ -327,10 +327,12 @@ impl TableSet {
         self.sweep_translations_of(|id| !backends.contains_key(&id));
     }
 
-    /// Removes idle flows; `udp` are the backends of UDP services, whose flows idle out sooner.
+    /// Removes idle flows; `udp` are the backends of UDP services, whose flows idle out sooner. What holds a client at its backend is only
+    /// written as flows begin, and does not: one of them may still be in use.
     pub fn sweep_idle(&self, now: Tick, udp: &BTreeSet<u16>) {
         self.sweep(|entry| {
-            entry.is_expired(now) || entry.age(now) > UDP_IDLE_TICKS && udp.contains(&entry.backend())
+            let sooner = !entry.is_client() && udp.contains(&entry.backend());
+            entry.is_expired(now) || sooner && entry.age(now) > UDP_IDLE_TICKS
         });
         if self.copies {
             carry::remove_copies(self.flow_buckets(), now);
@@ -374,5 +376,33 @@ impl TableSet {
             entries += words.filter(|way| Entry::from_word(way.load()).is_some()).count();
         });
         entries as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::flow::{ESTABLISHED_IDLE_TICKS, client_signature, flow_signature};
+
+    use super::*;
+
+    #[test]
+    fn flows_idle_out_by_what_they_are() {
+        const NOW: Tick = Tick(1 << 20);
+        let tables = TableSet::heap(Capacity { flow_buckets: 1, backends: 2, ..Capacity::default() });
+        let ways = [
+            (flow_signature(4), 1, UDP_IDLE_TICKS),
+            (flow_signature(8), 1, UDP_IDLE_TICKS + 1),
+            (flow_signature(12), 2, UDP_IDLE_TICKS + 1),
+            (flow_signature(16), 2, ESTABLISHED_IDLE_TICKS + 1),
+            (client_signature(20), 1, ESTABLISHED_IDLE_TICKS),
+            (client_signature(24), 1, ESTABLISHED_IDLE_TICKS + 1),
+        ];
+        for (place, (signature, backend, idle)) in tables.flow_buckets()[0].ways.iter().zip(ways) {
+            place.store(Entry::new(signature, backend, State::Established, Tick(NOW.0 - idle)).word());
+        }
+        tables.sweep_idle(NOW, &BTreeSet::from([1]));
+        let left: Vec<_> =
+            ways.map(|(signature, ..)| tables.flow_buckets()[0].find(signature).is_some()).into();
+        assert_eq!(left, [true, false, true, false, true, false]);
     }
 }

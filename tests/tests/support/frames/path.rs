@@ -126,8 +126,8 @@ fn ignored(tunnel: &Tunnel, inner: Family) -> Vec<Named> {
     }
     if tunnel.outer == Family::V6 {
         frames.push(unchanged(name("a path MTU of 70,000"), note(tunnel, 70_000, &quoted), PassNotVip));
-        frames.push(unchanged(name("a path MTU of 1,279"), note(tunnel, 1_279, &quoted), PassNotVip));
     }
+    frames.push(unchanged(name("a path MTU of 1,279"), note(tunnel, 1_279, &quoted), PassNotVip));
     let largest = of_bytes(tunnel, inner, TCP, tunnel.room());
     frames.push(tunnelled(name("nothing was believed"), tunnel, largest.frame()));
     frames
