@@ -45,6 +45,8 @@ struct Inner {
     /// `None` while nothing can be written.
     file: Option<File>,
     file_bytes: u64,
+    /// Number of the last event that is in a file.
+    written: u64,
 }
 
 /// The answer to a question for events.
@@ -57,7 +59,7 @@ pub struct Events {
 }
 
 impl EventLog {
-    /// Goes on with the events in this folder, which is made. If that cannot be, they are kept in memory only, and the log
+    /// Goes on with the events in this folder, which is made. While that cannot be, they are kept in memory only, and the log
     /// says so.
     pub fn open(folder: &Path) -> Self {
         let kept = read(folder, |journal| Journal::resume(journal));
@@ -66,14 +68,14 @@ impl EventLog {
             Ok((file, bytes)) => (Some(file), bytes),
             Err(error) => {
                 log::warn!(
-                    "{}: {error}; events are kept in memory only; name another --state-dir to keep them",
+                    "{}: {error}; events are kept in memory only until that is mended; or name another --state-dir",
                     folder.display()
                 );
                 (None, 0)
             }
         };
         let (last, _) = watch::channel(kept.last());
-        let inner = Mutex::new(Inner { journal: kept, file, file_bytes });
+        let inner = Mutex::new(Inner { written: kept.last(), journal: kept, file, file_bytes });
         Self(Arc::new(Shared { inner, last, folder: folder.to_owned() }))
     }
 
@@ -87,8 +89,13 @@ impl EventLog {
             Severity::Error => log::Level::Error,
         };
         log::log!(level, "{}", recorded.line());
-        if let Err(error) = inner.write(&recorded, &self.0.folder) {
-            log::warn!("{}: {error}; events are kept in memory only from here on", self.0.folder.display());
+        if inner.file.is_none() {
+            inner.catch_up(&self.0.folder);
+        } else if let Err(error) = inner.write(&recorded, &self.0.folder) {
+            log::warn!(
+                "{}: {error}; events are kept in memory only until that is mended",
+                self.0.folder.display()
+            );
             inner.file = None;
         }
         drop(inner);
@@ -113,6 +120,10 @@ impl EventLog {
         let file = OpenOptions::new().create(true).append(true).open(&path);
         if let Err(error) = file.and_then(|file| file.set_modified(SystemTime::now())) {
             log::debug!("{}: {error}", path.display());
+        }
+        let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.file.is_none() {
+            inner.catch_up(&self.0.folder);
         }
     }
 
@@ -182,11 +193,30 @@ fn begins_before(one: &[Recorded], other: &[Recorded]) -> bool {
 }
 
 impl Inner {
+    /// Tries again to write, and then what could not be written, as far as memory has it.
+    fn catch_up(&mut self, folder: &Path) {
+        let opened = fs::create_dir_all(folder).and_then(|()| append_to(&folder.join(FILE)));
+        let missing = Filter { after: Some(self.written), limit: usize::MAX, ..Filter::default() };
+        let written = opened.and_then(|(file, bytes)| {
+            (self.file, self.file_bytes) = (Some(file), bytes);
+            let (missing, _) = self.journal.select(&missing);
+            missing.iter().try_for_each(|recorded| self.write(recorded, folder))
+        });
+        match written {
+            Ok(()) => log::info!("{}: events are kept there again", folder.display()),
+            Err(error) => {
+                log::debug!("{}: {error}", folder.display());
+                self.file = None;
+            }
+        }
+    }
+
     fn write(&mut self, recorded: &Recorded, folder: &Path) -> io::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut line = serde_json::to_string(recorded)?;
         line.push('\n');
         file.write_all(line.as_bytes())?;
+        self.written = recorded.seq;
         self.file_bytes += line.len() as u64;
         if self.file_bytes >= MAX_FILE_BYTES {
             fs::rename(folder.join(FILE), folder.join(FORMER_FILE))?;

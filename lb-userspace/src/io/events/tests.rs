@@ -128,3 +128,27 @@ fn only_an_agent_that_served_ends_without_a_word() {
     assert!(!lapses(&[ready(), ending()]));
     assert!(!lapses(&[adopted()]), "a start that failed, after one that ended");
 }
+
+/// What was in the way costs nothing but what memory has forgotten meanwhile.
+#[tokio::test]
+async fn what_could_not_be_written_is_written_once_it_can_be() {
+    let folder = Folder::new();
+    fs::write(&folder.0, "in the way").unwrap();
+    let log = EventLog::open(&folder.0);
+    log.record(failure("a"));
+    log.record(failure("b"));
+    log.sign_of_life();
+    fs::remove_file(&folder.0).unwrap();
+    log.sign_of_life();
+    let written = from_folder(&folder.0, &everything());
+    assert_eq!(seqs(&written), [1, 2], "without another event");
+    log.record(failure("c"));
+    fs::remove_dir_all(&folder.0).unwrap();
+    log.0.inner.lock().unwrap().file = None;
+    log.record(failure("d"));
+    assert_eq!(
+        seqs(&from_folder(&folder.0, &everything())),
+        [4],
+        "what was written once is not written again"
+    );
+}
