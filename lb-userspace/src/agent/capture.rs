@@ -170,10 +170,11 @@ impl Reader {
     async fn run(mut self, feed: CaptureFeed, records: CaptureRecords, interfaces: Vec<String>) {
         // SAFETY: the ring buffer keeps one descriptor for as long as it lives, and the registration owns the ring buffer.
         let records = unsafe { AsyncFd::register(records) };
-        let reason = match (self.send(&[CaptureLine::Started { interfaces }]).await, records) {
+        let end = Instant::now() + Duration::from_secs(self.request.seconds);
+        let reason = match (self.send(&[CaptureLine::Started { interfaces }], end).await, records) {
             (Some(reason), _) => self.give_back(reason).await,
             (None, Ok(mut records)) => {
-                let reason = self.read(&feed, &mut records).await;
+                let reason = self.read(&feed, &mut records, end).await;
                 self.give_back(reason).await;
                 let mut lines = Vec::new();
                 while let Some(packet) = self.next(records.get_mut()) {
@@ -202,8 +203,12 @@ impl Reader {
     }
 
     /// Reads until there is a reason to end.
-    async fn read(&mut self, feed: &CaptureFeed, records: &mut AsyncFd<CaptureRecords>) -> EndReason {
-        let end = Instant::now() + Duration::from_secs(self.request.seconds);
+    async fn read(
+        &mut self,
+        feed: &CaptureFeed,
+        records: &mut AsyncFd<CaptureRecords>,
+        end: Instant,
+    ) -> EndReason {
         let mut ticks = interval(TICK);
         loop {
             let mut lines = Vec::new();
@@ -232,7 +237,7 @@ impl Reader {
                 }
             }
             if !lines.is_empty()
-                && let Some(reason) = self.send(&lines).await
+                && let Some(reason) = self.send(&lines, end).await
             {
                 return reason;
             }
@@ -263,11 +268,12 @@ impl Reader {
         }
     }
 
-    /// Sends lines, unless there is a reason to end.
-    async fn send(&mut self, lines: &[CaptureLine]) -> Option<EndReason> {
+    /// Sends lines, unless there is a reason to end: who asked may stand still.
+    async fn send(&mut self, lines: &[CaptureLine], end: Instant) -> Option<EndReason> {
         tokio::select! {
             sent = self.sender.send(encode(lines)) => sent.err().map(|_| EndReason::Gone),
             _ = self.stopped.changed() => Some(self.why_stopped()),
+            () = sleep_until(end) => Some(EndReason::Time),
         }
     }
 

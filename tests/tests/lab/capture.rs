@@ -249,3 +249,18 @@ fn a_capture_ends_by_its_bounds_and_with_whoever_wanted_it() {
     assert_eq!(ways::drops(&agent, &[]), [""; 0]);
     agent.terminate().expect("end");
 }
+
+/// Who pages through packets looks at one screen of them while others come.
+#[test]
+fn a_capture_ends_in_time_although_its_reader_stands_still() {
+    let lab = Lab::builder().start().expect("a lab");
+    let agent = lab.start_agent(&lab.config().to_string()).expect("an agent");
+    agent.wait_until_healthy().expect("healthy");
+    let program_before = program(&lab);
+    let capture = Capture::start(&lab, "still", &["--duration", "3s", "--count", "1000000"]);
+    capture.daemon.signal(Signal::SIGSTOP).expect("stop");
+    assert_ne!(program(&lab), program_before);
+    let load = Load::start(lab.customer(), lab.vip(80), "/", 2);
+    wait_until("it ends", PATIENCE, || program(&lab) == program_before).expect("in time");
+    assert_eq!(load.stop().expect("a report").failed, 0);
+}
