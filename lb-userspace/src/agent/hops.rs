@@ -173,6 +173,7 @@ impl Agent {
                 continue;
             }
             self.publish_interfaces();
+            self.publish_paths();
         }
     }
 
