@@ -28,6 +28,12 @@ pub(super) struct Prepared {
     metrics: Option<Option<Server>>,
 }
 
+/// The configuration that was in force till now, and its server, if it has another one: as long as that is kept, so is its port.
+pub(super) struct Former {
+    config: Config,
+    metrics: Option<Option<Server>>,
+}
+
 /// What a configuration would change.
 pub(super) struct Foreseen {
     pub(super) report: ApplyReport,
@@ -51,19 +57,22 @@ struct Way {
 
 impl Agent {
     /// Brings a configuration into force; the one before, and what was done. On an error the one before stays.
-    pub(super) async fn put_in_force(&mut self, config: Config) -> Result<(Config, ApplyReport), ApiError> {
+    pub(super) async fn put_in_force(&mut self, config: Config) -> Result<(Former, ApplyReport), ApiError> {
         let began = Instant::now();
         let Foreseen { mut report, capacity, way } = self.foresee(&config, false)?;
         let Way { some, image, plan, hopeful, new } = way;
-        let mut as_foreseen = self.kernel.tables().capacity() == capacity;
-        self.make_room(capacity).map_err(|error| {
-            self.restore_paths();
-            ApiError::failed(error)
-        })?;
+        // What may well be refused comes before anything is changed.
         let prepared = self.prepare(&config).await?;
+        let checks = self.checks(&config).map_err(ApiError::failed)?;
+        let mut as_foreseen = self.kernel.tables().capacity() == capacity;
+        let room = self.make_room(capacity).map_err(ApiError::failed);
+        let ready = room.and_then(|()| self.prepare_paths(&config).map_err(ApiError::failed));
+        if let Err(error) = ready {
+            self.check_as_before(&image);
+            return Err(error);
+        }
         as_foreseen &= new.is_empty();
         self.resolve(new, NEW_HOPS).await;
-        let checks = self.prepare_checks(&config).map_err(ApiError::failed)?;
         let before = std::mem::replace(&mut self.config, config);
         let checks_before = std::mem::replace(&mut self.checks, checks);
         as_foreseen &= !self.sync_probes(Some(&before), &image);
@@ -80,21 +89,33 @@ impl Agent {
         if let Err(error) = done {
             self.config = before;
             self.checks = checks_before;
-            self.restore_paths();
-            self.sync_probes(None, &image);
+            self.check_as_before(&image);
             self.kernel.set_ring_seed(self.config.agent.ring_seed);
             self.reconcile();
             return Err(ApiError::failed(error));
         }
         self.publish_paths();
-        if let Some(metrics) = prepared.metrics {
-            self.metrics = metrics;
-        }
+        let metrics = prepared.metrics.map(|metrics| std::mem::replace(&mut self.metrics, metrics));
         self.forget_unused(&before);
         self.record_state_changes(&before);
         let lost = self.hop_news.iter().map(|error| format!("no next hop: {error}"));
         report.warnings.extend(lost.chain(self.unseen_news()));
-        Ok((before, report))
+        Ok((Former { config: before, metrics }, report))
+    }
+
+    /// Brings the configuration before into force again.
+    pub(super) async fn go_back(&mut self, former: Former) -> Result<(), ApiError> {
+        if let Some(metrics) = former.metrics {
+            self.metrics = metrics;
+        }
+        self.put_in_force(former.config).await.map(drop)
+    }
+
+    /// Goes on with the checks of the configuration in force, after another one was given up; `loaded` is what was so before.
+    fn check_as_before(&mut self, loaded: &Image) {
+        self.restore_paths();
+        self.sync_probes(None, loaded);
+        self.publish_paths();
     }
 
     /// What cannot change while the agent runs; `text` says the configuration, and `name` is what it is called.

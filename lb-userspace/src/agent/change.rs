@@ -1,7 +1,7 @@
 //! A change that is asked for → in force and in the agent's file, or neither.
 
 use super::AgentError;
-use super::apply::Foreseen;
+use super::apply::{Foreseen, Former};
 use super::confirm::check_within;
 use super::start::{self, parse_config};
 use super::state::Agent;
@@ -86,10 +86,13 @@ impl Agent {
                 }
                 self.change(config, Origin { text, what: edit.to_string(), uid }, terms).await
             }
-            Asked::Rollback(RollbackRequest { revision: None, dry_run: false, if_revision, .. })
+            Asked::Rollback(RollbackRequest { revision: None, dry_run, if_revision, .. })
                 if self.waiting.is_some() =>
             {
                 self.refuse_stale(if_revision)?;
+                if dry_run {
+                    return self.foresee_undo();
+                }
                 self.roll_back_unconfirmed(uid, "rollback").await
             }
             Asked::Rollback(RollbackRequest { revision, dry_run, if_revision, confirm_within_seconds }) => {
@@ -232,8 +235,8 @@ impl Agent {
     }
 
     /// Brings a configuration into force again after its successor could not be kept; says why.
-    async fn back_to(&mut self, former: Config, mut why: ApiError) -> ApiError {
-        if let Err(error) = self.put_in_force(former).await {
+    async fn back_to(&mut self, former: Former, mut why: ApiError) -> ApiError {
+        if let Err(error) = self.go_back(former).await {
             why.errors.push("what is in force is not what the file says, for going back failed:".to_owned());
             why.errors.extend(error.errors);
         }

@@ -6,9 +6,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::AgentError;
+use super::apply::Foreseen;
 use super::change::Origin;
 use super::start::parse_config;
 use super::state::Agent;
+use crate::core::config::Config;
 use crate::core::diff::diff;
 use crate::core::events::Event;
 use crate::core::stats::Unconfirmed;
@@ -208,7 +210,7 @@ impl Agent {
         why: &str,
     ) -> Result<ApplyReport, ApiError> {
         let Some(mut waiting) = self.waiting.take() else {
-            return Err(ApiError::conflict("no change waits for its confirmation"));
+            return Err(nothing_waits());
         };
         let done = self.undo(&mut waiting, uid, why).await;
         if done.is_err() {
@@ -216,6 +218,16 @@ impl Agent {
             self.waiting = Some(waiting);
         }
         done
+    }
+
+    /// What undoing the change that waits would do.
+    pub(super) fn foresee_undo(&mut self) -> Result<ApplyReport, ApiError> {
+        let before = self.waiting.as_ref().map(|waiting| parse_before(&waiting.pending));
+        let Some(before) = before else { return Err(nothing_waits()) };
+        let Foreseen { mut report, capacity, .. } = self.foresee(&before?, true)?;
+        let refusal = self.kernel.foresee_resize(capacity).err();
+        report.warnings.extend(refusal.map(|error| format!("would be refused: {error}")));
+        Ok(report)
     }
 
     async fn undo(
@@ -226,8 +238,7 @@ impl Agent {
     ) -> Result<ApplyReport, ApiError> {
         let Waiting { pending, undone, .. } = waiting;
         let path = self.options.config.clone();
-        let config = parse_config(&pending.before, "the configuration before")
-            .map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })?;
+        let config = parse_before(pending)?;
         let now = store::read_if_there(&path).map_err(ApiError::failed)?;
         // Safety first: what could not be written yet is not what customers wait for.
         let (_, mut report) = self.put_in_force(config).await?;
@@ -269,6 +280,16 @@ impl Agent {
             entries: self.history.entries().rev().cloned().collect(),
         }
     }
+}
+
+fn nothing_waits() -> ApiError {
+    ApiError::conflict("no change waits for its confirmation")
+}
+
+/// The configuration that was in force before a change.
+fn parse_before(pending: &Pending) -> Result<Config, ApiError> {
+    parse_config(&pending.before, "the configuration before")
+        .map_err(|errors| ApiError { kind: ErrorKind::Invalid, errors })
 }
 
 fn seconds_until(until: Instant) -> u64 {

@@ -65,13 +65,6 @@ impl Agent {
         self.started.elapsed()
     }
 
-    /// Gets ready what the checks of a configuration need of this host.
-    pub(super) fn prepare_checks(&mut self, config: &Config) -> Result<Checks, AgentError> {
-        let checks = self.checks(config)?;
-        self.prepare_paths(config)?;
-        Ok(checks)
-    }
-
     /// The checks of a configuration, by service.
     pub(super) fn checks(&mut self, config: &Config) -> Result<Checks, AgentError> {
         let clients = &mut self.tls;
@@ -84,7 +77,7 @@ impl Agent {
 
     /// Starts, restarts and ends probes so that they are those of the configuration. What is known of a backend stays
     /// as long as the server is the same; `loaded` is what the tables say of servers that were not probed till now. Services that
-    /// are as they were in the configuration `before` are left alone. Says whether what is known of the health of any backend changed.
+    /// are as they were in the configuration `before` are left alone. Says whether what is known of any backend changed.
     pub(super) fn sync_probes(&mut self, before: Option<&Config>, loaded: &Image) -> bool {
         let same = before.map(|before| self.probed_as(before)).unwrap_or_default();
         let wanted = self.targets(|service| !same.contains(service));
@@ -93,11 +86,13 @@ impl Agent {
         self.probed.retain(|key, _| stays(key));
         self.knowledge.health.retain(|key, _| stays(key));
         self.ramps.retain(|key, _| stays(key));
+        let shares = self.knowledge.shares.len();
+        self.knowledge.shares.retain(|key, _| stays(key));
         let (count, now) = (wanted.len(), self.now());
         let is_new = |key: &BackendKey| !self.probed.contains_key(key);
         let adopted =
             if keys.iter().any(|key| is_new(key)) { adopted_health(loaded) } else { KnownHealth::new() };
-        let mut changed = false;
+        let mut changed = self.knowledge.shares.len() != shares;
         for (index, (key, target)) in wanted.iter().enumerate() {
             let Some(check) = self.checks.get(&key.service) else { continue };
             let health = check.health();

@@ -152,7 +152,9 @@ impl Agent {
             Some(address) => Some((api::listen_public(address).await?, address)),
             None => None,
         };
-        self.checks = self.prepare_checks(&self.config.clone())?;
+        let config = self.config.clone();
+        self.checks = self.checks(&config)?;
+        self.prepare_paths(&config)?;
         self.sync_probes(None, image);
         self.resolve(targets(&self.config), FIRST_HOPS).await;
         self.kernel.set_ring_seed(self.config.agent.ring_seed);

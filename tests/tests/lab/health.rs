@@ -95,7 +95,8 @@ fn a_recovered_server_gets_its_share_back_in_steps_that_move_no_connection() {
     let light = webs(&lab, false).into_iter().map(|(name, address, _)| (name, address, "weight = 1"));
     let backends = light.collect();
     let service = Service { name: "web", vips: &vips, forwarding: "l2-dsr", health, backends };
-    let agent = lab.start_agent(&configuration(&[service])).expect("an agent");
+    let config = configuration(&[service]);
+    let agent = lab.start_agent(&config).expect("an agent");
     wait_for(&agent, "web", "web1", "healthy", "");
     wait_for(&agent, "web", "web2", "healthy", "");
     assert!((share(&agent, "web1") - 0.5).abs() < 0.01, "no slow start at the beginning");
@@ -119,6 +120,17 @@ fn a_recovered_server_gets_its_share_back_in_steps_that_move_no_connection() {
     assert!(shares.is_sorted(), "{shares:?}");
     let steps = shares.iter().filter(|share| (0.01..0.49).contains(*share)).count();
     assert!(steps >= 4, "{shares:?}");
+    // Who is no longer checked recovers from nothing.
+    lab.web(0).stop_nginx().expect("kill");
+    wait_for(&agent, "web", "web1", "unhealthy", "connection refused");
+    lab.web(0).start_nginx().expect("start");
+    wait_until("web1 has a part of its share", PATIENCE, || (0.01..0.4).contains(&share(&agent, "web1")))
+        .expect("in time");
+    let unchecked = lab.directory().join("unchecked.toml");
+    std::fs::write(&unchecked, config.replace(health, "type = \"none\"\n")).expect("a file");
+    let applied = agent.sluice(&["apply", &unchecked.display().to_string()]).expect("apply");
+    assert!(applied.status.success(), "{applied:?}");
+    assert!((share(&agent, "web1") - 0.5).abs() < 0.01, "{}", share(&agent, "web1"));
 }
 
 #[test]

@@ -105,6 +105,13 @@ fn checks_through_the_vip_go_on_in_new_tables_and_with_generic_xdp() {
         assert!(applied.status.success(), "{applied:?}");
         checks_go_through(&agent, &lab);
     }
+    // A change that would need new tables, and is refused.
+    let refused =
+        config.replace("65536", "131072").replace("[agent]\n", "[agent]\nmetrics = \"192.0.2.77:9400\"\n");
+    std::fs::write(&other, refused).expect("a file");
+    let applied = agent.sluice(&["apply", other.to_str().expect("a path")]).expect("apply");
+    assert!(String::from_utf8_lossy(&applied.stderr).contains("192.0.2.77:9400"), "{applied:?}");
+    checks_go_through(&agent, &lab);
     agent.terminate().expect("end");
     assert!(
         lab.sluice(&["detach", "--pin-dir", lab.pins().to_str().expect("a path")])

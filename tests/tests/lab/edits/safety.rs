@@ -20,6 +20,9 @@ fn a_change_that_nobody_confirms_is_undone() {
 
     assert_eq!(apply(60)["confirm_within_seconds"], 60);
     assert_eq!((weight(&agent, "web1"), file(&lab) == before), (7.into(), false));
+    let undo = sluice(&lab, "rollback --dry-run");
+    assert!(undo.code == 0 && undo.out.contains("weight: 7 → 100"), "{}", undo.out);
+    assert!(!undo.err.contains("would be refused"), "{}", undo.err);
     refused(&lab, "backend set-weight web web1 8", 1, "waits for its confirmation");
     assert_eq!(done(&lab, "history")["entries"][0]["confirmed"], Value::Null);
     assert_eq!(done(&lab, "confirm")["revision"], 2);
@@ -114,14 +117,35 @@ fn what_cannot_be_kept_is_not_done() {
     refused(&lab, "backend set-weight web web1 8 --confirm-within 60s", 1, "chattr -i");
     drop(immutable);
     unchanged("immutable");
+    // What goes with it is taken back, too.
+    let other = lab.directory().join("other.toml");
+    let apply_with_metrics = |port: u16| {
+        let metrics = format!("[agent]\nmetrics = \"127.0.0.1:{port}\"\n");
+        fs::write(&other, before.replace("[agent]\n", &metrics)).expect("write");
+        format!("apply {}", other.display())
+    };
+    done(&lab, &apply_with_metrics(9_411));
+    let immutable = Immutable::new(lab.config_file());
+    let said = sluice(&lab, &apply_with_metrics(9_412));
+    assert!(
+        said.err.contains("cannot be replaced") && !said.err.contains("going back failed"),
+        "{}",
+        said.err
+    );
+    let serves = |port: u16| lab.edge().connect(([127, 0, 0, 1], port).into(), None).is_ok();
+    assert_eq!([9_411, 9_412].map(serves), [true, false]);
+    drop(immutable);
+    done(&lab, "rollback");
+    assert_eq!(file(&lab), before);
     // What nobody confirms is undone all the same, and the file is written as soon as it can be.
     done(&lab, "backend set-weight web web1 8 --confirm-within 60s");
+    let revision = &done(&lab, "history")["revision"];
     let immutable = Immutable::new(lab.config_file());
     refused(&lab, "rollback", 1, "cannot be replaced");
     assert_eq!(weight(&agent, "web1"), 100);
     refused(&lab, "confirm", 1, "is undone, but");
     refused(&lab, "backend set-weight web web1 9", 1, "cannot be written and still says it");
-    assert!(sluice(&lab, "history").out.contains("revision 2 is undone, but"));
+    assert!(sluice(&lab, "history").out.contains(&format!("revision {revision} is undone, but")));
     drop(immutable);
     done(&lab, "rollback");
     assert_eq!((weight(&agent, "web1"), file(&lab)), (100.into(), before.clone()));
@@ -130,7 +154,6 @@ fn what_cannot_be_kept_is_not_done() {
     let by_hand = before.replace("weight = 100", "weight = 50");
     fs::write(lab.config_file(), &by_hand).expect("write");
     refused(&lab, "backend set-weight web web1 8", 1, "was changed since the agent read it");
-    let other = lab.directory().join("other.toml");
     fs::write(&other, &before).expect("write");
     refused(&lab, &format!("apply {}", other.display()), 1, "sluice apply --overwrite");
     assert_eq!((file(&lab), weight(&agent, "web1")), (by_hand.clone(), 100.into()));
