@@ -54,6 +54,8 @@ pub struct BackendFlags {
     pub takes_new: bool,
     /// Whether the next hop in force is known.
     pub resolved: bool,
+    /// Whether it is, and frames without a tag go there without one.
+    pub plain: bool,
     /// Which of the two next hops is in force.
     pub second_hop: bool,
     /// The forwarding mode of its service.
@@ -72,6 +74,7 @@ impl BackendWord {
     const SECOND_HOP: u64 = 16;
     const PROBED_HEALTHY: u64 = 32;
     const TAKES_NEW: u64 = 64;
+    const PLAIN: u64 = 128;
     const FORWARDING_SHIFT: u32 = 8;
     const SERVICE_SHIFT: u32 = 16;
     const PORT_SHIFT: u32 = 32;
@@ -85,6 +88,7 @@ impl BackendWord {
                 | bit(flags.healthy, Self::HEALTHY)
                 | bit(flags.probed_healthy, Self::PROBED_HEALTHY)
                 | bit(flags.resolved, Self::RESOLVED)
+                | bit(flags.plain, Self::PLAIN)
                 | bit(flags.second_hop, Self::SECOND_HOP)
                 | bit(flags.takes_new, Self::TAKES_NEW)
                 | (flags.forwarding as u64) << Self::FORWARDING_SHIFT
@@ -107,6 +111,7 @@ impl BackendWord {
             probed_healthy: self.0 & Self::PROBED_HEALTHY != 0,
             takes_new: self.takes_new(),
             resolved: self.is_resolved(),
+            plain: self.is_plain(),
             second_hop: self.0 & Self::SECOND_HOP != 0,
             forwarding: self.forwarding(),
             service: (self.0 >> Self::SERVICE_SHIFT) as u16,
@@ -127,10 +132,10 @@ impl BackendWord {
         self.is_of(service, Self::USED | Self::ENABLED)
     }
 
-    /// The same, and nothing about it needs another look: it is healthy, and its next hop is known.
+    /// The same, and nothing about it needs another look: it is healthy, and frames go there as they are.
     #[inline(always)]
     pub const fn serves_plainly(self, service: u32) -> bool {
-        self.is_of(service, Self::USED | Self::ENABLED | Self::HEALTHY | Self::RESOLVED)
+        self.is_of(service, Self::USED | Self::ENABLED | Self::HEALTHY | Self::PLAIN)
     }
 
     /// [`BackendFlags::port`].
@@ -155,6 +160,12 @@ impl BackendWord {
     #[inline(always)]
     pub const fn is_resolved(self) -> bool {
         self.0 & Self::RESOLVED != 0
+    }
+
+    /// [`BackendFlags::plain`].
+    #[inline(always)]
+    pub const fn is_plain(self) -> bool {
+        self.0 & Self::PLAIN != 0
     }
 
     /// Whether the packet goes as it is, but for its MAC addresses.
@@ -266,7 +277,6 @@ impl NextHop {
     pub const UNTAGGED: u16 = 0x1000;
 
     /// Whether frames without a tag go there without one.
-    #[inline(always)]
     pub const fn takes_untagged(&self) -> bool {
         self.vlan & !Self::UNTAGGED == 0
     }

@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn words_survive_the_round_trip() {
-        for bits in 0..128_u16 {
+        for bits in 0..256_u16 {
             let bit = |n: u16| bits & (1 << n) != 0;
             let backend = BackendFlags {
                 used: bit(0),
@@ -297,14 +297,15 @@ mod tests {
                 probed_healthy: bit(5),
                 takes_new: bit(6),
                 resolved: bit(3),
+                plain: bit(7),
                 second_hop: bit(4),
                 forwarding: [Forwarding::L2Dsr, Forwarding::Ipip, Forwarding::Gue, Forwarding::Nat]
                     [usize::from(bits % 4)],
-                service: bits * 500,
-                port: Be16::new(bits * 300),
+                service: bits * 250,
+                port: Be16::new(bits * 250),
             };
             assert_eq!(BackendWord::new(backend).flags(), backend);
-            let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 500) };
+            let service = ServiceWord { used: bit(0), ring: bit(1).then_some(bits * 250) };
             assert_eq!(ServiceWord::from_word(service.to_word()), service);
             let vips = VipTable {
                 first_bucket: u32::from(bits) << 10,

@@ -47,12 +47,21 @@ pub(super) fn may_be_answered(tuple: &Tuple) -> bool {
 }
 
 /// What is limited by itself: a flood of pings, or of packets whose time is over, must not keep a sender from learning what is too big. The
-/// discriminant is where its number begins in [`Control::icmp_budget`].
+/// number is where its own begins in [`Control::icmp_budget`].
 #[derive(Clone, Copy)]
-pub(super) enum Answer {
-    Echo = 0,
-    TooBig = 16,
-    Expired = 32,
+pub(super) struct Answer(u32);
+
+impl Answer {
+    pub(super) const ECHO: Self = Self(0);
+    const TOO_BIG: u32 = 16;
+    const EXPIRED: u32 = 32;
+
+    /// To a packet that is too big for an MTU; 0: whose time is exceeded. Without a branch, both ways of which a verifier would go.
+    #[inline(always)]
+    pub(super) fn error<T: Tables>(tables: &T, mtu: u16) -> Self {
+        let expired = tables.hide(mtu.into()).wrapping_sub(1) >> 63;
+        Self(Self::TOO_BIG + (Self::EXPIRED - Self::TOO_BIG) * expired as u32)
+    }
 }
 
 /// Where the tick begins there.
@@ -65,11 +74,11 @@ pub(super) fn spend<T: Tables>(tables: &T, control: &Control, answer: Answer) ->
     let now = u64::from(tables.now(control).0) << TICK_SHIFT;
     let word = budget.load();
     let sent = if (word ^ now) >> TICK_SHIFT == 0 { word } else { now };
-    if (sent >> answer as u32) as u16 >= ICMP_PER_TICK {
+    if (sent >> answer.0) as u16 >= ICMP_PER_TICK {
         return Err(Verdict::DropIcmpRate);
     }
     // Two CPUs may count as one: the number is a limit, not an account.
-    budget.store(sent + (1 << answer as u32));
+    budget.store(sent + (1 << answer.0));
     Ok(())
 }
 
@@ -92,7 +101,7 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     if kind != request || code != 0 || !may_be_answered(&parsed.tuple) {
         return Err(Verdict::PassIcmp.into());
     }
-    spend(tables, control, Answer::Echo)?;
+    spend(tables, control, Answer::ECHO)?;
     let change = Change::NONE.and_half(Be16::from_wire([request, 0]), Be16::from_wire([reply, 0]));
     let [high, low] = change.apply(Be16::from_wire([high, low])).raw().to_ne_bytes();
     echo(packet, &parsed, [reply, 0, high, low]).ok_or(Verdict::PassMalformedTransport)?;

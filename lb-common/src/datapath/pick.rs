@@ -104,7 +104,7 @@ fn pick_in<'a, T: Tables, F: Fields, const PLAIN: bool>(
         }
         None => choose(tables, control, flow.fields, classified, place.now)?,
     };
-    if PLAIN && !goes_plainly(backend, word) {
+    if PLAIN && !word.is_plain() {
         return Err(Stage::Rare.into());
     }
     let place = place.anew(tables);
@@ -153,7 +153,8 @@ fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
     flow: &Flow<'_, F>,
     classified: Classified,
 ) -> Result<Pick<'a>, Exit> {
-    if PLAIN && !goes_plainly(backend, word) {
+    // The other stage picks again, and it is that one's to note what is new.
+    if PLAIN && !word.is_plain() {
         return Err(Stage::Rare.into());
     }
     let Place { hash, now } = place;
@@ -184,13 +185,6 @@ fn stay<'a, T: Tables, F: Fields, const PLAIN: bool>(
         }
     }
     Ok(Pick { id: kept.backend(), backend, word, seen, hash, now })
-}
-
-/// Whether the first stage can send a packet to a backend: its next hop is known, and takes frames without a tag. Else another stage picks
-/// again, and it is that one's to note what is new.
-#[inline(always)]
-fn goes_plainly(backend: &Backend, word: BackendWord) -> bool {
-    word.is_resolved() && backend.hop(word).takes_untagged()
 }
 
 /// The backend that packets of a flow go to, without a trace in the tables: for what only quotes the flow.

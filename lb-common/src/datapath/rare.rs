@@ -112,7 +112,7 @@ pub(super) fn deliver<P: Packet, T: Tables>(
     let moved = rewrite::retag(packet, parsed.ip_offset, hop.vlan)?;
     parsed.ip_offset = ip_offset(parsed.ip_offset.wrapping_add_signed(moved) as u8);
     let on = packet.interface();
-    let interface = rewrite::dispatch(packet, tables, control, parsed, pick, hop, on)?;
+    let interface = rewrite::send(packet, tables, control, parsed, pick, hop, on)?;
     Ok(Outcome::forwarded(interface, service, pick.id, parsed.bytes, pick.seen))
 }
 

@@ -27,27 +27,10 @@ pub(super) const FLOW_LABEL: u32 = 0xf_ffff;
 const VLAN_ID_MASK: u16 = 0x0fff;
 pub(super) const UNTAGGED: u16 = NextHop::UNTAGGED;
 
-/// Rewrites a packet for its backend's forwarding mode. Yields the index of the interface to transmit on; 0 for the one the
-/// packet came from, which `on` is.
+/// Rewrites a packet whose frame has the tags that the next hop needs, for its backend's forwarding mode. Yields the index of the interface to
+/// transmit on; 0 for the one the packet came from, which `on` is.
 #[inline(always)]
 pub(super) fn send<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    control: &Control,
-    parsed: &Parsed,
-    pick: &Pick<'_>,
-    hop: &NextHop,
-    on: u32,
-) -> Result<u32, Exit> {
-    if hop.vlan != 0 && hop.vlan != vlan(packet, parsed.ip_offset)? {
-        return Err(Stage::Rare.into());
-    }
-    dispatch(packet, tables, control, parsed, pick, hop, on)
-}
-
-/// Rewrites a packet whose frame has the tags that the next hop needs.
-#[inline(always)]
-pub(super) fn dispatch<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     control: &Control,

@@ -75,8 +75,7 @@ fn forward<P: Packet, T: Tables>(
         && admit(packet, control).is_ok()
         && word.serves(service)
         && may_stay(parsed.transport, word)
-        && word.is_resolved()
-        && hop.takes_untagged()
+        && word.is_plain()
         && check(packet, control, parsed, hop.mtu).is_ok()
         && known.note();
     if !goes_on {

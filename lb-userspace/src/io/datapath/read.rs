@@ -104,6 +104,9 @@ impl TableSet {
         let name = self.backend_names.records().get(usize::from(id))?;
         let word = backend.load();
         let flags = word.flags();
+        // One that its word says too little of, as older releases wrote it, is to be written anew.
+        let hop =
+            Some(*backend.hop(word)).filter(|hop| flags.resolved && flags.plain == hop.takes_untagged());
         Some(LoadedBackend {
             name: name.as_str().to_owned(),
             address: backend.address,
@@ -114,7 +117,7 @@ impl TableSet {
             takes_new: flags.takes_new,
             forwarding: flags.forwarding,
             port: flags.port.get(),
-            hop: flags.resolved.then_some(*backend.hop(word)),
+            hop,
         })
     }
 }

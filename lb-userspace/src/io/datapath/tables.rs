@@ -176,6 +176,7 @@ impl TableSet {
             probed_healthy: backend.probed_healthy,
             takes_new: backend.takes_new,
             resolved: backend.hop.is_some(),
+            plain: backend.hop.is_some_and(|hop| hop.takes_untagged()),
             second_hop,
             forwarding: backend.forwarding,
             service: u16::try_from(backend.service).unwrap_or(u16::MAX),
