@@ -134,6 +134,30 @@ fn a_recovered_server_gets_its_share_back_in_steps_that_move_no_connection() {
 }
 
 #[test]
+fn a_dry_run_does_not_take_a_server_for_the_one_before_it() {
+    let lab = Lab::builder().web_servers(3).app_servers(1).start().expect("a lab");
+    let vips = [lab.vip(80)];
+    let config = |first: usize| {
+        let mut backends = webs(&lab, false);
+        backends[0].1 = lab.web(first).address().into();
+        backends.truncate(2);
+        let health = "type = \"http\"\nport = 80\npath = \"/healthz\"\n";
+        configuration(&[Service { name: "web", vips: &vips, forwarding: "l2-dsr", health, backends }])
+    };
+    let agent = lab.start_agent(&config(0)).expect("an agent");
+    wait_for(&agent, "web", "web2", "healthy", "");
+    lab.web(0).stop_nginx().expect("kill");
+    wait_for(&agent, "web", "web1", "unhealthy", "connection refused");
+    let other = lab.directory().join("other.toml");
+    std::fs::write(&other, config(2)).expect("a file");
+    let dry =
+        agent.sluice(&["apply", &other.display().to_string(), "--dry-run", "-o", "json"]).expect("dry run");
+    let dry: serde_json::Value = serde_json::from_slice(&dry.stdout).expect("JSON");
+    let moved = dry["rings"][0]["slots_changed"].as_f64().expect("a share");
+    assert!((moved - 0.5).abs() < 0.01, "{dry}");
+}
+
+#[test]
 fn a_flapping_server_is_held_down_and_says_so() {
     let lab = Lab::builder().app_servers(1).start().expect("a lab");
     let vips = [lab.vip(80)];
