@@ -59,11 +59,12 @@ const NFTABLES: &str = "nftables DNAT";
 const KEEP_ALIVE: &str = "small, keep-alive: requests";
 const CLOSE: &str = "small, close: requests";
 const P99: &str = "small, keep-alive: p99";
+const P99_PACED: &str = "small, paced: p99";
 
 /// `agent.time_openings`, unless it says otherwise.
 const TIMED_ONE_IN: u32 = 32;
 
-const TARGETS: [Target; 42] = [
+const TARGETS: [Target; 44] = [
     net("l2-dsr IPv4 hit, 1 flow", 15.0),
     net("l2-dsr IPv4 hit, 1 M flows", 60.0),
     net("ipip IPv4 hit, 1 flow", 35.0),
@@ -101,6 +102,8 @@ const TARGETS: [Target; 42] = [
     customers(CLOSE, "ipip", "HAProxy", AtLeast(1.7)),
     customers(P99, "l2-dsr", "bare XDP", AtMost(1.1)),
     customers(P99, "ipip", "bare encapsulation", AtMost(1.1)),
+    customers(P99_PACED, "l2-dsr", "bare XDP", AtMost(1.1)),
+    customers(P99_PACED, "ipip", "bare encapsulation", AtMost(1.1)),
     customers(CLOSE, "nat", NFTABLES, AtLeast(1.15)),
     value("attack", "SYN flood: requests kept", "l2-dsr", AtLeast(90.0)),
     value("attack", "SYN flood: requests kept", "nat", AtLeast(90.0)),
