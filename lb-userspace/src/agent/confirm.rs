@@ -43,28 +43,28 @@ pub(super) async fn missed(deadline: Option<Instant>) {
 }
 
 /// Takes back what a former agent brought into force and nobody confirmed: the file says again what it said before.
-pub(super) fn undo_unconfirmed(config: &Path, history: &mut History) -> Result<(), AgentError> {
+///
+/// Yields what is to be told once there are events.
+pub(super) fn undo_unconfirmed(config: &Path, history: &mut History) -> Result<Option<Event>, AgentError> {
     let pending = match history.pending() {
         Ok(Some(pending)) => pending,
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(None),
         Err(error) => {
             log::warn!("{error}: a change may not have been confirmed, and is not undone");
-            return Ok(());
+            return Ok(None);
         }
     };
+    let mut undone = None;
     let now = store::read_if_there(config)?;
     if now.as_ref() == Some(&pending.after) {
         store::prepare(config, &pending.before)?.commit()?;
-        log::warn!(
-            "{}: undone, for the agent ended before it was confirmed ({})",
-            config.display(),
-            pending.what
-        );
         let what = format!("undo of {}: the agent ended before it was confirmed", pending.what);
         let configs = [&pending.after, &pending.before].map(|text| parse_config(text, "").ok());
         let changes =
             if let [Some(after), Some(before)] = configs { diff(&after, &before) } else { Vec::new() };
-        let entry = Entry::new(history.last_revision() + 1, None, what).with_effect(&changes, &[], 0);
+        let revision = history.last_revision() + 1;
+        undone = Some(Event::applied(&what, revision, &changes, [0, 0]));
+        let entry = Entry::new(revision, None, what).with_effect(&changes, &[], 0);
         if let Err(error) = history.push(entry, &pending.before) {
             log::warn!("not in the history: {error}");
         }
@@ -76,7 +76,7 @@ pub(super) fn undo_unconfirmed(config: &Path, history: &mut History) -> Result<(
         );
     }
     history.clear_pending()?;
-    Ok(())
+    Ok(undone)
 }
 
 /// Refuses a time for a confirmation that none can have.

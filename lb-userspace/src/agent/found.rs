@@ -8,6 +8,7 @@ use super::confirm::undo_unconfirmed;
 use super::start::read_config;
 use super::{AgentError, HANDOVER, Options};
 use crate::core::config::Config;
+use crate::core::events::Event;
 use crate::io::datapath::{PinDir, Pinned};
 use crate::io::history::History;
 use crate::io::lock::FolderLock;
@@ -17,6 +18,8 @@ use crate::io::neighbours::{Interface, InterfaceError, Resolver};
 pub(super) struct Found {
     pub(super) state_lock: Option<FolderLock>,
     pub(super) history: History,
+    /// That a change was undone that nobody confirmed.
+    pub(super) undone: Option<Event>,
     pub(super) text: String,
     pub(super) config: Config,
     pub(super) resolver: Resolver,
@@ -29,7 +32,7 @@ pub(super) async fn look_around(options: &Options, pins: &PinDir) -> Result<Foun
     let state_lock = lock_state_dir(&options.state_dir).await?;
     let mut history = History::open(&options.state_dir);
     // Only now is it sure that the agent which was to be told has ended.
-    undo_unconfirmed(&options.config, &mut history)?;
+    let undone = undo_unconfirmed(&options.config, &mut history)?;
     let (text, config) = read_config(options)?;
     let resolver = Resolver::new().await.map_err(|cause| AgentError::Io { what: "netlink", cause })?;
     let runs = !pins.linked_interfaces()?.is_empty();
@@ -48,7 +51,7 @@ pub(super) async fn look_around(options: &Options, pins: &PinDir) -> Result<Foun
     if let Some(error) = missing.filter(|_| !interfaces.iter().any(Interface::is_there)) {
         return Err(error.into());
     }
-    Ok(Found { state_lock, history, text, config, resolver, interfaces })
+    Ok(Found { state_lock, history, undone, text, config, resolver, interfaces })
 }
 
 /// Removes a pin directory that nothing was loaded into; one that another agent left goes on.

@@ -52,7 +52,7 @@ pub(super) async fn start(
     let lock = pins.lock_within(HANDOVER).await?;
     let found = look_around(&options, &pins).await;
     let found = found.inspect_err(|_| leave_no_folder(&pins))?;
-    let Found { state_lock, history, text, config, resolver, interfaces } = found;
+    let Found { state_lock, history, undone, text, config, resolver, interfaces } = found;
     let (mut kernel, adopted) = load(&options, &pins, capacity(&config))?;
     if options.log_packets {
         packet_log::spawn(&mut kernel);
@@ -67,6 +67,7 @@ pub(super) async fn start(
     if adopted {
         events.record(Event::Adopted { services: image.services.len() });
     }
+    undone.into_iter().for_each(|event| events.record(event));
     let hops = adopted_hops(&image, &config);
     let mut agent = Agent {
         options,

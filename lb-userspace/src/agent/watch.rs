@@ -37,7 +37,8 @@ impl Agent {
 
     /// A configuration came into force.
     pub(super) fn record_applied(&self, by: &str, report: &ApplyReport) {
-        self.record(Event::applied(by, report.revision, &report.changes, report.flows_lost));
+        let flows = [report.flows_lost, report.flows_in_doubt];
+        self.record(Event::applied(by, report.revision, &report.changes, flows));
     }
 
     /// What an operator wants of backends changed. One that is to be drained may have no flow already.

@@ -14,6 +14,9 @@ use crate::core::explain::{
 use crate::io::datapath::{Access, Datapath, Kernel, PinDir, TableSet};
 use crate::io::pcap;
 
+/// How `sluice capture` names an interface for packets that came in on it, and for those that left.
+const CAME_IN: &str = " in";
+const LEFT: &str = " out";
 /// Frames of a capture that are explained.
 const MAX_PACKETS: usize = 100;
 
@@ -67,8 +70,7 @@ fn endpoint(text: &str) -> Result<SocketAddr, String> {
 pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
     let (packets, is_capture) = packets(arguments)?;
     let mut explanations = Vec::new();
-    for packet in packets {
-        let question = Question { packet, interface: arguments.iface.clone() };
+    for question in packets {
         explanations.push(ask(arguments, client, &question).await?);
     }
     match (arguments.format.output, explanations.as_slice()) {
@@ -99,7 +101,8 @@ async fn ask(arguments: &Arguments, client: &Client, question: &Question) -> Res
 }
 
 /// What is asked about, and whether it comes from a capture.
-fn packets(arguments: &Arguments) -> Result<(Vec<PacketSpec>, bool), Failure> {
+fn packets(arguments: &Arguments) -> Result<(Vec<Question>, bool), Failure> {
+    let on_named = |packet| Question { packet, interface: arguments.iface.clone() };
     let protocol = match arguments.proto {
         Proto::Tcp => SpecProtocol::Tcp,
         Proto::Udp => SpecProtocol::Udp,
@@ -107,12 +110,12 @@ fn packets(arguments: &Arguments) -> Result<(Vec<PacketSpec>, bool), Failure> {
     };
     if let (None, Some(source), Some(destination)) = (&arguments.frame, arguments.src, arguments.dst) {
         let packet = PacketSpec::Tuple { source, destination, protocol, syn: arguments.syn };
-        return Ok((vec![packet], false));
+        return Ok((vec![on_named(packet)], false));
     }
     let frame = arguments.frame.clone().unwrap_or_default();
     let path = Path::new(&frame);
     if !path.is_file() && is_hex(&frame) {
-        return Ok((vec![PacketSpec::Frame(frame)], false));
+        return Ok((vec![on_named(PacketSpec::Frame(frame))], false));
     }
     let frames = pcap::frames(path, MAX_PACKETS).map_err(|error| {
         if is_hex(&frame) || path.is_file() {
@@ -120,11 +123,28 @@ fn packets(arguments: &Arguments) -> Result<(Vec<PacketSpec>, bool), Failure> {
         }
         Failure::usage(format!("--frame: neither hexadecimal nor a capture that can be read: {error}"))
     })?;
-    let cut = frames.iter().filter(|frame| frame.bytes.len() < frame.length).count();
-    if cut > 0 {
-        output::note(format_args!("{cut} packets were cut by the capture: capture with -s 0"));
+    let is_out =
+        |frame: &pcap::CapturedFrame| frame.interface.as_ref().is_some_and(|name| name.ends_with(LEFT));
+    let (left, came): (Vec<_>, Vec<_>) = frames.into_iter().partition(is_out);
+    if !left.is_empty() {
+        output::note(format_args!(
+            "{} frames are packets as they left, which is told of them as they came in",
+            left.len()
+        ));
     }
-    Ok((frames.iter().map(|frame| PacketSpec::Frame(to_hex(&frame.bytes))).collect(), true))
+    let cut = came.iter().filter(|frame| frame.bytes.len() < frame.length).count();
+    if cut > 0 {
+        output::note(format_args!(
+            "{cut} packets were cut by the capture: capture more of them (`sluice capture --snaplen 2048`, `tcpdump -s 0`)"
+        ));
+    }
+    let question = |frame: pcap::CapturedFrame| {
+        // Of any other capture it may be an interface of another host.
+        let named = frame.interface.as_ref().and_then(|name| name.strip_suffix(CAME_IN));
+        let interface = arguments.iface.clone().or_else(|| named.map(str::to_owned));
+        Question { packet: PacketSpec::Frame(to_hex(&frame.bytes)), interface }
+    };
+    Ok((came.into_iter().map(question).collect(), true))
 }
 
 /// Whether a text can be a frame rather than a file's name.

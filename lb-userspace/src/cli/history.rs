@@ -104,6 +104,9 @@ fn effect(entry: &Entry) -> String {
     if entry.flows_lost > 0 {
         parts.push(format!("{} lost", number_of(entry.flows_lost, "flow")));
     }
+    if entry.flows_in_doubt > 0 {
+        parts.push(format!("up to {} more", number_of(entry.flows_in_doubt, "flow")));
+    }
     if let Some(confirmed) = entry.confirmed {
         let by = confirmed.uid.map_or(String::new(), |uid| format!(" by {}", who(uid)));
         parts.push(format!("confirmed{by}"));

@@ -42,6 +42,9 @@ pub struct Entry {
     pub rings: Vec<RingChange>,
     /// Live flows that lost their backend.
     pub flows_lost: u64,
+    /// Those of the others that may have, for their service gave up a VIP.
+    #[serde(default)]
+    pub flows_in_doubt: u64,
     /// That somebody confirmed it, if it waited for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Confirmation>,
@@ -68,6 +71,7 @@ impl Entry {
             changes_count: 0,
             rings: Vec::new(),
             flows_lost: 0,
+            flows_in_doubt: 0,
             confirmed: None,
         }
     }
@@ -80,6 +84,7 @@ impl Entry {
         let short = |ring: &RingChange| RingChange { backends: Vec::new(), ..ring.clone() };
         self.rings = rings.iter().take(MAX_TOLD).map(short).collect();
         self.flows_lost = flows_lost;
+        self.flows_in_doubt = rings.iter().map(|ring| ring.flows_in_doubt).sum();
         self
     }
 }

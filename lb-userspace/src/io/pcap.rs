@@ -5,6 +5,7 @@ use std::io::{BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use pcap_file::pcap::PcapReader;
+use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionOption;
 use pcap_file::pcapng::{Block, PcapNgReader};
 use pcap_file::{DataLink, PcapError};
 
@@ -18,6 +19,8 @@ pub struct CapturedFrame {
     pub bytes: Vec<u8>,
     /// How long it was on the wire.
     pub length: usize,
+    /// The name of the interface, where the capture has it.
+    pub interface: Option<String>,
 }
 
 /// Why a capture cannot be read.
@@ -75,7 +78,8 @@ fn pcap(path: &Path, file: impl Read, limit: usize) -> Result<Vec<CapturedFrame>
         && let Some(packet) = reader.next_packet()
     {
         let packet = packet.map_err(format)?;
-        frames.push(CapturedFrame { bytes: packet.data.into_owned(), length: packet.orig_len as usize });
+        let (bytes, length) = (packet.data.into_owned(), packet.orig_len as usize);
+        frames.push(CapturedFrame { bytes, length, interface: None });
     }
     Ok(frames)
 }
@@ -83,19 +87,30 @@ fn pcap(path: &Path, file: impl Read, limit: usize) -> Result<Vec<CapturedFrame>
 fn pcapng(path: &Path, file: impl Read, limit: usize) -> Result<Vec<CapturedFrame>, CaptureError> {
     let format = |cause| CaptureError::Format { path: path.to_owned(), cause };
     let mut reader = PcapNgReader::new(file).map_err(format)?;
-    let mut frames = Vec::new();
+    let (mut frames, mut interfaces) = (Vec::new(), Vec::new());
     while frames.len() < limit
         && let Some(block) = reader.next_block()
     {
         match block.map_err(format)? {
-            Block::InterfaceDescription(interface) => check_link(path, interface.linktype)?,
+            Block::InterfaceDescription(interface) => {
+                check_link(path, interface.linktype)?;
+                interfaces.push(interface.options.iter().find_map(|option| match option {
+                    InterfaceDescriptionOption::IfName(name) => Some(name.to_string()),
+                    _ => None,
+                }));
+            }
             Block::EnhancedPacket(packet) => {
-                let length = packet.original_len as usize;
-                frames.push(CapturedFrame { bytes: packet.data.into_owned(), length });
+                let (bytes, length) = (packet.data.into_owned(), packet.original_len as usize);
+                let interface = interfaces.get(packet.interface_id as usize).cloned().flatten();
+                frames.push(CapturedFrame { bytes, length, interface });
             }
             Block::SimplePacket(packet) => {
-                let length = packet.original_len as usize;
-                frames.push(CapturedFrame { bytes: packet.data.into_owned(), length });
+                let (bytes, length) = (packet.data.into_owned(), packet.original_len as usize);
+                frames.push(CapturedFrame {
+                    bytes,
+                    length,
+                    interface: interfaces.first().cloned().flatten(),
+                });
             }
             _ => {}
         }

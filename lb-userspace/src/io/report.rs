@@ -39,7 +39,7 @@ pub fn report(state_dir: &Path, question: &Question, running: bool) -> Result<Re
 }
 
 fn revision((entry, text): (Entry, String)) -> Revision {
-    let Entry { revision, at, uid, what, changes_count: values, flows_lost, .. } = entry;
+    let Entry { revision, at, uid, what, changes_count: values, flows_lost, flows_in_doubt, .. } = entry;
     let services = config::parse(&text).ok().map(|config| {
         let backends = |service: &config::Service| -> BTreeSet<String> {
             service.backends.iter().map(|backend| backend.name.clone()).collect()
@@ -47,7 +47,7 @@ fn revision((entry, text): (Entry, String)) -> Revision {
         config.services.iter().map(|service| (service.name.clone(), backends(service))).collect()
     });
     let services: Option<BTreeMap<_, _>> = services;
-    Revision { change: Change { revision, at, uid, what, values, flows_lost }, services }
+    Revision { change: Change { revision, at, uid, what, values, flows_lost, flows_in_doubt }, services }
 }
 
 /// The route of the API that reports.

@@ -141,7 +141,7 @@ fn packets_are_captured_before_and_after_with_verdict_and_backend() {
     let plain = program(&lab);
     let loads: Vec<Load> = ways.iter().map(|way| Load::start(lab.customer(), way.tcp(), "/", 1)).collect();
     for way in &ways {
-        let arguments = ["--service", &way.name(), "--count", "300", "-o", "json"];
+        let arguments = ["--service", &way.name(), "--count", "300", "--snaplen", "2048", "-o", "json"];
         let mut capture = Capture::start(&lab, &way.name(), &arguments);
         capture.ended();
         let log = capture.daemon.log();
@@ -150,6 +150,16 @@ fn packets_are_captured_before_and_after_with_verdict_and_backend() {
         assert!(summary["seen"].as_u64() > summary["wanted"].as_u64(), "others were seen, too: {summary}");
         check_frames(&lab, *way, &capture.frames());
         assert_eq!(program(&lab), plain, "the load balancer's own program is back");
+        // Of its first hundred frames, half are packets as they came in.
+        let told = agent.sluice(&["explain", "--frame", &capture.file, "-o", "json"]).expect("explain");
+        assert!(
+            String::from_utf8_lossy(&told.stderr).contains("50 frames are packets as they left"),
+            "{told:?}"
+        );
+        let told: Vec<Value> = serde_json::from_slice(&told.stdout).expect("JSON");
+        let goes_on =
+            |one: &&Value| one["verdict"].as_str().is_some_and(|verdict| verdict.starts_with("forward"));
+        assert_eq!((told.len(), told.iter().filter(goes_on).count()), (50, 50), "{way:?}");
     }
     filters_narrow(&lab, &agent, ways[0]);
     assert_eq!(program(&lab), plain);

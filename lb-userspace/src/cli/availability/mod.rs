@@ -14,7 +14,7 @@ use super::output::Columns;
 use super::{Failure, Format, OutputFlag, output};
 use crate::core::events::{duration, parse_since, printable};
 use crate::core::names::number_of;
-use crate::core::report::{Failover, Gap, GapCause, Outage, Record, Report, ServiceReport, Spans};
+use crate::core::report::{Change, Failover, Gap, GapCause, Outage, Record, Report, ServiceReport, Spans};
 use crate::io::report::{Question, report};
 
 /// Lines of a list in the table: the last ones. JSON has more.
@@ -241,10 +241,18 @@ fn changes(report: &Report) -> String {
             change.uid.map_or("agent".to_owned(), who),
             printable(&change.what),
             number_of(change.values, "value"),
-            format!("{} lost", number_of(change.flows_lost, "flow")),
+            format!("{} lost", lost(change)),
         ]);
     }
     format!("{title}\n{}", columns.render("  ")).trim_end().to_owned()
+}
+
+/// How many flows a change cost.
+fn lost(change: &Change) -> String {
+    match change.flows_in_doubt {
+        0 => number_of(change.flows_lost, "flow"),
+        more => format!("{} to {}", change.flows_lost, number_of(change.flows_lost + more, "flow")),
+    }
 }
 
 /// A share in percent. It is cut, not rounded: 100 % is said only of all.

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{cause, covered, failover, length, named, outage, share, summed_up, when, who};
+use super::{cause, covered, failover, length, lost, named, outage, share, summed_up, when, who};
 use crate::core::report::{MAX_LISTED, Report, Status};
 
 const STYLE: &str = "\
@@ -134,7 +134,7 @@ fn changes(report: &Report) -> String {
             change.uid.map_or("agent".to_owned(), who),
             change.what.clone(),
             change.values.to_string(),
-            change.flows_lost.to_string(),
+            lost(change),
         ]
     });
     let header = ["revision", "when", "who", "what", "values changed", "flows lost"];

@@ -1,7 +1,7 @@
 //! One TOML value → one value of the model, or a sentence about what is wrong with it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -156,7 +156,10 @@ pub(super) fn vip(value: &DeValue<'_>) -> Result<Vip, String> {
         return Err(match found.parse::<IpAddr>() {
             Ok(address) => {
                 let [one, every] = [80, 0].map(|port| SocketAddr::new(address, port));
-                format!("needs a port; write \"{one}\", or \"{every}\" for every port")
+                let meant = unbracketed(found).map_or(String::new(), |meant| {
+                    format!("; or \"{meant}\", if {} is the port and not a part of the address", meant.port())
+                });
+                format!("needs a port; write \"{one}\", or \"{every}\" for every port{meant}")
             }
             Err(_) => format!(
                 "expected address:port, such as \"203.0.113.10:80\" or \"[2001:db8::10]:80\", found {found:?}"
@@ -168,6 +171,12 @@ pub(super) fn vip(value: &DeValue<'_>) -> Result<Vip, String> {
         return Err(format!("{found:?} has a zone, which only link-local addresses have; remove it"));
     }
     Ok(Vip { address: vip.ip(), port: vip.port() })
+}
+
+/// What an IPv6 address may have been meant to be: another one and a port, without brackets.
+fn unbracketed(found: &str) -> Option<SocketAddrV6> {
+    let (address, port) = found.rsplit_once(':')?;
+    Some(SocketAddrV6::new(address.parse().ok()?, port.parse().ok()?, 0, 0))
 }
 
 /// The address of a backend.

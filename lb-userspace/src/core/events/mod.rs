@@ -161,6 +161,9 @@ pub enum Event {
         changes_total: usize,
         /// Live flows that lost their backend.
         flows_lost: u64,
+        /// Those of the others that may have, for their service gave up a VIP.
+        #[serde(default)]
+        flows_in_doubt: u64,
     },
     /// A configuration was refused or could not be brought into force; the one before stays.
     Refused {
@@ -331,10 +334,11 @@ impl Event {
         "signal",
     ];
 
-    /// A configuration came into force.
-    pub fn applied(by: &str, revision: u64, changes: &[Change], flows_lost: u64) -> Self {
+    /// A configuration came into force: live flows have lost their backend, and as many others may have.
+    pub fn applied(by: &str, revision: u64, changes: &[Change], [lost, in_doubt]: [u64; 2]) -> Self {
         let (changes, changes_total) = first_lines(changes.iter());
-        Self::Applied { by: by.to_owned(), revision, changes, changes_total, flows_lost }
+        let (by, flows_lost, flows_in_doubt) = (by.to_owned(), lost, in_doubt);
+        Self::Applied { by, revision, changes, changes_total, flows_lost, flows_in_doubt }
     }
 
     /// A configuration was refused.

@@ -120,7 +120,7 @@ fn a_service_that_min_healthy_takes_down_says_so() {
 
 #[test]
 fn what_is_written_is_read_back_and_names_its_kind() {
-    let applied = Event::applied("apply", 2, &[], 0);
+    let applied = Event::applied("apply", 2, &[], [0, 0]);
     let refused = Event::refused("reload", &["f:1: wrong".to_owned()]);
     let counted = Traffic { opened: 9, repeated: 12, ..Traffic::default() };
     let key = BackendKey::new("web", "web1");
@@ -240,5 +240,9 @@ fn after_a_number_come_the_first_ones() {
 #[test]
 fn one_is_not_told_as_many() {
     assert_eq!(Event::Adopted { services: 1 }.to_string(), "adopted 1 service with all flows");
-    assert!(Event::applied("apply", 2, &[], 0).to_string().contains("revision 2, 0 changes"));
+    assert!(Event::applied("apply", 2, &[], [0, 0]).to_string().contains("revision 2, 0 changes"));
+    let in_doubt = Event::applied("apply", 2, &[], [1, 4]).to_string();
+    assert!(
+        in_doubt.ends_with("; 1 live flows lost their backend, and up to 4 more, for a VIP was given up")
+    );
 }

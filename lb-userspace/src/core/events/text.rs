@@ -46,10 +46,14 @@ impl Display for Event {
             Self::ServiceStatus { service, from, to, reason } => {
                 turned(f, service, from.as_deref(), to, reason.as_deref())
             }
-            Self::Applied { by, revision, changes, changes_total, flows_lost } => {
+            Self::Applied { by, revision, changes, changes_total, flows_lost, flows_in_doubt } => {
                 write!(f, "{by}: in force, revision {revision}, {}", number_of(changes_total, "change"))?;
                 list(f, changes, *changes_total)?;
-                write!(f, "; {flows_lost} live flows lost their backend")
+                write!(f, "; {flows_lost} live flows lost their backend")?;
+                if *flows_in_doubt > 0 {
+                    write!(f, ", and up to {flows_in_doubt} more, for a VIP was given up")?;
+                }
+                Ok(())
             }
             Self::Refused { by, errors, errors_total } => {
                 write!(f, "{by}: refused, the configuration in force stays")?;

@@ -239,4 +239,7 @@ pub struct Change {
     pub values: usize,
     /// Live flows that lost their backend.
     pub flows_lost: u64,
+    /// Those of the others that may have, for their service gave up a VIP.
+    #[serde(default)]
+    pub flows_in_doubt: u64,
 }

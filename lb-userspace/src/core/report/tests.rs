@@ -33,6 +33,7 @@ fn revision(number: u64, seconds: i64, services: &[(&str, &[&str])]) -> Revision
         what: format!("change {number}"),
         values: 1,
         flows_lost: 0,
+        flows_in_doubt: 0,
     };
     Revision { change, services: Some(services) }
 }

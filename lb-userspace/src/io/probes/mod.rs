@@ -39,6 +39,9 @@ pub enum ProbeError {
     /// There is no way to the backend, or it does not answer ARP or neighbour discovery.
     #[error("unreachable: {0}")]
     Unreachable(io::Error),
+    /// This host's own route to the backend is one that leads nowhere.
+    #[error("unreachable: this host has a route of type {0} to it; `ip route` shows it")]
+    RoutedNowhere(&'static str),
     /// The answer came with a status that the configuration does not accept.
     #[error("status {status} (expected {expected})")]
     UnexpectedStatus {
@@ -301,6 +304,8 @@ fn connect_error(error: io::Error, timeout: Duration) -> ProbeError {
         io::ErrorKind::ConnectionRefused => ProbeError::Refused,
         io::ErrorKind::TimedOut => ProbeError::ConnectTimeout(timeout),
         io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => ProbeError::Unreachable(error),
+        _ if error.raw_os_error() == Some(libc::EINVAL) => ProbeError::RoutedNowhere("blackhole"),
+        _ if error.raw_os_error() == Some(libc::EACCES) => ProbeError::RoutedNowhere("prohibit"),
         _ => error.into(),
     }
 }

@@ -68,6 +68,8 @@ fn a_change_that_nobody_confirms_is_undone() {
         history["entries"][0]["what"].as_str().is_some_and(|what| what.contains("before it was confirmed")),
         "{history}"
     );
+    let undone = sluice(&lab, "events --kind applied -n 1").out;
+    assert!(undone.contains("undo of apply") && undone.contains("before it was confirmed"), "{undone}");
     agent.wait_until_healthy().expect("healthy");
     tables_are_as_the_file_says(&lab);
     let report = load.stop().expect("report");

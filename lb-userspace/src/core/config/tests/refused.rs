@@ -83,6 +83,11 @@ fn wrong_vips_are_refused() {
             "5: service[0].vips[0]: needs a port; write \"[2001:db8::10]:80\", or \"[2001:db8::10]:0\"",
         ),
         (
+            vips("[\"2001:db8::50:443\"]"),
+            "5: service[0].vips[0]: needs a port; write \"[2001:db8::50:443]:80\", or \"[2001:db8::50:443]:0\" for every port; \
+             or \"[2001:db8::50]:443\", if 443 is the port and not a part of the address",
+        ),
+        (
             vips("[\"[2001:db8::10]\"]"),
             "5: service[0].vips[0]: expected address:port, such as \"203.0.113.10:80\" or",
         ),
