@@ -49,11 +49,7 @@ impl Display for Event {
             Self::Applied { by, revision, changes, changes_total, flows_lost, flows_in_doubt } => {
                 write!(f, "{by}: in force, revision {revision}, {}", number_of(changes_total, "change"))?;
                 list(f, changes, *changes_total)?;
-                write!(f, "; {flows_lost} live flows lost their backend")?;
-                if *flows_in_doubt > 0 {
-                    write!(f, ", and up to {flows_in_doubt} more, for a VIP was given up")?;
-                }
-                Ok(())
+                lost(f, *flows_lost, *flows_in_doubt)
             }
             Self::Refused { by, errors, errors_total } => {
                 write!(f, "{by}: refused, the configuration in force stays")?;
@@ -82,6 +78,11 @@ impl Display for Event {
             Self::Unknown => f.write_str("an event that this version does not know"),
         }
     }
+}
+
+fn lost(f: &mut Formatter<'_>, flows: u64, in_doubt: u64) -> fmt::Result {
+    write!(f, "; {flows} live flows lost their backend")?;
+    if in_doubt == 0 { Ok(()) } else { write!(f, ", and up to {in_doubt} more, for a VIP was given up") }
 }
 
 fn turned(
