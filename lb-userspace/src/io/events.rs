@@ -63,8 +63,7 @@ impl EventLog {
     /// says so.
     pub fn open(folder: &Path) -> Self {
         let kept = read(folder, |journal| Journal::resume(journal));
-        let opened = fs::create_dir_all(folder).and_then(|()| append_to(&folder.join(FILE)));
-        let (file, file_bytes) = match opened {
+        let (file, file_bytes) = match open_file(folder) {
             Ok((file, bytes)) => (Some(file), bytes),
             Err(error) => {
                 log::warn!(
@@ -89,9 +88,7 @@ impl EventLog {
             Severity::Error => log::Level::Error,
         };
         log::log!(level, "{}", recorded.line());
-        if inner.file.is_none() {
-            inner.catch_up(&self.0.folder);
-        } else if let Err(error) = inner.write(&recorded, &self.0.folder) {
+        if let Err(error) = inner.write(&recorded, &self.0.folder) {
             log::warn!(
                 "{}: {error}; events are kept in memory only until that is mended",
                 self.0.folder.display()
@@ -122,6 +119,7 @@ impl EventLog {
             log::debug!("{}: {error}", path.display());
         }
         let mut inner = self.0.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not at each event: there may be many, and each would go through all that is missing.
         if inner.file.is_none() {
             inner.catch_up(&self.0.folder);
         }
@@ -195,10 +193,9 @@ fn begins_before(one: &[Recorded], other: &[Recorded]) -> bool {
 impl Inner {
     /// Tries again to write, and then what could not be written, as far as memory has it.
     fn catch_up(&mut self, folder: &Path) {
-        let opened = fs::create_dir_all(folder).and_then(|()| append_to(&folder.join(FILE)));
-        let missing = Filter { after: Some(self.written), limit: usize::MAX, ..Filter::default() };
-        let written = opened.and_then(|(file, bytes)| {
+        let written = open_file(folder).and_then(|(file, bytes)| {
             (self.file, self.file_bytes) = (Some(file), bytes);
+            let missing = Filter { after: Some(self.written), limit: usize::MAX, ..Filter::default() };
             let (missing, _) = self.journal.select(&missing);
             missing.iter().try_for_each(|recorded| self.write(recorded, folder))
         });
@@ -212,19 +209,26 @@ impl Inner {
     }
 
     fn write(&mut self, recorded: &Recorded, folder: &Path) -> io::Result<()> {
+        // Where no new file can be begun, the old one must not grow with each try.
+        if self.file_bytes >= MAX_FILE_BYTES {
+            fs::rename(folder.join(FILE), folder.join(FORMER_FILE))?;
+            let (file, bytes) = append_to(&folder.join(FILE))?;
+            (self.file, self.file_bytes) = (Some(file), bytes);
+        }
         let Some(file) = &mut self.file else { return Ok(()) };
         let mut line = serde_json::to_string(recorded)?;
         line.push('\n');
         file.write_all(line.as_bytes())?;
         self.written = recorded.seq;
         self.file_bytes += line.len() as u64;
-        if self.file_bytes >= MAX_FILE_BYTES {
-            fs::rename(folder.join(FILE), folder.join(FORMER_FILE))?;
-            let (file, bytes) = append_to(&folder.join(FILE))?;
-            (self.file, self.file_bytes) = (Some(file), bytes);
-        }
         Ok(())
     }
+}
+
+/// Opens the file in this folder, which is made, to write at its end.
+fn open_file(folder: &Path) -> io::Result<(File, u64)> {
+    fs::create_dir_all(folder)?;
+    append_to(&folder.join(FILE))
 }
 
 /// Opens a file to write at its end, and says how long it is. A line that a crash left unfinished is ended.

@@ -129,6 +129,20 @@ fn only_an_agent_that_served_ends_without_a_word() {
     assert!(!lapses(&[adopted()]), "a start that failed, after one that ended");
 }
 
+#[test]
+fn the_disk_is_bounded_where_no_new_file_can_be_begun() {
+    let folder = Folder::new();
+    fs::create_dir_all(folder.0.join(FORMER_FILE).join("in the way")).unwrap();
+    let log = EventLog::open(&folder.0);
+    let long = "x".repeat(2_000);
+    for _ in 0..2_500 {
+        log.record(failure(&long));
+        log.sign_of_life();
+    }
+    let bytes = fs::metadata(folder.0.join(FILE)).unwrap().len();
+    assert!((MAX_FILE_BYTES..MAX_FILE_BYTES + 5_000).contains(&bytes), "{bytes}");
+}
+
 /// What was in the way costs nothing but what memory has forgotten meanwhile.
 #[tokio::test]
 async fn what_could_not_be_written_is_written_once_it_can_be() {
@@ -146,6 +160,7 @@ async fn what_could_not_be_written_is_written_once_it_can_be() {
     fs::remove_dir_all(&folder.0).unwrap();
     log.0.inner.lock().unwrap().file = None;
     log.record(failure("d"));
+    log.sign_of_life();
     assert_eq!(
         seqs(&from_folder(&folder.0, &everything())),
         [4],
