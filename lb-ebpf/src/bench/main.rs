@@ -176,11 +176,17 @@ pub fn forward(context: XdpContext) -> u32 {
 /// The same after reading one line of memory as [`touch`] does: the least that can be called forwarding by a table of flows.
 #[xdp(frags)]
 pub fn forward_known(context: XdpContext) -> u32 {
-    let mut packet = XdpPacket(&context);
-    if touched(&packet).is_none() {
+    send_after(&context, false, |packet| touched(packet).map(drop))
+}
+
+/// Sends a packet once this is done with it, which may fail.
+#[inline(always)]
+fn send_after(context: &XdpContext, wrapped: bool, work: impl Fn(&XdpPacket<'_>) -> Option<()>) -> u32 {
+    let mut packet = XdpPacket(context);
+    if work(&packet).is_none() {
         return xdp_action::XDP_ABORTED;
     }
-    send(&mut packet, false).unwrap_or(xdp_action::XDP_PASS)
+    send(&mut packet, wrapped).unwrap_or(xdp_action::XDP_PASS)
 }
 
 /// The same after remembering an IPv4 packet as one of a new flow: two hashes of its five fields, of different keys; a line of the table looked
@@ -188,11 +194,7 @@ pub fn forward_known(context: XdpContext) -> u32 {
 /// be called beginning a flow.
 #[xdp(frags)]
 pub fn forward_new(context: XdpContext) -> u32 {
-    let mut packet = XdpPacket(&context);
-    if remember(&packet).is_none() {
-        return xdp_action::XDP_ABORTED;
-    }
-    send(&mut packet, false).unwrap_or(xdp_action::XDP_PASS)
+    send_after(&context, false, remember)
 }
 
 /// The keys of both hashes: they are part of the instructions.
@@ -226,17 +228,7 @@ fn remember(packet: &XdpPacket<'_>) -> Option<()> {
 /// looking at a packet.
 #[xdp(frags)]
 pub fn forward_at_length(context: XdpContext) -> u32 {
-    at_length_then(&context, false)
-}
-
-#[inline(always)]
-fn at_length_then(context: &XdpContext, wrapped: bool) -> u32 {
-    let mut packet = XdpPacket(context);
-    match packet.read::<u32>(DESTINATION4) {
-        Some(destination) if at_length(destination.into()) != 0 => {}
-        _ => return xdp_action::XDP_ABORTED,
-    }
-    send(&mut packet, wrapped).unwrap_or(xdp_action::XDP_PASS)
+    send_after(&context, false, at_length)
 }
 
 /// A template of assembly ten times.
@@ -246,9 +238,10 @@ macro_rules! ten {
     };
 }
 
-/// Three hundred instructions in five rows, in each of which every one waits for the one before.
+/// Three hundred instructions in five rows, in each of which every one waits for the one before, and the first for the destination's address.
 #[inline(always)]
-fn at_length(start: u64) -> u64 {
+fn at_length(packet: &XdpPacket<'_>) -> Option<()> {
+    let start = u64::from(packet.read::<u32>(DESTINATION4)?);
     let [mut a, mut b, mut c, mut d, mut e] = [start; 5];
     let mut times = 0;
     while times < 6 {
@@ -262,7 +255,7 @@ fn at_length(start: u64) -> u64 {
         }
         times += 1;
     }
-    a | b | c | d | e
+    (a | b | c | d | e != 0).then_some(())
 }
 
 /// Puts the same headers in front of every IPv4 packet: the least that can be called a tunnel.
@@ -274,7 +267,7 @@ pub fn encapsulate(context: XdpContext) -> u32 {
 /// The same after as many instructions as in [`forward_at_length`].
 #[xdp(frags)]
 pub fn encapsulate_at_length(context: XdpContext) -> u32 {
-    at_length_then(&context, true)
+    send_after(&context, true, at_length)
 }
 
 #[inline(always)]

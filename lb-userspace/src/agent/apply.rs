@@ -1,6 +1,6 @@
 //! A new configuration → in force, whole, or not at all.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use super::packet_log;
@@ -11,12 +11,10 @@ use crate::core::config::{Config, Service, line_of_agent_key};
 use crate::core::diff::diff;
 use crate::core::effect::effects;
 use crate::core::events::Event;
-use crate::core::health::Health;
 use crate::core::image::{Capacity, Image};
 use crate::core::plan::{Plan, PlanError, plan, plan_some};
 use crate::core::reach::{self, Target};
 use crate::core::scope;
-use crate::core::wanted::BackendKey;
 use crate::core::warn::left_without;
 use crate::io::api::{ApiError, ApplyReport, ErrorKind};
 use crate::io::datapath::{Datapath, LoadError};
@@ -164,7 +162,7 @@ impl Agent {
 
     /// What a configuration would change: exactly, if backends of which nothing is known yet turn out well; and the way there.
     pub(super) fn foresee(&mut self, config: &Config, dry_run: bool) -> Result<Foreseen, ApiError> {
-        let of_others: Vec<_> = self.health_of_replaced(config).collect();
+        let of_others = self.health_of_replaced(config);
         for (key, _) in &of_others {
             self.knowledge.health.remove(key);
         }
@@ -190,28 +188,6 @@ impl Agent {
         };
         let capacity = self.sizes(config, image.capacity);
         Ok(Foreseen { report, capacity, way })
-    }
-
-    /// What is known of the health of servers that others take the place of, under their names.
-    fn health_of_replaced(&self, config: &Config) -> impl Iterator<Item = (BackendKey, Health)> {
-        let former: HashMap<&str, &Service> =
-            self.config.services.iter().map(|service| (service.name.as_str(), service)).collect();
-        let changed = config.services.iter().filter_map(move |service| {
-            Some((service, *former.get(service.name.as_str())?)).filter(|(service, former)| service != former)
-        });
-        changed.flat_map(|(service, former)| {
-            let address = |name: &str| {
-                former.backends.iter().find(|backend| backend.name == name).map(|backend| backend.address)
-            };
-            let replaced = service.backends.iter().filter(move |backend| {
-                address(&backend.name).is_some_and(|former| former != backend.address)
-            });
-            replaced.filter_map(|backend| {
-                let key = BackendKey::new(&service.name, &backend.name);
-                let health = *self.knowledge.health.get(&key)?;
-                Some((key, health))
-            })
-        })
     }
 
     /// The way to a configuration that concerns few services alone; `None` if that is not so, or if there is no room for it.

@@ -122,6 +122,7 @@ impl Agent {
             sender,
             since_epoch_ns: since_epoch_ns(),
             requests: self.requests.clone(),
+            end: Instant::now() + Duration::from_secs(request.seconds),
             request,
         };
         tokio::spawn(reader.run(feed, records, interfaces));
@@ -164,17 +165,17 @@ struct Reader {
     sender: mpsc::Sender<Bytes>,
     since_epoch_ns: i64,
     requests: Requests,
+    end: Instant,
 }
 
 impl Reader {
     async fn run(mut self, feed: CaptureFeed, records: CaptureRecords, interfaces: Vec<String>) {
         // SAFETY: the ring buffer keeps one descriptor for as long as it lives, and the registration owns the ring buffer.
         let records = unsafe { AsyncFd::register(records) };
-        let end = Instant::now() + Duration::from_secs(self.request.seconds);
-        let reason = match (self.send(&[CaptureLine::Started { interfaces }], end).await, records) {
+        let reason = match (self.send(&[CaptureLine::Started { interfaces }]).await, records) {
             (Some(reason), _) => self.give_back(reason).await,
             (None, Ok(mut records)) => {
-                let reason = self.read(&feed, &mut records, end).await;
+                let reason = self.read(&feed, &mut records).await;
                 self.give_back(reason).await;
                 let mut lines = Vec::new();
                 while let Some(packet) = self.next(records.get_mut()) {
@@ -203,12 +204,7 @@ impl Reader {
     }
 
     /// Reads until there is a reason to end.
-    async fn read(
-        &mut self,
-        feed: &CaptureFeed,
-        records: &mut AsyncFd<CaptureRecords>,
-        end: Instant,
-    ) -> EndReason {
+    async fn read(&mut self, feed: &CaptureFeed, records: &mut AsyncFd<CaptureRecords>) -> EndReason {
         let mut ticks = interval(TICK);
         loop {
             let mut lines = Vec::new();
@@ -216,7 +212,7 @@ impl Reader {
                 biased;
                 () = self.sender.closed() => return EndReason::Gone,
                 _ = self.stopped.changed() => return self.why_stopped(),
-                () = sleep_until(end) => return EndReason::Time,
+                () = sleep_until(self.end) => return EndReason::Time,
                 _ = ticks.tick() => {
                     feed.keep_alive();
                     lines.push(CaptureLine::Counts(feed.counts()));
@@ -237,7 +233,7 @@ impl Reader {
                 }
             }
             if !lines.is_empty()
-                && let Some(reason) = self.send(&lines, end).await
+                && let Some(reason) = self.send(&lines).await
             {
                 return reason;
             }
@@ -269,11 +265,11 @@ impl Reader {
     }
 
     /// Sends lines, unless there is a reason to end: who asked may stand still.
-    async fn send(&mut self, lines: &[CaptureLine], end: Instant) -> Option<EndReason> {
+    async fn send(&mut self, lines: &[CaptureLine]) -> Option<EndReason> {
         tokio::select! {
             sent = self.sender.send(encode(lines)) => sent.err().map(|_| EndReason::Gone),
             _ = self.stopped.changed() => Some(self.why_stopped()),
-            () = sleep_until(end) => Some(EndReason::Time),
+            () = sleep_until(self.end) => Some(EndReason::Time),
         }
     }
 

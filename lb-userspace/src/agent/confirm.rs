@@ -209,9 +209,7 @@ impl Agent {
         uid: Option<u32>,
         why: &str,
     ) -> Result<ApplyReport, ApiError> {
-        let Some(mut waiting) = self.waiting.take() else {
-            return Err(nothing_waits());
-        };
+        let mut waiting = self.waiting.take().ok_or_else(nothing_waits)?;
         let done = self.undo(&mut waiting, uid, why).await;
         if done.is_err() {
             waiting.until = Instant::now() + RETRY;
@@ -222,9 +220,9 @@ impl Agent {
 
     /// What undoing the change that waits would do.
     pub(super) fn foresee_undo(&mut self) -> Result<ApplyReport, ApiError> {
-        let before = self.waiting.as_ref().map(|waiting| parse_before(&waiting.pending));
-        let Some(before) = before else { return Err(nothing_waits()) };
-        let Foreseen { mut report, capacity, .. } = self.foresee(&before?, true)?;
+        let waiting = self.waiting.as_ref().ok_or_else(nothing_waits)?;
+        let before = parse_before(&waiting.pending)?;
+        let Foreseen { mut report, capacity, .. } = self.foresee(&before, true)?;
         let refusal = self.kernel.foresee_resize(capacity).err();
         report.warnings.extend(refusal.map(|error| format!("would be refused: {error}")));
         Ok(report)

@@ -133,10 +133,26 @@ impl Agent {
         changed
     }
 
+    /// What is known of the health of servers that others take the place of in a configuration, under their names: as in
+    /// [`Agent::sync_probes`], another address is another server.
+    pub(super) fn health_of_replaced(&self, config: &Config) -> Vec<(BackendKey, Health)> {
+        let former = by_name(&self.config);
+        let changed =
+            config.services.iter().filter(|service| former.get(service.name.as_str()) != Some(service));
+        let replaced = changed.flat_map(|service| {
+            service.backends.iter().filter_map(|backend| {
+                let key = BackendKey::new(&service.name, &backend.name);
+                let probed = self.probed.get(&key)?;
+                let is_other = probed.target.address.ip() != backend.address;
+                is_other.then(|| (key, probed.monitor.health()))
+            })
+        });
+        replaced.collect()
+    }
+
     /// The services that are checked as they were in another configuration, which was in force till now.
     fn probed_as(&self, before: &Config) -> HashSet<String> {
-        let former: HashMap<&str, &config::Service> =
-            before.services.iter().map(|service| (service.name.as_str(), service)).collect();
+        let former = by_name(before);
         let trusts_as_before = |service: &config::Service| {
             let probed = service
                 .backends
@@ -254,6 +270,10 @@ impl Agent {
     pub(super) fn all_known(&self) -> bool {
         self.probed.values().all(|probed| probed.monitor.health() != Health::Unknown)
     }
+}
+
+fn by_name(config: &Config) -> HashMap<&str, &config::Service> {
+    config.services.iter().map(|service| (service.name.as_str(), service)).collect()
 }
 
 fn held_text(held: Held) -> String {

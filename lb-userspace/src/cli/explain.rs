@@ -13,10 +13,8 @@ use crate::core::explain::{
 };
 use crate::io::datapath::{Access, Datapath, Kernel, PinDir, TableSet};
 use crate::io::pcap;
+use crate::io::pcapng::{CAME_IN, LEFT};
 
-/// How `sluice capture` names an interface for packets that came in on it, and for those that left.
-const CAME_IN: &str = " in";
-const LEFT: &str = " out";
 /// Frames of a capture that are explained.
 const MAX_PACKETS: usize = 100;
 
@@ -39,10 +37,11 @@ pub(super) struct Arguments {
     /// The packet opens a TCP connection
     #[arg(long, conflicts_with = "frame")]
     syn: bool,
-    /// A whole frame in hexadecimal, from the destination MAC on; or a capture, whose first hundred frames are explained
+    /// A whole frame in hexadecimal, from the destination MAC on; or a capture, of whose first hundred frames those are explained that
+    /// did not leave
     #[arg(long, value_name = "HEX|FILE.pcap")]
     frame: Option<String>,
-    /// Interface it comes in on; the first attached one by default
+    /// Interface it comes in on; by default that which `sluice capture` names, or the first attached one
     #[arg(long, value_name = "IF")]
     iface: Option<String>,
     /// Where the tables are pinned, in case no agent runs

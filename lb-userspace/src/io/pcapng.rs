@@ -16,6 +16,10 @@ use pcap_file::{DataLink, PcapError};
 
 use crate::core::capture::{CapturedBytes, CapturedPacket};
 
+/// What is behind an interface's name where packets came in on it, and where they left.
+pub const CAME_IN: &str = " in";
+/// See [`CAME_IN`].
+pub const LEFT: &str = " out";
 /// The resolution of times: 10⁻⁹ s.
 const NANOSECONDS: u8 = 9;
 /// `epb_flags`: a packet that came in, and one that left.
@@ -73,8 +77,8 @@ impl<W: Write> PcapngFile<W> {
         frame: &CapturedBytes,
         comment: &str,
     ) -> io::Result<()> {
-        let way = if flags == INBOUND { "in" } else { "out" };
-        let interface_id = self.interface(format!("{interface} {way}"))?;
+        let way = if flags == INBOUND { CAME_IN } else { LEFT };
+        let interface_id = self.interface(format!("{interface}{way}"))?;
         let data = frame.bytes().ok_or_else(|| io::Error::other("a packet's bytes cannot be read"))?;
         let written = self.writer.write_pcapng_block(EnhancedPacketBlock {
             interface_id,

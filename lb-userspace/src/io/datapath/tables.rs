@@ -382,9 +382,26 @@ impl TableSet {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::abi::NextHop;
     use lb_common::flow::{ESTABLISHED_IDLE_TICKS, client_signature, flow_signature};
 
     use super::*;
+
+    #[test]
+    fn what_an_older_release_wrote_of_a_backend_is_written_anew() {
+        let mut tables = TableSet::heap(Capacity { backends: 1, ..Capacity::default() });
+        let hop = Some(NextHop::new([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], 0));
+        let backend = LoadedBackend { hop, ..LoadedBackend::well("web1", 0) };
+        let loaded = |tables: &TableSet| tables.image().backends.remove(&1).unwrap();
+        assert!(tables.write_backend(1, &backend).is_ok());
+        assert_eq!(loaded(&tables), backend);
+        let record = &tables.backends.records()[1];
+        let older = BackendFlags { plain: false, ..record.load().flags() };
+        record.word.store(BackendWord::new(older).word());
+        assert_eq!(loaded(&tables).hop, None, "so there is something to be done");
+        assert!(tables.write_backend(1, &backend).is_ok());
+        assert_eq!(loaded(&tables), backend);
+    }
 
     #[test]
     fn flows_idle_out_by_what_they_are() {

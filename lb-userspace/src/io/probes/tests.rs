@@ -130,6 +130,9 @@ fn connect_errors_have_their_names() {
     assert_eq!(text(io::ErrorKind::NetworkUnreachable), "unreachable: network unreachable");
     assert_eq!(text(io::ErrorKind::TimedOut), "no connection within 10s");
     assert_eq!(text(io::ErrorKind::PermissionDenied), "permission denied");
+    let text = |number| connect_error(io::Error::from_raw_os_error(number), LONG).to_string();
+    assert!(text(libc::EINVAL).contains("a route of type blackhole"));
+    assert!(text(libc::EACCES).contains("a route of type prohibit"));
 }
 
 #[test]
