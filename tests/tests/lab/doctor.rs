@@ -109,6 +109,29 @@ fn a_backend_without_the_vip_is_found_and_cured() {
 }
 
 #[test]
+fn a_backend_that_the_agent_finds_ill_is_found() {
+    let lab = lab(Lab::builder(), |config| config);
+    let agent = lab.start_healthy_agent(&lab.config()).expect("an agent");
+    lab.web(0).stop_nginx().expect("stop");
+    agent.wait_for_status("web", "degraded", Lab::FAILOVER * 10).expect("degraded");
+    let pins = lab.pins().to_str().expect("path").to_owned();
+    let asked = || agent.sluice(&["doctor", "-o", "json", "--pin-dir", &pins]).expect("doctor");
+    let output = asked();
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let found = findings(&output);
+    let found = found.iter().find(|finding| finding["check"] == "health").expect("found");
+    assert_eq!(found["subject"], "web1 of service web", "{found}");
+    assert!(found["what"].as_str().is_some_and(|what| what.contains("refused")), "{found}");
+    let since_when = found["fix"][0].as_str().and_then(|fix| fix.strip_prefix("sluice ")).expect("a command");
+    let words: Vec<&str> = since_when.split_whitespace().take_while(|word| *word != "#").collect();
+    let told = agent.sluice(&words).expect("events");
+    assert!(String::from_utf8_lossy(&told.stdout).contains("healthy → unhealthy"), "{told:?}");
+    lab.web(0).start_nginx().expect("start");
+    agent.wait_until_healthy().expect("well");
+    assert_eq!(asked().status.code(), Some(0));
+}
+
+#[test]
 fn a_link_without_room_for_the_tunnel_is_found_and_cured() {
     for (mode, fits) in [("ipip", 1_520), ("gue", 1_532)] {
         let lab = lab(Lab::builder(), |config| config.forwarding(mode));

@@ -227,7 +227,7 @@ pub enum VipAnswer {
 }
 
 /// The names of all checks, in the order of their findings.
-pub const CHECKS: [&str; 26] = [
+pub const CHECKS: [&str; 27] = [
     "agent",
     "kernel",
     "btf",
@@ -250,6 +250,7 @@ pub const CHECKS: [&str; 26] = [
     "neighbour",
     "forwarding",
     "mtu",
+    "health",
     "health_path",
     "vip_on_backend",
     "vip_arp",

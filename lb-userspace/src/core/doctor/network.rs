@@ -8,7 +8,10 @@ use super::{
 };
 use crate::core::config::{Backend, BackendState, Config, Forwarding, Probe, Service, Via};
 use crate::core::reach::{Reach, reach};
+use crate::core::stats::{BackendStats, Snapshot};
 
+/// As [`BackendStats::health`] has it.
+const UNHEALTHY: &str = "unhealthy";
 /// The largest packet that comes over the Internet.
 const INTERNET_MTU: u32 = 1_500;
 
@@ -16,8 +19,9 @@ pub(super) fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut found = neighbours(config, facts);
     found.extend(forwarding(config, facts));
     found.extend(mtus(config, facts));
+    found.extend(health(config, facts));
     found.extend(config.services.iter().filter_map(health_path));
-    found.extend(facts.vip_probes.iter().filter_map(|probe| vip_on_backend(probe, facts)));
+    found.extend(facts.vip_probes.iter().filter_map(|probe| vip_on_backend(config, facts, probe)));
     found.extend(arp(config, facts));
     found.extend(routes(config, facts));
     found
@@ -44,9 +48,9 @@ fn neighbours(config: &Config, facts: &Facts) -> Vec<Finding> {
         if let Some(Err(unreached)) = facts.ways.get(&key)
             && told.insert(key)
         {
-            let subject = format!("{} of service {}", backend.name, service.name);
             let why = "no packet can be sent to it";
             let fix = way_fix(service, backend, unreached);
+            let subject = subject(&service.name, &backend.name);
             found.push(finding("neighbour", Weight::Warning, subject, (&unreached.text, why), fix));
         }
     }
@@ -165,6 +169,55 @@ fn mtu(facts: &Facts, interface: &str, (comes, needed, fits): (u32, u32, u32), t
     finding("mtu", Weight::Warning, interface, (what, why), fix)
 }
 
+/// Backends that the agent has found ill, but for those that no way leads to.
+fn health(config: &Config, facts: &Facts) -> Vec<Finding> {
+    let mut found = Vec::new();
+    for (service, backend) in used(config) {
+        let stats = facts.agent.as_ref().and_then(|agent| stats(agent, &service.name, &backend.name));
+        let Some(stats) = stats.filter(|stats| stats.health == UNHEALTHY) else { continue };
+        if matches!(facts.ways.get(&way_key(service, backend)), Some(Err(_))) {
+            continue;
+        }
+        let what = match stats.reason.as_str() {
+            "" => "its health checks failed".to_owned(),
+            reason => format!("its health checks fail: {reason}"),
+        };
+        let why = if stats.serving {
+            "customers are sent there all the same, for too few others are healthy"
+        } else {
+            "customers are sent to the others, which have its share to carry as well"
+        };
+        let fix = [
+            format!(
+                "sluice events --service {} --backend {}     # since when, and what else happened",
+                service.name, backend.name
+            ),
+            format!(
+                "look at the server at {}; to take it out: sluice backend disable {} {}",
+                backend.address, service.name, backend.name
+            ),
+        ];
+        found.push(finding(
+            "health",
+            Weight::Warning,
+            subject(&service.name, &backend.name),
+            (what, why),
+            fix,
+        ));
+    }
+    found
+}
+
+/// What the agent says of a backend.
+fn stats<'a>(agent: &'a Snapshot, service: &str, backend: &str) -> Option<&'a BackendStats> {
+    let service = agent.services.iter().find(|known| known.name == service)?;
+    service.backends.iter().find(|known| known.name == backend)
+}
+
+fn subject(service: &str, backend: &str) -> String {
+    format!("{backend} of service {service}")
+}
+
 /// Customers' packets go another way than the probes.
 fn health_path(service: &Service) -> Option<Finding> {
     let health = &service.health;
@@ -181,14 +234,12 @@ fn health_path(service: &Service) -> Option<Finding> {
 /// What has to be set before a VIP is put on a backend, and what puts it there.
 const QUIET: &str = "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2";
 
-fn vip_on_backend(probe: &VipProbe, facts: &Facts) -> Option<Finding> {
-    let health = |snapshot: &crate::core::stats::Snapshot| {
-        let service = snapshot.services.iter().find(|service| service.name == probe.service)?;
-        let backend = service.backends.iter().find(|backend| backend.name == probe.backend)?;
-        Some(backend.health.clone())
-    };
-    // That it is down is told elsewhere.
-    if facts.agent.as_ref().and_then(health).is_some_and(|health| health == "unhealthy") {
+fn vip_on_backend(config: &Config, facts: &Facts, probe: &VipProbe) -> Option<Finding> {
+    // That it is down is told by itself; where its checks go to the VIP, this may be why.
+    let via_vip =
+        config.services.iter().any(|service| service.name == probe.service && service.health.via == Via::Vip);
+    let stats = facts.agent.as_ref().and_then(|agent| stats(agent, &probe.service, &probe.backend));
+    if !via_vip && stats.is_some_and(|stats| stats.health == UNHEALTHY) {
         return None;
     }
     let vip = probe.vip;
@@ -211,7 +262,7 @@ fn vip_on_backend(probe: &VipProbe, facts: &Facts) -> Option<Finding> {
             },
         ),
     };
-    let subject = format!("{} of service {}", probe.backend, probe.service);
+    let subject = subject(&probe.service, &probe.backend);
     let on = format!("{} ({})", probe.backend, probe.address);
     Some(Finding { on, ..finding("vip_on_backend", Weight::Warning, subject, (what, why), fix) })
 }

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::frames::{Answer, answer, arp_answer, arp_request, opening, ping, ping_seen};
 use super::*;
-use crate::core::config;
+use crate::core::config::{self, Via};
 
 const WEB1: [u8; 6] = [2, 0, 0, 0, 0, 11];
 
@@ -182,6 +182,49 @@ fn what_is_routed_here_or_counted_is_not_missing() {
     facts.routed_here.clear();
     facts.counted.insert("web".into());
     assert!(!found(&config("l2-dsr"), &facts).iter().any(|(check, _)| check == "vip_route"));
+}
+
+/// An agent that says this of the backend.
+fn agent_of(health: &str, reason: &str, serving: bool) -> Option<Snapshot> {
+    let backend = serde_json::json!({
+        "name": "web1", "address": "10.0.1.11", "weight": 100, "state": "enabled", "health": health, "reason": reason,
+        "serving": serving, "ring_share": 1.0, "active_flows": 0, "packets": 0, "bytes": 0,
+    });
+    let snapshot = serde_json::json!({
+        "agent": {"version": "1", "uptime_seconds": 1, "revision": 1, "config": "", "interfaces": []},
+        "services": [{"name": "web", "vips": ["203.0.113.10:80"], "protocol": "tcp", "forwarding": "l2-dsr",
+            "status": "down", "packets": 0, "bytes": 0, "new_flows": 0, "backends": [backend]}],
+        "verdicts": {}, "flow_table": {"size": 8, "entries": 0, "evictions": {}}, "nat": {"size": 0, "entries": 0},
+    });
+    Some(serde_json::from_value(snapshot).unwrap())
+}
+
+#[test]
+fn a_backend_that_is_ill_is_found_once() {
+    let with = |agent: &Option<Snapshot>| Facts { agent: agent.clone(), ..well(true) };
+    let config = config("l2-dsr");
+    let well = with(&agent_of("healthy", "", true));
+    assert!(judge(&config, &well).iter().all(|finding| finding.weight == Weight::Note));
+    let ill = with(&agent_of("unhealthy", "connection refused", false));
+    let found = judge(&config, &ill).into_iter().find(|finding| finding.check == "health").unwrap();
+    assert_eq!((found.weight, found.subject.as_str()), (Weight::Warning, "web1 of service web"));
+    assert!(found.what.contains("connection refused") && found.why.contains("the others"), "{found:?}");
+    let all_down = with(&agent_of("unhealthy", "connection refused", true));
+    assert!(judge(&config, &all_down).iter().any(|finding| finding.why.contains("all the same")));
+    // What else follows from it is not told beside it, but where it may be the cause.
+    let names = |config: &Config, facts: &Facts| -> Vec<String> {
+        let found = judge(config, facts).into_iter().filter(|finding| finding.weight != Weight::Note);
+        found.map(|finding| finding.check).collect()
+    };
+    let mut without_vip = ill.clone();
+    without_vip.vip_probes[0].answer = VipAnswer::Nothing;
+    assert_eq!(names(&config, &without_vip), ["health"]);
+    let mut via_vip = config.clone();
+    via_vip.services[0].health.via = Via::Vip;
+    assert_eq!(names(&via_vip, &without_vip), ["health", "vip_on_backend"]);
+    let mut unreached = ill;
+    silent(&mut unreached);
+    assert_eq!(names(&config, &unreached), ["neighbour"]);
 }
 
 #[test]
