@@ -86,7 +86,7 @@ const DECAPSULATORS: [Decapsulator; 5] = [
 ];
 
 /// What the lab is made of, wherever it is, and what holds the programs that forward checks before Linux 6.6.
-const MODULES: [&str; 4] = ["veth", "bridge", "sch_ingress", "cls_bpf"];
+const MODULES: [&str; 5] = ["veth", "bridge", "sch_ingress", "cls_bpf", "8021q"];
 const PROGRAMS: [&str; 5] = ["nginx", "openssl", "curl", "ip", "ethtool"];
 
 /// Room for outer headers on the backends' links.
@@ -112,6 +112,10 @@ fn serve(by_kernel: bool, report: Report<'_>) -> Costs {
         on_webs(&lab, DECAPSULATORS.iter().flat_map(|decapsulator| decapsulator.start).copied());
     }
     transfer(&lab, &agent, "", |mode| by_kernel || !mode.tunnels(), report);
+    if by_kernel {
+        transfer_from_a_vlan(&lab, &agent);
+        report("from a VLAN");
+    }
     let mut costs: Costs = ProgramCost::pinned_in(lab.pins()).expect("pinned programs").into_iter().collect();
     costs.insert("capture".to_owned(), captured(&lab));
     if by_kernel {
@@ -215,6 +219,33 @@ fn transfer(lab: &Lab, agent: &Agent<'_>, how: &str, which: impl Fn(&Mode) -> bo
         let forwarded = packets(&after, mode) - packets(&before, mode);
         assert!(forwarded > UPLOAD_PACKETS, "{}{how}: {forwarded} packets by way of Sluice", mode.name);
     }
+}
+
+/// Customers are on a VLAN of the interface, the backends outside of any: frames lose their tag on the way there, and answers get it back.
+/// Guests only: the running kernel may know no VLANs.
+fn transfer_from_a_vlan(lab: &Lab, agent: &Agent<'_>) {
+    let [vip, edge, customer] = [MODES[2].vip, "10.100.0.1", "10.100.0.2"];
+    let device = |host: &Host, address: &str| {
+        host.ip(&format!(
+            "link add link eth0 name eth0.100 type vlan id 100\naddr add {address}/24 dev eth0.100\nlink set eth0.100 up"
+        ))
+    };
+    device(lab.edge(), edge).expect("a VLAN device");
+    device(lab.customer(), customer).expect("a VLAN device");
+    lab.customer().ip(&format!("route replace {vip}/32 via {edge}")).expect("a route");
+    let explain = ["explain", "--src", &format!("{customer}:4000"), "--dst", &format!("{vip}:80"), "--syn"];
+    wait_until("the agent has noticed", TIMEOUT, || {
+        let explained = agent.sluice(&explain).expect("explain");
+        String::from_utf8_lossy(&explained.stdout).contains("without VLAN tags")
+    })
+    .expect("it does");
+    lab.transfer(MODES[2].vip()).expect("a transfer from a VLAN");
+    for host in [lab.customer(), lab.edge()] {
+        host.ip("link del eth0.100").expect("no VLAN device any more");
+    }
+    lab.customer()
+        .ip(&format!("route add {vip}/32 via {}", lab.edge().address()))
+        .expect("the route of before");
 }
 
 fn packets(status: &Value, mode: &Mode) -> u64 {

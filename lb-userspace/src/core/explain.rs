@@ -7,7 +7,7 @@ use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::PacketBuilder;
-use lb_common::abi::{FlowBucket, FragmentRoute, HEADROOM, TranslationBucket, TupleKey};
+use lb_common::abi::{FlowBucket, FragmentRoute, HEADROOM, NextHop, TranslationBucket, TupleKey};
 use lb_common::datapath::{Action, Refusal, Step};
 use lb_common::flow::{State, Tick};
 use lb_common::net::{Protocol, Tuple};
@@ -331,21 +331,24 @@ fn describe(step: Step, image: &Image) -> String {
             format!("ring: slot {slot} of ring {ring}: backend {}", backend_name(image, backend))
         }
         Step::NextHop { backend, hop } => {
-            let (destination, source) = hop.macs();
-            let out = match hop.interface {
-                0 => "where it came from".to_owned(),
-                index => format!("interface {index}"),
-            };
-            format!(
-                "next hop of {}: destination MAC {}, source MAC {}, out {out}{}{}",
-                backend_name(image, backend),
-                mac(destination),
-                mac(source),
-                if hop.vlan == 0 { String::new() } else { format!(", VLAN {}", hop.vlan) },
-                if hop.mtu == 0 { String::new() } else { format!(", MTU {}", hop.mtu) },
-            )
+            format!("next hop of {}: {}", backend_name(image, backend), next_hop(&hop))
         }
     }
+}
+
+fn next_hop(hop: &NextHop) -> String {
+    let (destination, source) = hop.macs();
+    let out = match hop.interface {
+        0 => "where it came from".to_owned(),
+        index => format!("interface {index}"),
+    };
+    let vlan = match hop.vlan {
+        0 => String::new(),
+        NextHop::UNTAGGED => ", without VLAN tags".to_owned(),
+        id => format!(", VLAN {id}"),
+    };
+    let mtu = if hop.mtu == 0 { String::new() } else { format!(", MTU {}", hop.mtu) };
+    format!("destination MAC {}, source MAC {}, out {out}{vlan}{mtu}", mac(destination), mac(source))
 }
 
 fn five_fields(tuple: &Tuple) -> String {

@@ -54,6 +54,17 @@ fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
 
+/// Interfaces that VLAN devices lie over, by name: what comes in there with a tag is another interface's to the kernel. Empty where the
+/// kernel knows no VLANs, or does not say.
+pub fn vlan_carriers() -> BTreeSet<String> {
+    carriers(&std::fs::read_to_string("/proc/net/vlan/config").unwrap_or_default())
+}
+
+/// From a table of VLAN devices: name, VLAN id and what it lies over, behind two lines of another kind (`net/8021q/vlanproc.c`).
+fn carriers(table: &str) -> BTreeSet<String> {
+    table.lines().skip(2).filter_map(|line| Some(line.rsplit_once('|')?.1.trim().to_owned())).collect()
+}
+
 /// Has the allocator keep little of what was needed for a moment. Left alone, glibc learns from large blocks that come and go
 /// to keep ever larger ones, and gives each thread a heap of its own.
 pub fn keep_little_memory() {
@@ -69,4 +80,20 @@ pub fn keep_little_memory() {
 pub fn give_back_memory() {
     // SAFETY: the allocator's own function, which may be called at any time; it touches free memory only.
     unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::carriers;
+
+    #[test]
+    fn what_vlan_devices_lie_over_is_in_the_last_column() {
+        let head = "VLAN Dev name\t | VLAN ID\nName-Type: VLAN_NAME_TYPE_RAW_PLUS_VID_NO_PAD\n";
+        let table = format!(
+            "{head}eth0.100       | 100  | eth0\nstorage        | 7  | bond1\neth0.4094      | 4094  | eth0\n"
+        );
+        assert_eq!(carriers(&table), ["bond1".to_owned(), "eth0".to_owned()].into());
+        assert_eq!(carriers(head), [].into());
+        assert_eq!(carriers(""), [].into());
+    }
 }
