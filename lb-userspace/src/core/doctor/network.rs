@@ -8,7 +8,7 @@ use super::{
 };
 use crate::core::config::{Backend, BackendState, Config, Forwarding, Probe, Service, Via};
 use crate::core::reach::{Reach, reach};
-use crate::core::stats::{BackendStats, Snapshot};
+use crate::core::stats::{BackendStats, ServiceStats, Snapshot};
 
 /// As [`BackendStats::health`] has it.
 const UNHEALTHY: &str = "unhealthy";
@@ -173,8 +173,11 @@ fn mtu(facts: &Facts, interface: &str, (comes, needed, fits): (u32, u32, u32), t
 fn health(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut found = Vec::new();
     for (service, backend) in used(config) {
-        let stats = facts.agent.as_ref().and_then(|agent| stats(agent, &service.name, &backend.name));
-        let Some(stats) = stats.filter(|stats| stats.health == UNHEALTHY) else { continue };
+        let known = facts.agent.as_ref().and_then(|agent| service_stats(agent, &service.name));
+        let stats = known.and_then(|known| stats(known, &backend.name));
+        let (Some(known), Some(stats)) = (known, stats.filter(|stats| stats.health == UNHEALTHY)) else {
+            continue;
+        };
         if matches!(facts.ways.get(&way_key(service, backend)), Some(Err(_))) {
             continue;
         }
@@ -184,8 +187,10 @@ fn health(config: &Config, facts: &Facts) -> Vec<Finding> {
         };
         let why = if stats.serving {
             "customers are sent there all the same, for too few others are healthy"
-        } else {
+        } else if known.backends.iter().any(|other| other.serving) {
             "customers are sent to the others, which have its share to carry as well"
+        } else {
+            "no other backend takes new connections: customers get no answer"
         };
         let fix = [
             format!(
@@ -208,10 +213,14 @@ fn health(config: &Config, facts: &Facts) -> Vec<Finding> {
     found
 }
 
-/// What the agent says of a backend.
-fn stats<'a>(agent: &'a Snapshot, service: &str, backend: &str) -> Option<&'a BackendStats> {
-    let service = agent.services.iter().find(|known| known.name == service)?;
-    service.backends.iter().find(|known| known.name == backend)
+/// What the agent says of a service.
+fn service_stats<'a>(agent: &'a Snapshot, name: &str) -> Option<&'a ServiceStats> {
+    agent.services.iter().find(|known| known.name == name)
+}
+
+/// What it says of one of its backends.
+fn stats<'a>(service: &'a ServiceStats, name: &str) -> Option<&'a BackendStats> {
+    service.backends.iter().find(|known| known.name == name)
 }
 
 fn subject(service: &str, backend: &str) -> String {
@@ -238,7 +247,8 @@ fn vip_on_backend(config: &Config, facts: &Facts, probe: &VipProbe) -> Option<Fi
     // That it is down is told by itself; where its checks go to the VIP, this may be why.
     let via_vip =
         config.services.iter().any(|service| service.name == probe.service && service.health.via == Via::Vip);
-    let stats = facts.agent.as_ref().and_then(|agent| stats(agent, &probe.service, &probe.backend));
+    let known = facts.agent.as_ref().and_then(|agent| service_stats(agent, &probe.service));
+    let stats = known.and_then(|known| stats(known, &probe.backend));
     if !via_vip && stats.is_some_and(|stats| stats.health == UNHEALTHY) {
         return None;
     }

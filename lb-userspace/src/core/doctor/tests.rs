@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use super::frames::{Answer, answer, arp_answer, arp_request, opening, ping, ping_seen};
 use super::*;
 use crate::core::config::{self, Via};
+use crate::core::stats::BackendStats;
 
 const WEB1: [u8; 6] = [2, 0, 0, 0, 0, 11];
 
@@ -208,7 +209,11 @@ fn a_backend_that_is_ill_is_found_once() {
     let ill = with(&agent_of("unhealthy", "connection refused", false));
     let found = judge(&config, &ill).into_iter().find(|finding| finding.check == "health").unwrap();
     assert_eq!((found.weight, found.subject.as_str()), (Weight::Warning, "web1 of service web"));
-    assert!(found.what.contains("connection refused") && found.why.contains("the others"), "{found:?}");
+    assert!(found.what.contains("connection refused") && found.why.contains("no answer"), "{found:?}");
+    let mut one_of_two = agent_of("unhealthy", "", false);
+    let backends = &mut one_of_two.as_mut().unwrap().services[0].backends;
+    backends.push(BackendStats { name: "web2".into(), serving: true, ..backends[0].clone() });
+    assert!(judge(&config, &with(&one_of_two)).iter().any(|finding| finding.why.contains("to the others")));
     let all_down = with(&agent_of("unhealthy", "connection refused", true));
     assert!(judge(&config, &all_down).iter().any(|finding| finding.why.contains("all the same")));
     // What else follows from it is not told beside it, but where it may be the cause.
