@@ -225,13 +225,12 @@ impl Agent {
         let vips = self.config.services.iter().flat_map(|service| &service.vips);
         let vips: BTreeSet<IpAddr> = vips.map(|vip| vip.address).collect();
         let own: LazyCell<_> = LazyCell::new(own_addresses);
-        let untags = self.untags();
         let mut changed = false;
         let (mut news, mut found_again) = (Vec::new(), Vec::new());
         for (target, result) in found {
             match result {
                 Ok(hop) => {
-                    let hop = self.shared_hop(not_from_vip(hop, &vips, &own), untags);
+                    let hop = self.shared_hop(not_from_vip(hop, &vips, &own));
                     changed |= self.knowledge.hops.insert(target, hop) != Some(hop);
                     if self.hop_errors.remove(&target).is_some() {
                         found_again.push(target.0);
@@ -255,21 +254,16 @@ impl Agent {
         changed
     }
 
-    /// Whether frames that come in with a VLAN's tag must lose it on the way to a backend outside of VLANs: where VLAN devices lie over an
-    /// interface, the kernel answers for what is tagged apart from what is not. Elsewhere tags stay as they are.
-    fn untags(&self) -> bool {
-        let carriers = host::vlan_carriers();
-        self.interfaces.iter().any(|interface| carriers.contains(&interface.name))
-    }
-
-    /// The next hop as the program's record has it. With one interface there is no other to transmit on.
-    fn shared_hop(&self, hop: NextHop, untags: bool) -> abi::NextHop {
+    /// The next hop as the program's record has it. With one interface there is no other to transmit on. Outside of VLANs, frames lose the
+    /// tags that they came in with where VLANs are the kernel's business; elsewhere they keep them.
+    fn shared_hop(&self, hop: NextHop) -> abi::NextHop {
         let only = matches!(self.interfaces.as_slice(), [only] if only.ifindex == hop.ifindex);
         let interface = if only { 0 } else { hop.ifindex };
+        let carries_vlans = self.interfaces.iter().any(|interface| interface.carries_vlans);
         abi::NextHop {
             source: hop.source.map(Into::into).unwrap_or_default(),
             mtu: u16::try_from(hop.mtu).unwrap_or(u16::MAX),
-            vlan: hop.vlan.unwrap_or(if untags { abi::NextHop::UNTAGGED } else { 0 }),
+            vlan: hop.vlan.unwrap_or(if carries_vlans { abi::NextHop::UNTAGGED } else { 0 }),
             ..abi::NextHop::new(hop.destination_mac, hop.source_mac, interface)
         }
     }

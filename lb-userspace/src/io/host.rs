@@ -54,8 +54,7 @@ fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }
 
-/// Interfaces that VLAN devices lie over, by name: what comes in there with a tag is another interface's to the kernel. Empty where the
-/// kernel knows no VLANs, or does not say.
+/// Interfaces that VLAN devices lie over, by name. Empty where the kernel knows no VLANs, or does not say.
 pub fn vlan_carriers() -> BTreeSet<String> {
     carriers(&std::fs::read_to_string("/proc/net/vlan/config").unwrap_or_default())
 }

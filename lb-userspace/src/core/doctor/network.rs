@@ -8,10 +8,8 @@ use super::{
 };
 use crate::core::config::{Backend, BackendState, Config, Forwarding, Probe, Service, Via};
 use crate::core::reach::{Reach, reach};
-use crate::core::stats::{BackendStats, ServiceStats, Snapshot};
+use crate::core::stats::{BackendStats, ServiceStats};
 
-/// As [`BackendStats::health`] has it.
-const UNHEALTHY: &str = "unhealthy";
 /// The largest packet that comes over the Internet.
 const INTERNET_MTU: u32 = 1_500;
 
@@ -19,9 +17,10 @@ pub(super) fn judge(config: &Config, facts: &Facts) -> Vec<Finding> {
     let mut found = neighbours(config, facts);
     found.extend(forwarding(config, facts));
     found.extend(mtus(config, facts));
-    found.extend(health(config, facts));
+    let ill = ill(facts);
+    found.extend(health(config, facts, &ill));
     found.extend(config.services.iter().filter_map(health_path));
-    found.extend(facts.vip_probes.iter().filter_map(|probe| vip_on_backend(config, facts, probe)));
+    found.extend(facts.vip_probes.iter().filter_map(|probe| vip_on_backend(config, &ill, probe)));
     found.extend(arp(config, facts));
     found.extend(routes(config, facts));
     found
@@ -169,15 +168,23 @@ fn mtu(facts: &Facts, interface: &str, (comes, needed, fits): (u32, u32, u32), t
     finding("mtu", Weight::Warning, interface, (what, why), fix)
 }
 
-/// Backends that the agent has found ill, but for those that no way leads to.
-fn health(config: &Config, facts: &Facts) -> Vec<Finding> {
+/// Backends that the agent has found ill, by the names of service and backend.
+type Ill<'a> = BTreeMap<(&'a str, &'a str), (&'a ServiceStats, &'a BackendStats)>;
+
+fn ill(facts: &Facts) -> Ill<'_> {
+    let services = facts.agent.iter().flat_map(|agent| &agent.services);
+    let backends =
+        services.flat_map(|service| service.backends.iter().map(move |backend| (service, backend)));
+    let ill = backends.filter(|(_, backend)| backend.health == "unhealthy");
+    ill.map(|(service, backend)| ((service.name.as_str(), backend.name.as_str()), (service, backend)))
+        .collect()
+}
+
+/// A finding for each of them that a way leads to.
+fn health(config: &Config, facts: &Facts, ill: &Ill<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     for (service, backend) in used(config) {
-        let known = facts.agent.as_ref().and_then(|agent| service_stats(agent, &service.name));
-        let stats = known.and_then(|known| stats(known, &backend.name));
-        let (Some(known), Some(stats)) = (known, stats.filter(|stats| stats.health == UNHEALTHY)) else {
-            continue;
-        };
+        let Some((known, stats)) = ill.get(&(service.name.as_str(), backend.name.as_str())) else { continue };
         if matches!(facts.ways.get(&way_key(service, backend)), Some(Err(_))) {
             continue;
         }
@@ -213,16 +220,6 @@ fn health(config: &Config, facts: &Facts) -> Vec<Finding> {
     found
 }
 
-/// What the agent says of a service.
-fn service_stats<'a>(agent: &'a Snapshot, name: &str) -> Option<&'a ServiceStats> {
-    agent.services.iter().find(|known| known.name == name)
-}
-
-/// What it says of one of its backends.
-fn stats<'a>(service: &'a ServiceStats, name: &str) -> Option<&'a BackendStats> {
-    service.backends.iter().find(|known| known.name == name)
-}
-
 fn subject(service: &str, backend: &str) -> String {
     format!("{backend} of service {service}")
 }
@@ -243,13 +240,12 @@ fn health_path(service: &Service) -> Option<Finding> {
 /// What has to be set before a VIP is put on a backend, and what puts it there.
 const QUIET: &str = "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2";
 
-fn vip_on_backend(config: &Config, facts: &Facts, probe: &VipProbe) -> Option<Finding> {
+fn vip_on_backend(config: &Config, ill: &Ill<'_>, probe: &VipProbe) -> Option<Finding> {
     // That it is down is told by itself; where its checks go to the VIP, this may be why.
-    let via_vip =
-        config.services.iter().any(|service| service.name == probe.service && service.health.via == Via::Vip);
-    let known = facts.agent.as_ref().and_then(|agent| service_stats(agent, &probe.service));
-    let stats = known.and_then(|known| stats(known, &probe.backend));
-    if !via_vip && stats.is_some_and(|stats| stats.health == UNHEALTHY) {
+    let is_ill = ill.contains_key(&(probe.service.as_str(), probe.backend.as_str()));
+    let is_checked_there =
+        |service: &Service| service.name == probe.service && service.health.via == Via::Vip;
+    if is_ill && !config.services.iter().any(is_checked_there) {
         return None;
     }
     let vip = probe.vip;

@@ -24,6 +24,8 @@ use changes::Watcher;
 use message::{Link, Route, Vlan, Way};
 use requests::Requests;
 
+use super::host;
+
 /// A MAC address.
 pub type Mac = [u8; 6];
 
@@ -61,12 +63,21 @@ pub struct Interface {
     pub mtu: u32,
     /// How an XDP program is attached to it.
     pub xdp: XdpState,
+    /// Whether VLAN devices lie over it: then what comes in with a tag is another interface's to the kernel.
+    pub carries_vlans: bool,
 }
 
 impl Interface {
     /// One that is not there yet: its index is 0, which no interface has.
     pub fn absent(name: &str) -> Self {
-        Self { name: name.to_owned(), ifindex: 0, mac: [0; 6], mtu: 0, xdp: XdpState::None }
+        Self {
+            name: name.to_owned(),
+            ifindex: 0,
+            mac: [0; 6],
+            mtu: 0,
+            xdp: XdpState::None,
+            carries_vlans: false,
+        }
     }
 
     /// Whether it was there when it was last looked for.
@@ -167,7 +178,8 @@ impl Resolver {
         let Link { ifindex, name, mac, mtu, xdp, .. } =
             link.ok_or_else(|| InterfaceError::NotFound { name: name.to_owned() })?;
         let mac = mac.ok_or_else(|| InterfaceError::NotEthernet { name: name.clone() })?;
-        Ok(Interface { name, ifindex, mac, mtu, xdp })
+        let carries_vlans = host::vlan_carriers().contains(&name);
+        Ok(Interface { name, ifindex, mac, mtu, xdp, carries_vlans })
     }
 
     async fn way(&self, address: IpAddr) -> Result<Way, HopError> {
