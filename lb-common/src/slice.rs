@@ -124,6 +124,8 @@ pub struct TableSlices<'a> {
     pub translations: &'a [TranslationBucket],
     /// The map `fragments`.
     pub fragments: &'a dyn Fragments,
+    /// The map `senders`.
+    pub senders: &'a [Word],
 }
 
 /// [`Tables`] over slices, at a time that stands still, and with someone who follows the steps.
@@ -141,6 +143,8 @@ pub struct SliceTables<'a> {
     pub aside: Option<&'a dyn Buckets>,
     /// Stands in for [`Control::icmp_budget`]; it begins as that is.
     pub icmp_budget: Word,
+    /// Stands in for the word of [`TableSlices::senders`] that is asked for, if a packet is to leave these as they were.
+    pub sender_budget: Word,
     /// Room to translate packets in.
     pub work: RefCell<Scratch>,
     /// What was counted.
@@ -159,6 +163,7 @@ impl<'a> SliceTables<'a> {
             scratch: None,
             aside: None,
             icmp_budget: Word::new(tables.control.icmp_budget.load()),
+            sender_budget: Word::default(),
             work: RefCell::default(),
             verdicts: RefCell::default(),
             observer: &|_| (),
@@ -187,6 +192,15 @@ impl Tables for SliceTables<'_> {
 
     fn icmp_budget(&self) -> Option<&Word> {
         Some(&self.icmp_budget)
+    }
+
+    fn sender_budget(&self, slot: u32) -> Option<&Word> {
+        let budget = self.tables.senders.get(slot as usize)?;
+        if self.scratch.is_none() {
+            return Some(budget);
+        }
+        self.sender_budget.store(budget.load());
+        Some(&self.sender_budget)
     }
 
     fn vip_bucket(&self, index: u32) -> Option<&VipBucket> {

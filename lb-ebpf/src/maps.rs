@@ -10,8 +10,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::XdpContext;
 use lb_common::abi::{
     Backend, Control, FRAGMENTED_DATAGRAMS, FlowBucket, FragmentRoute, Latency, Name, OPENING_SLOTS,
-    RING_SIZE, Ring, STAGE_SLOTS, Service, Traffic, TranslationBucket, TupleKey, Verdicts, VipBucket, Word,
-    direct,
+    RING_SIZE, Ring, SENDER_SLOTS, STAGE_SLOTS, Service, Traffic, TranslationBucket, TupleKey, Verdicts,
+    VipBucket, Word, direct,
 };
 use lb_common::datapath::{self, Exit, Instant, Outcome, Scratch, Stage, Step, Tables};
 use lb_common::flow::{Eviction, Tick, Victim};
@@ -54,6 +54,9 @@ static BACKEND_NAMES: Array<Name, 1, MAPPED> = Array::new();
 static TRANSLATIONS: Array<TranslationBucket, 1, MAPPED> = Array::new();
 #[btf_map(name = "fragments")]
 static FRAGMENTS: LruHashMap<TupleKey, FragmentRoute, { FRAGMENTED_DATAGRAMS as usize }> = LruHashMap::new();
+
+#[btf_map(name = "senders")]
+static SENDERS: Array<Word, { SENDER_SLOTS as usize }, MAPPED> = Array::new();
 
 #[btf_map(name = "scratch")]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
@@ -222,6 +225,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn icmp_budget(&self) -> Option<&Word> {
         Some(&CONTROL.first().icmp_budget)
+    }
+
+    #[inline(always)]
+    fn sender_budget(&self, slot: u32) -> Option<&Word> {
+        SENDERS.get(slot)
     }
 
     #[inline(always)]

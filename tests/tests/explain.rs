@@ -66,7 +66,7 @@ fn an_answer_too_many_is_explained_as_one() {
     let mut twins = Twins::new(&wanted());
     for family in FAMILIES {
         let echo = frames::echo::request(family, family.client(), b"ping").frame();
-        twins.set_icmp_answers(ICMP_PER_TICK - 1);
+        twins.set_icmp_answers(ICMP_PER_TICK - 1, 0);
         assert_eq!(check(&mut twins, "the last answer", &echo), Verdict::ReplyIcmpEcho);
         assert_eq!(check(&mut twins, "one more", &echo), Verdict::DropIcmpRate);
     }

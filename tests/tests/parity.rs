@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use lb_common::abi::NatPorts;
+use lb_common::abi::{ICMP_PER_TICK, NatPorts, TOO_BIG_PER_TICK};
 use lb_common::hash;
 use lb_common::verdict::Verdict;
 use lb_userspace::io::datapath::{Datapath, capacity_for};
@@ -104,7 +104,7 @@ fn agree(seed: u64, tables: u32, seen: &mut BTreeMap<Verdict, u32>) {
 fn happens(dice: &mut Dice, twins: &mut Twins) {
     let shifts: Vec<u32> = TICK_SHIFTS.collect();
     match dice.below(16) {
-        0 => twins.set_icmp_answers(999),
+        0 => twins.set_icmp_answers(ICMP_PER_TICK - 1, TOO_BIG_PER_TICK - 1),
         1 | 2 => {
             for tables in [twins.kernel.tables(), twins.memory.tables()] {
                 tables.sweep_translations(twins.memory.now);

@@ -4,14 +4,15 @@ mod support;
 
 use std::net::IpAddr;
 
-use lb_common::abi::{ICMP_PER_TICK, Traffic, vip_key};
+use lb_common::abi::{ICMP_PER_TICK, TOO_BIG_PER_SENDER, TOO_BIG_PER_TICK, Traffic, vip_key};
 use lb_common::hash;
 use lb_common::net::{Be16, Protocol};
 use lb_common::verdict::Verdict;
 use lb_userspace::core::image::{VipKey, Wanted};
 use lb_userspace::io::datapath::Datapath;
 
-use support::frames::wire::{self, FAMILIES, Family, Packet, ip_bytes, ip_offset};
+use support::frames::tunnels::of_bytes;
+use support::frames::wire::{self, FAMILIES, Family, Packet, TCP, ip_bytes, ip_offset};
 use support::frames::{self, CLIENT, EDGE_MAC, Flags, Named, VIP, expect};
 use support::parity::{SHORTEST, Twins};
 use support::services::{Kind, L2_STICKY, PREFIXED, TUNNELS};
@@ -177,23 +178,66 @@ fn traffic_is_counted_by_service_and_backend() {
     assert_eq!(forwarded.all, expected);
 }
 
-/// Answers are limited, of whichever family: echo replies by themselves, so that a flood of pings keeps nobody from learning what is
-/// too big for the way.
+/// Echo replies are limited, of whichever family, by themselves: a flood of pings keeps nobody from learning what is too big for the way.
 #[test]
-fn answers_are_limited_in_a_tick() {
+fn echo_replies_are_limited_in_a_tick() {
     let mut twins = Twins::new(&wanted());
     let all = frames::all();
-    let answered = |verdict| all.iter().filter(|named| named.verdict == verdict).take(30).collect::<Vec<_>>();
-    for answered in [Verdict::ReplyIcmpEcho, Verdict::ReplyTooBig].map(answered) {
-        assert!(answered.len() > 1);
-        for named in answered.iter().cycle().take(ICMP_PER_TICK as usize) {
-            assert_eq!(twins.agree(&named.frame).verdict, named.verdict, "{}", named.name);
-        }
-        for named in answered {
-            let (result, _) = twins.agreed(&named.frame);
-            assert_eq!((result.verdict, result.action), (Verdict::DropIcmpRate, 1), "{}", named.name);
-        }
+    let answered = |verdict| all.iter().filter(move |named| named.verdict == verdict).take(30);
+    let pings = answered(Verdict::ReplyIcmpEcho);
+    assert!(pings.clone().count() > 1);
+    for named in pings.clone().cycle().take(ICMP_PER_TICK.into()) {
+        assert_eq!(twins.agree(&named.frame).verdict, named.verdict, "{}", named.name);
     }
+    for named in pings {
+        let (result, _) = twins.agreed(&named.frame);
+        assert_eq!((result.verdict, result.action), (Verdict::DropIcmpRate, 1), "{}", named.name);
+    }
+    for named in answered(Verdict::ReplyTooBig) {
+        assert_eq!(twins.agree(&named.frame).verdict, named.verdict, "{}", named.name);
+    }
+}
+
+/// What is too big for a tunnel, of senders with these numbers, each of a network of its own, and of the same with other hosts of their
+/// networks.
+fn too_big(family: Family, sender: u8) -> [Vec<u8>; 2] {
+    let tunnel = &TUNNELS[0];
+    let packet = of_bytes(tunnel, family, TCP, tunnel.room() + 1);
+    [1, 2].map(|host| {
+        let from = match family {
+            Family::V4 => IpAddr::from([192, 0, sender, host]),
+            Family::V6 => IpAddr::from([0x2001, 0xdb8, 0xd, sender.into(), 0, 0, 0, host.into()]),
+        };
+        Packet { from, ..packet.clone() }.frame()
+    })
+}
+
+#[test]
+fn a_sender_that_floods_keeps_no_other_from_learning_what_is_too_big() {
+    let mut twins = Twins::new(&wanted());
+    for family in FAMILIES {
+        let [flood, of_its_network] = too_big(family, 0);
+        for _ in 0..TOO_BIG_PER_SENDER {
+            assert_eq!(twins.agree(&flood).verdict, Verdict::ReplyTooBig);
+        }
+        let (result, _) = twins.agreed(&flood);
+        assert_eq!((result.verdict, result.action), (Verdict::DropIcmpRate, 1));
+        for sender in 1..100 {
+            assert_eq!(twins.agree(&too_big(family, sender)[0]).verdict, Verdict::ReplyTooBig, "{sender}");
+        }
+        // Who has a network of IPv6 has all addresses in it.
+        let told = if family == Family::V4 { Verdict::ReplyTooBig } else { Verdict::DropIcmpRate };
+        assert_eq!(twins.agreed(&of_its_network).0.verdict, told);
+    }
+}
+
+#[test]
+fn all_senders_together_are_told_so_often_in_a_tick() {
+    let mut twins = Twins::new(&wanted());
+    twins.set_icmp_answers(0, TOO_BIG_PER_TICK - 1);
+    let [last, one_more] = [0, 1].map(|sender| too_big(Family::V4, sender)[0].clone());
+    assert_eq!(twins.agree(&last).verdict, Verdict::ReplyTooBig);
+    assert_eq!(twins.agreed(&one_more).0.verdict, Verdict::DropIcmpRate);
 }
 
 /// The driver's room is for the kernel to give; over a slice, it can be too little.

@@ -40,7 +40,7 @@ pub use word::Word;
 use crate::datapath::Stage;
 
 /// Grows with every change of a record, a map or what a hash yields. Pinned state of another version is not adopted.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// Names of the maps, in the object and under `PIN_DIR/maps`.
 pub mod map {
@@ -77,10 +77,13 @@ pub mod map {
     pub const TRANSLATIONS: &str = "translations";
     /// [`FragmentRoute`](super::FragmentRoute)s by [`TupleKey`](super::TupleKey); the least recently used go first.
     pub const FRAGMENTS: &str = "fragments";
+    /// [`SENDER_SLOTS`](super::SENDER_SLOTS) words: how many of a sender's packets were answered with "too big" in a tick, in the lowest 16
+    /// bits, and in the uppermost the tick's lower ones. The program's.
+    pub const SENDERS: &str = "senders";
     /// The programs of the stages, by [`Stage`](crate::datapath::Stage).
     pub const STAGES: &str = "stages";
     /// All of them.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         CONTROL,
         VIPS,
         SERVICES,
@@ -97,6 +100,7 @@ pub mod map {
         BACKEND_NAMES,
         TRANSLATIONS,
         FRAGMENTS,
+        SENDERS,
         STAGES,
     ];
 }
@@ -181,8 +185,14 @@ pub const GUE_PORT: u16 = 6_080;
 pub const MAX_EXTENSION_HEADERS: usize = 6;
 /// Datagrams whose fragments are under way at the same time.
 pub const FRAGMENTED_DATAGRAMS: u32 = 16_384;
-/// ICMP answers of a kind that are sent in a tick, by all CPUs together: echo replies, "too big", and "time exceeded".
+/// ICMP answers of a kind that are sent in a tick, by all CPUs together: echo replies, and "time exceeded".
 pub const ICMP_PER_TICK: u16 = 1_000;
+/// The same of "too big": on each of them a connection waits.
+pub const TOO_BIG_PER_TICK: u16 = 32_000;
+/// Of these, those that go to one sender: to who has many hosts behind an address, and not all to a flood.
+pub const TOO_BIG_PER_SENDER: u16 = 128;
+/// Places that senders are told apart by.
+pub const SENDER_SLOTS: u32 = 4_096;
 /// Timed openings that are under way at the same time; a later one may take an earlier one's place.
 pub const OPENING_SLOTS: u32 = 8_192;
 /// Services at most; ids are `0..MAX_SERVICES`.

@@ -48,7 +48,7 @@ pub(super) fn send<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit)
             return Err(unanswered.into());
         }
     }
-    icmp::spend(tables, control, icmp::Answer::error(tables, mtu))?;
+    icmp::spend_error(tables, control, to, mtu)?;
 
     let at = parsed.ip_offset;
     let mut sum = Sum::default();

@@ -10,10 +10,13 @@ use super::pick::{Pick, peek};
 use super::rewrite::{DONT_FRAGMENT, FLOW_LABEL, TTL, gue_port};
 use super::settled::{settle, settle_quoted};
 use super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, is_vip, rare};
-use crate::abi::{Control, GUE_PORT, ICMP_PER_TICK, PathMtu};
+use crate::abi::{
+    Control, GUE_PORT, ICMP_PER_TICK, PathMtu, SENDER_SLOTS, TOO_BIG_PER_SENDER, TOO_BIG_PER_TICK, Word,
+};
 use crate::checksum::{Change, Sum};
+use crate::flow::Tick;
 use crate::hash;
-use crate::net::{Address, Be16, Protocol, Tuple};
+use crate::net::{Address, Be16, Ports, Protocol, Tuple};
 use crate::verdict::Verdict;
 
 /// Types of an echo request and of its answer (RFC 792).
@@ -46,43 +49,70 @@ pub(super) fn may_be_answered(tuple: &Tuple) -> bool {
     }
 }
 
-/// What is limited by itself: a flood of pings, or of packets whose time is over, must not keep a sender from learning what is too big. The
-/// number is where its own begins in [`Control::icmp_budget`].
-#[derive(Clone, Copy)]
-pub(super) struct Answer(u32);
-
-impl Answer {
-    pub(super) const ECHO: Self = Self(0);
-    const TOO_BIG: u32 = 16;
-    const EXPIRED: u32 = 32;
-
-    /// To a packet that is too big for an MTU; 0: whose time is exceeded. Without a branch, both ways of which a verifier would go.
-    #[inline(always)]
-    pub(super) fn error<T: Tables>(tables: &T, mtu: u16) -> Self {
-        let expired = tables.hide(mtu.into()).wrapping_sub(1) >> 63;
-        Self(Self::TOO_BIG + (Self::EXPIRED - Self::TOO_BIG) * expired as u32)
-    }
-}
-
-/// Where the tick begins there.
+/// Where the numbers begin in [`Control::icmp_budget`], each of which is limited by itself: a flood of pings, or of packets whose time is
+/// over, must not keep a sender from learning what is too big.
+const ECHO_SHIFT: u32 = 0;
+const TOO_BIG_SHIFT: u32 = 16;
+const EXPIRED_SHIFT: u32 = 32;
+/// Where the tick begins there, and in the words of senders.
 const TICK_SHIFT: u32 = 48;
 
-/// Takes one from the number of ICMP answers of a kind that may be sent in this tick.
+/// Takes one from the number of echo replies that may be sent in this tick.
 #[inline(always)]
-pub(super) fn spend<T: Tables>(tables: &T, control: &Control, answer: Answer) -> Result<(), Verdict> {
+fn spend_echo<T: Tables>(tables: &T, control: &Control) -> Result<(), Verdict> {
     let budget = tables.icmp_budget().ok_or(Verdict::DropInconsistent)?;
-    let now = u64::from(tables.now(control).0) << TICK_SHIFT;
+    spend(budget, tables.now(control), ECHO_SHIFT, 1, ICMP_PER_TICK.into())
+}
+
+/// Takes one from the number of errors that may be sent in this tick to a sender whose packet is too big for an MTU, or all senders together;
+/// 0: whose packet's time is exceeded, of whom are none by themselves. Without a branch between the two, both ways of which a verifier
+/// would go.
+#[inline(always)]
+pub(super) fn spend_error<T: Tables>(
+    tables: &T,
+    control: &Control,
+    sender: Address,
+    mtu: u16,
+) -> Result<(), Verdict> {
+    let lost = Verdict::DropInconsistent;
+    let now = tables.now(control);
+    let expired = tables.hide(mtu.into()).wrapping_sub(1) >> 63;
+    let of_sender = tables.sender_budget(sender_slot(control, sender)).ok_or(lost)?;
+    spend(of_sender, now, 0, 1 - expired, u64::from(TOO_BIG_PER_SENDER) | expired << 16)?;
+    let shift = TOO_BIG_SHIFT + (EXPIRED_SHIFT - TOO_BIG_SHIFT) * expired as u32;
+    let limit = u64::from(TOO_BIG_PER_TICK) - u64::from(TOO_BIG_PER_TICK - ICMP_PER_TICK) * expired;
+    spend(tables.icmp_budget().ok_or(lost)?, now, shift, 1, limit)
+}
+
+/// Adds to a number that is for one tick, if it is below its limit.
+#[inline(always)]
+fn spend(budget: &Word, now: Tick, shift: u32, more: u64, limit: u64) -> Result<(), Verdict> {
+    let now = u64::from(now.0) << TICK_SHIFT;
     let word = budget.load();
     let sent = if (word ^ now) >> TICK_SHIFT == 0 { word } else { now };
-    if (sent >> answer.0) as u16 >= ICMP_PER_TICK {
+    if sent >> shift & 0xffff >= limit {
         return Err(Verdict::DropIcmpRate);
     }
     // Two CPUs may count as one: the number is a limit, not an account.
-    budget.store(sent + (1 << answer.0));
+    budget.store(sent + (more << shift));
     Ok(())
 }
 
-const _: () = assert!(ICMP_PER_TICK < 0xffff);
+const _: () = assert!(ICMP_PER_TICK <= TOO_BIG_PER_TICK && TOO_BIG_PER_TICK < 0xffff);
+
+/// A sender's place in the map `senders`, which nobody outside can aim at. One of IPv6 has all addresses of a network (RFC 4291 section
+/// 2.5.1) to draw from.
+#[inline(always)]
+fn sender_slot(control: &Control, sender: Address) -> u32 {
+    let [a, b, _, _] = sender.words();
+    let (source, destination) = if sender.is_v4() {
+        (sender, Address::v4([0; 4]))
+    } else {
+        (Address::from_words([a, b, 0, 0]), Address::ZERO)
+    };
+    let tuple = Tuple { source, destination, ports: Ports::from_word(0), protocol: Protocol(0) };
+    hash::reduce(hash::flow(&control.flow_key, &tuple), SENDER_SLOTS)
+}
 
 /// Answers an echo request to a VIP; leaves everything else as it is.
 #[inline(always)]
@@ -101,7 +131,7 @@ pub(super) fn steer<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Result<
     if kind != request || code != 0 || !may_be_answered(&parsed.tuple) {
         return Err(Verdict::PassIcmp.into());
     }
-    spend(tables, control, Answer::ECHO)?;
+    spend_echo(tables, control)?;
     let change = Change::NONE.and_half(Be16::from_wire([request, 0]), Be16::from_wire([reply, 0]));
     let [high, low] = change.apply(Be16::from_wire([high, low])).raw().to_ne_bytes();
     echo(packet, &parsed, [reply, 0, high, low]).ok_or(Verdict::PassMalformedTransport)?;

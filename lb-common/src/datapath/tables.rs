@@ -99,6 +99,8 @@ pub trait Tables: Buckets {
     fn control(&self) -> Option<&Control>;
     /// [`Control::icmp_budget`].
     fn icmp_budget(&self) -> Option<&Word>;
+    /// A word of the map `senders`.
+    fn sender_budget(&self, slot: u32) -> Option<&Word>;
     /// A bucket of the VIP table, by its index over both halves.
     fn vip_bucket(&self, index: u32) -> Option<&VipBucket>;
     /// Where a VIP is that its first bucket has no room for: [`vip_beyond`]. The kernel's implementation does it in a function by itself,

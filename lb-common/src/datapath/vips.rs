@@ -140,6 +140,7 @@ mod tests {
             latency: &[],
             translations: &[],
             fragments: &NoFragments,
+            senders: &[],
         };
         let tables = SliceTables::new(slices, Tick(0));
         let find = |number: u16, port| {

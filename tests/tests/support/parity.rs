@@ -58,6 +58,7 @@ pub struct Changed {
     /// By backend, its word and what routers told of the way to it.
     pub backends: Vec<(u64, u64)>,
     pub icmp_budget: u64,
+    pub senders: Vec<u64>,
     pub verdicts: Verdicts,
     pub traffic: BTreeMap<u16, Traffic>,
     /// For each place where openings are noted, whose is. Not since when: the clocks differ.
@@ -134,9 +135,9 @@ impl Twins {
         }
     }
 
-    /// Says in both how many echo replies have been sent in this tick.
-    pub fn set_icmp_answers(&mut self, sent: u16) {
-        let word = u64::from(self.memory.now.0) << 48 | u64::from(sent);
+    /// Says in both how many echo replies, and how many answers that a packet is too big, have been sent in this tick.
+    pub fn set_icmp_answers(&mut self, echoes: u16, too_big: u16) {
+        let word = u64::from(self.memory.now.0) << 48 | u64::from(too_big) << 16 | u64::from(echoes);
         for tables in [self.kernel.tables(), self.memory.tables()] {
             tables.control().unwrap().icmp_budget.store(word);
         }
@@ -292,6 +293,8 @@ impl Changed {
         let openings = self.openings.iter().zip(&other.openings).filter(|(one, two)| one != two);
         texts.extend(openings.map(|both| format!("opening {both:x?}")));
         texts.push(format!("timed {:?} {:?}", self.timed, other.timed));
+        let senders = self.senders.iter().zip(&other.senders).filter(|(one, two)| one != two);
+        texts.extend(senders.map(|both| format!("sender {both:x?}")));
         texts.push(format!("budget {:x} {:x}", self.icmp_budget, other.icmp_budget));
         texts.join("\n")
     }
@@ -311,6 +314,7 @@ fn changed(from: &impl Datapath, fragments: &BTreeSet<TupleKey>) -> Changed {
         fragments: fragments.iter().filter_map(fragment).collect(),
         backends: slices.backends.iter().map(|backend| (backend.word.load(), backend.noted.load())).collect(),
         icmp_budget: slices.control.icmp_budget.load(),
+        senders: slices.senders.iter().map(Word::load).collect(),
         verdicts: from.not_forwarded().unwrap(),
         traffic: from.forwarded().unwrap().backends,
         openings: datapath::noted(slices.openings).collect(),

@@ -51,7 +51,7 @@ pub(super) fn advice(
         Verdict::PassFragment => "the first fragment of its datagram being for a service".to_owned(),
         Verdict::DropIpv6Headers => "fewer extension headers, and no routing header with segments left".to_owned(),
         Verdict::PassIcmp => "an echo request, which is answered, or an ICMP error about a flow of a service".to_owned(),
-        Verdict::DropIcmpRate => "a pause: more answers by ICMP than are sent in a second were asked for".to_owned(),
+        Verdict::DropIcmpRate => "a pause: more answers by ICMP than are sent in a second, to this sender or to all, were asked for".to_owned(),
         Verdict::DropNatPorts => "more addresses in agent.source_v4 or source_v6, or fewer connections".to_owned(),
         Verdict::DropNatTable => "a larger agent.nat_table_size, or fewer connections".to_owned(),
         Verdict::DropNatSource => "an address in agent.source_v4 or source_v6, of the backend's family".to_owned(),

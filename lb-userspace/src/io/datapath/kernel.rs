@@ -165,6 +165,7 @@ impl Kernel {
                 backend_names: region(pins, map::BACKEND_NAMES, access)?,
                 translations: large(pins, map::TRANSLATIONS, access)?,
                 fragments: Box::new(fragments(pins)?),
+                senders: region(pins, map::SENDERS, access)?,
                 known_rings: RefCell::default(),
                 fresh_hops: HashSet::new(),
                 copies: false,

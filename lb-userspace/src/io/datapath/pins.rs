@@ -420,7 +420,7 @@ fn layout(name: &str) -> (MapType, u32) {
         map::BACKENDS => (MapType::Array, size_of::<abi::Backend>()),
         map::RINGS => (MapType::Array, size_of::<abi::Ring>()),
         map::FLOWS => (MapType::Array, size_of::<abi::FlowBucket>()),
-        map::OPENINGS => (MapType::Array, size_of::<abi::Word>()),
+        map::OPENINGS | map::SENDERS => (MapType::Array, size_of::<abi::Word>()),
         map::SERVICE_LATENCY | map::BACKEND_LATENCY => (MapType::Array, size_of::<abi::Latency>()),
         map::VERDICTS => (MapType::PerCpuArray, size_of::<abi::Verdicts>()),
         map::STAGES => (MapType::ProgramArray, size_of::<u32>()),

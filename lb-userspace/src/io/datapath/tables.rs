@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use lb_common::abi::{
     Backend, BackendFlags, BackendWord, Control, FlowBucket, Latency, MAX_INTERFACES, Moving, Name,
-    OPENING_SLOTS, Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket, VipBucket,
-    VipTable, Word, interface_slot, mac_word,
+    OPENING_SLOTS, SENDER_SLOTS, Service, ServiceWord, Settings, TRANSLATIONS_A_BUCKET, TranslationBucket,
+    VipBucket, VipTable, Word, interface_slot, mac_word,
 };
 use lb_common::flow::{Entry, State, Tick, UDP_IDLE_TICKS};
 use lb_common::net::{Address, Be16};
@@ -37,6 +37,7 @@ pub struct TableSet {
     pub(super) translations: Large<TranslationBucket>,
     /// The one that is no array.
     pub(super) fragments: Box<dyn Fragments + Send>,
+    pub(super) senders: Region<Word>,
     /// What is known of rings read or written before, by slot.
     pub(super) known_rings: RefCell<BTreeMap<u16, Arc<Known>>>,
     /// Backends whose next hop was replaced since the last grace period: packets may still read the one before.
@@ -66,6 +67,7 @@ impl TableSet {
             backend_names: Region::heap(capacity.backends + 1),
             translations: Large::heap(capacity.translation_buckets()),
             fragments: Box::new(MemoryFragments::default()),
+            senders: Region::heap(SENDER_SLOTS),
             known_rings: RefCell::default(),
             fresh_hops: HashSet::new(),
             copies: false,
@@ -85,6 +87,7 @@ impl TableSet {
             latency: self.backend_latency.records(),
             translations: self.translations.records().ok()?,
             fragments: &*self.fragments,
+            senders: self.senders.records(),
         })
     }
 

@@ -9,7 +9,7 @@ mod malformed;
 mod not_ours;
 mod path;
 mod plain;
-mod tunnels;
+pub mod tunnels;
 mod vlans;
 pub mod wire;
 
