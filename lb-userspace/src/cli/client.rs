@@ -81,11 +81,21 @@ impl Client {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Failure> {
+        self.post_within(CHANGE, path, body).await
+    }
+
+    /// The same, where the answer may take this long.
+    pub(super) async fn post_within<T: DeserializeOwned>(
+        &self,
+        limit: Duration,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
         let answer = async {
             let stream = self.connect().await.map_err(|error| self.unreachable(&error))?;
             self.request(stream, Method::POST, path, json(body)?).await
         };
-        self.within(CHANGE, answer).await
+        self.within(limit, answer).await
     }
 
     async fn connect(&self) -> io::Result<UnixStream> {

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use nix::net::if_::if_nametoindex;
@@ -17,10 +18,12 @@ use crate::io::pcapng::{CAME_IN, LEFT};
 
 /// Frames of a capture that are explained.
 const MAX_PACKETS: usize = 100;
+/// How long the agent may take for a packet: without it, the pinned tables tell as much.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// Show what the datapath does with a packet, step by step
 ///
-/// Runs the datapath's own code over the live tables. Nothing is changed or counted. If no agent runs, the pinned
+/// Runs the datapath's own code over the live tables. Nothing is changed or counted. If no agent answers, the pinned
 /// tables are read.
 #[derive(Debug, clap::Args)]
 #[command(group = clap::ArgGroup::new("packet").required(true).args(["src", "frame"]))]
@@ -44,7 +47,7 @@ pub(super) struct Arguments {
     /// Interface it comes in on; by default that which `sluice capture` names, or the first attached one
     #[arg(long, value_name = "IF")]
     iface: Option<String>,
-    /// Where the tables are pinned, in case no agent runs
+    /// Where the tables are pinned, in case no agent answers
     #[arg(long, value_name = "DIR", default_value = DEFAULT_PIN_DIR)]
     pin_dir: PathBuf,
     #[command(flatten)]
@@ -68,10 +71,7 @@ fn endpoint(text: &str) -> Result<SocketAddr, String> {
 
 pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Failure> {
     let (packets, is_capture) = packets(arguments)?;
-    let mut explanations = Vec::new();
-    for question in packets {
-        explanations.push(ask(arguments, client, &question).await?);
-    }
+    let explanations = ask(arguments, client, &packets).await?;
     match (arguments.format.output, explanations.as_slice()) {
         (Format::Json, [only]) if !is_capture => output::json(only),
         (Format::Json, all) => output::json(&all),
@@ -84,19 +84,29 @@ pub(super) async fn run(arguments: &Arguments, client: &Client) -> Result<(), Fa
     }
 }
 
-async fn ask(arguments: &Arguments, client: &Client, question: &Question) -> Result<Explanation, Failure> {
-    match client.post("/v1/explain", question).await {
-        Err(Failure::Unreachable(unreachable)) => {
-            let explained = from_pins(&arguments.pin_dir, question);
-            let explained = explained.map_err(|error| match error {
-                Failure::Failed(error) => Failure::Unreachable(format!("{unreachable}\nsluice: {error}")),
-                error => error,
-            })?;
-            output::note(format_args!("no agent answers; read from {}", arguments.pin_dir.display()));
-            Ok(explained)
+/// Has the agent explain packets; from the first one on that it does not answer, the pinned tables.
+async fn ask(
+    arguments: &Arguments,
+    client: &Client,
+    packets: &[Question],
+) -> Result<Vec<Explanation>, Failure> {
+    let mut explanations = Vec::new();
+    for (at, question) in packets.iter().enumerate() {
+        match client.post_within(ANSWER, "/v1/explain", question).await {
+            Err(Failure::Unreachable(why)) => {
+                let pins = PinDir::new(&arguments.pin_dir);
+                let kernel = Kernel::open(&pins, Access::Read)
+                    .map_err(|error| Failure::Unreachable(format!("{why}\nsluice: {error}")))?;
+                output::note(format_args!("{why}; read from {}", arguments.pin_dir.display()));
+                for question in packets.iter().skip(at) {
+                    explanations.push(from_pins(&kernel, question)?);
+                }
+                break;
+            }
+            answer => explanations.push(answer?),
         }
-        answer => answer,
     }
+    Ok(explanations)
 }
 
 /// What is asked about, and whether it comes from a capture.
@@ -152,8 +162,7 @@ fn is_hex(text: &str) -> bool {
 }
 
 /// Answers from the pinned tables, which are only read.
-fn from_pins(pin_dir: &PathBuf, question: &Question) -> Result<Explanation, Failure> {
-    let kernel = Kernel::open(&PinDir::new(pin_dir), Access::Read).map_err(Failure::failed)?;
+fn from_pins(kernel: &Kernel, question: &Question) -> Result<Explanation, Failure> {
     let tables = kernel.tables();
     let ingress = ingress(tables, question.interface.as_deref())?;
     let frame = frame(&question.packet, ingress).map_err(Failure::usage)?;

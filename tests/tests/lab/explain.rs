@@ -82,12 +82,21 @@ fn captures_are_explained_frame_by_frame_and_told_what_is_missing() {
     assert_eq!(refused.status.code(), Some(1), "{refused:?}");
     assert!(String::from_utf8_lossy(&refused.stderr).contains("Ethernet"), "{refused:?}");
 
+    // Without an agent that answers, the pinned tables tell: of all frames, and it is asked but once.
+    agent.pause().expect("SIGSTOP");
+    let pins = text(lab.pins());
+    let arguments = ["explain", "-o", "json", "--frame", text(&capture), "--pin-dir", pins];
+    let output = agent.sluice(&arguments).expect("sluice");
+    agent.resume().expect("SIGCONT");
+    let notes = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((notes.matches("kill -CONT").count(), notes.matches("read from").count()), (1, 1), "{notes}");
+    assert_eq!(serde_json::from_slice::<Value>(&output.stdout).expect("JSON"), told);
+
     for web in lab.webs() {
         web.stop_nginx().expect("stop");
     }
     agent.wait_for_status("web", "down", 4 * Lab::FAILOVER).expect("down");
     agent.kill9().expect("kill -9");
-    let pins = text(lab.pins());
     let dropped = explain(&lab, &["--frame", &hex, "--pin-dir", pins]);
     assert_eq!(dropped["verdict"], "drop.no_backend", "{dropped}");
     let advice = dropped["advice"].as_str().expect("advice");
