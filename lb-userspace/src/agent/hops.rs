@@ -19,7 +19,7 @@ use crate::core::reach::{self, Target};
 use crate::core::wanted::BackendKey;
 use crate::io::datapath::Datapath;
 use crate::io::host;
-use crate::io::neighbours::{HopError, Interface, InterfaceError, NextHop, XdpState};
+use crate::io::neighbours::{HopError, Interface, InterfaceError, NextHop};
 
 /// News that are told one by one.
 pub(super) const MAX_NEWS: usize = 10;
@@ -159,7 +159,10 @@ impl Agent {
                 Ok(found) => (found, true),
                 // Another one may come under its name.
                 Err(InterfaceError::NotFound { .. }) => {
-                    (Interface { xdp: XdpState::None, ..known.clone() }, false)
+                    if self.options.attach && known.is_there() {
+                        self.tell_absent(known.name.clone());
+                    }
+                    (Interface::absent(&known.name), false)
                 }
                 Err(_) => continue,
             };

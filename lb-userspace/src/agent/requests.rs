@@ -13,6 +13,7 @@ use crate::io::api::{
 use crate::io::console;
 use crate::io::datapath::{Datapath, PinDir};
 use crate::io::events::EventLog;
+use crate::io::neighbours::Interface;
 
 impl Agent {
     /// Answers a request. Whoever asked may have gone: that is no error.
@@ -71,13 +72,17 @@ impl Agent {
     }
 
     fn explain(&self, question: &Question) -> Result<Explanation, ApiError> {
-        let interface = match &question.interface {
-            None => self.interfaces.iter().find(|interface| interface.is_there()),
-            Some(name) => self.interfaces.iter().find(|interface| interface.name == *name),
-        };
-        let interface = interface.ok_or_else(|| {
-            let names: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
-            ApiError::invalid(format!("--iface: not one of the agent's interfaces ({})", names.join(", ")))
+        let names: Vec<&str> = self.interfaces.iter().map(|interface| interface.name.as_str()).collect();
+        let names = names.join(", ");
+        let asked =
+            |interface: &&Interface| question.interface.as_ref().is_none_or(|name| interface.name == *name);
+        let mut asked = self.interfaces.iter().filter(asked).peekable();
+        if asked.peek().is_none() {
+            return Err(ApiError::invalid(format!("--iface: not one of the agent's interfaces ({names})")));
+        }
+        let interface = asked.find(|interface| interface.is_there()).ok_or_else(|| {
+            let asked = question.interface.as_ref().unwrap_or(&names);
+            ApiError::conflict(format!("there is no interface {asked} now: no packet comes in there"))
         })?;
         let ingress = Ingress { index: interface.ifindex, mac: interface.mac };
         let frame = frame(&question.packet, ingress).map_err(ApiError::invalid)?;

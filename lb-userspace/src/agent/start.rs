@@ -311,9 +311,7 @@ impl Agent {
         for interface in self.interfaces.clone() {
             let name = interface.name.clone();
             if !interface.is_there() {
-                let cause = InterfaceError::NotFound { name: name.clone() }.to_string();
-                self.record(Event::NotAttached { interface: name.clone(), cause: cause.clone() });
-                self.observed.off.insert(name, Some(cause));
+                self.tell_absent(name);
                 continue;
             }
             match self.attach(&name).await {
@@ -336,6 +334,13 @@ impl Agent {
         // A former agent may have ended amid a capture.
         forget_capture(&self.pins)?;
         Ok(())
+    }
+
+    /// Says that an interface is not there.
+    pub(super) fn tell_absent(&mut self, interface: String) {
+        let cause = InterfaceError::NotFound { name: interface.clone() }.to_string();
+        self.record(Event::NotAttached { interface: interface.clone(), cause: cause.clone() });
+        self.observed.off.insert(interface, Some(cause));
     }
 
     /// Attaches the program to one interface, and looks at what came of it.

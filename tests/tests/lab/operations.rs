@@ -268,10 +268,22 @@ fn an_agent_starts_again_although_one_of_its_interfaces_is_gone() {
     assert_eq!(status(), serde_json::json!(["spare"]));
     agent.wait_until_healthy().expect("healthy");
     assert!(is_served(&lab));
-    let told = stdout(&agent.sluice(&["events", "--kind", "not_attached"]).expect("sluice"));
-    assert!(told.contains("there is no interface spare"), "{told}");
+    let told = || {
+        let events = stdout(&agent.sluice(&["events", "--kind", "not_attached"]).expect("sluice"));
+        events.matches("there is no interface spare").count()
+    };
+    assert_eq!(told(), 1);
     spare().expect("it is back");
     let attached = || has_program(&lab, "spare") && status().as_array().is_none_or(Vec::is_empty);
+    wait_until("it is attached", PATIENCE, attached).expect("attached");
+    lab.edge().ip("link del spare\n").expect("gone once more");
+    wait_until("that is told", PATIENCE, || told() == 2).expect("an event");
+    assert_eq!(status(), serde_json::json!(["spare"]));
+    let packet = ["explain", "--src", "198.51.100.7:40000", "--dst", "203.0.113.10:80", "--iface", "spare"];
+    let explained = agent.sluice(&packet).expect("sluice");
+    assert!(stderr(&explained).contains("there is no interface spare now"), "{explained:?}");
+    assert!(is_served(&lab));
+    spare().expect("it is back");
     wait_until("it is attached", PATIENCE, attached).expect("attached");
 }
 
