@@ -228,7 +228,12 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
 
     #[inline(always)]
     fn place(&self, key: &TupleKey) -> Place {
-        let hash = hash::flow(self.key, &key.tuple());
+        self.place_of(hash::flow(self.key, &key.tuple()))
+    }
+
+    /// The place of a key with this hash.
+    #[inline(always)]
+    fn place_of(&self, hash: u64) -> Place {
         let first = hash::reduce(hash, self.count);
         let second = hash::reduce(u64::from(hash::spread(hash)) << 32, self.count);
         let next = if first.wrapping_add(1) < self.count { first.wrapping_add(1) } else { 0 };
@@ -269,10 +274,10 @@ impl<'a, B: Buckets + ?Sized> Translations<'a, B> {
         None
     }
 
-    /// The entry of a key if it is where most are: what is there need not wait for a search.
+    /// The entry of a key with this hash, if it is where most are: what is there need not wait for a search.
     #[inline(always)]
-    pub fn entry_soon(&self, key: &TupleKey) -> Option<Entry<'a>> {
-        let place = self.place(key);
+    pub fn entry_soon(&self, key: &TupleKey, hash: u64) -> Option<Entry<'a>> {
+        let place = self.place_of(hash);
         let words = key.words();
         let [first, _] = place.buckets;
         let bucket = self.buckets.translation_bucket(first)?;

@@ -105,7 +105,6 @@ pub fn call(context: &XdpContext, stage: Stage) {
         Stage::Rare => jump::<{ Stage::Rare as u32 }>(context),
         Stage::Icmp => jump::<{ Stage::Icmp as u32 }>(context),
         Stage::IcmpError => jump::<{ Stage::IcmpError as u32 }>(context),
-        Stage::NatKnown => jump::<{ Stage::NatKnown as u32 }>(context),
         Stage::Nat => jump::<{ Stage::Nat as u32 }>(context),
         Stage::NatReturn => jump::<{ Stage::NatReturn as u32 }>(context),
         Stage::NatNew => jump::<{ Stage::NatNew as u32 }>(context),

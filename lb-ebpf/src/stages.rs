@@ -65,13 +65,6 @@ pub fn icmp_error(context: XdpContext) -> u32 {
     enter(&context, Exit::enter(Stage::IcmpError))
 }
 
-/// See [`Stage::NatKnown`].
-#[xdp(frags)]
-#[inline(always)]
-pub fn nat_known(context: XdpContext) -> u32 {
-    enter(&context, Exit::enter(Stage::NatKnown))
-}
-
 /// See [`Stage::Nat`].
 #[xdp(frags)]
 #[inline(always)]

@@ -136,11 +136,10 @@ pub mod direct {
 pub const PROGRAM: &str = "prog";
 /// Names of the programs that the main one goes on with, in the object and under the pin directory, by their place in the map
 /// `stages`.
-pub const STAGE_PROGRAMS: [(&str, Stage); 9] = [
+pub const STAGE_PROGRAMS: [(&str, Stage); 8] = [
     ("rare", Stage::Rare),
     ("icmp", Stage::Icmp),
     ("icmp_error", Stage::IcmpError),
-    ("nat_known", Stage::NatKnown),
     ("nat", Stage::Nat),
     ("nat_return", Stage::NatReturn),
     ("nat_new", Stage::NatNew),

@@ -8,10 +8,9 @@ use crate::verdict::Verdict;
 pub enum Stage {
     /// None: the verdict is found.
     None = 0,
-    /// Untagged, whole TCP segments and UDP datagrams right behind the IP header: nearly all packets.
+    /// Untagged, whole TCP segments and UDP datagrams right behind the IP header: nearly all packets. Of translated flows, those of either
+    /// direction that change nothing about their flow.
     Plain = 6,
-    /// Untagged, whole packets of translated flows, of either direction, that change nothing about their flow.
-    NatKnown = 10,
     /// Other answers of backends that are translated back, and fragments without ports of either direction.
     NatReturn = 7,
     /// A new translation for a customer's packet.
@@ -100,7 +99,6 @@ impl Exit {
             7 => Stage::NatReturn,
             8 => Stage::NatNew,
             9 => Stage::NatError,
-            10 => Stage::NatKnown,
             11 => Stage::Former,
             _ => Stage::None,
         }
@@ -160,12 +158,8 @@ mod tests {
 
     #[test]
     fn exits_survive_the_round_trip() {
-        use Stage::{
-            Answer, Former, Icmp, IcmpError, Nat, NatError, NatKnown, NatNew, NatReturn, None, Plain, Rare,
-        };
-        for stage in
-            [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, NatKnown, Answer, Former]
-        {
+        use Stage::{Answer, Former, Icmp, IcmpError, Nat, NatError, NatNew, NatReturn, None, Plain, Rare};
+        for stage in [None, Plain, Rare, Icmp, IcmpError, Nat, NatReturn, NatNew, NatError, Answer, Former] {
             for &verdict in Verdict::ALL {
                 let exit = Exit::new(verdict, stage, 1_480);
                 let found = Exit::from_word(exit.to_word());

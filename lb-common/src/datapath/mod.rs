@@ -147,7 +147,6 @@ pub fn run_stage<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit) -
         Stage::Rare => rare::steer(packet, tables),
         Stage::Icmp => icmp::steer(packet, tables),
         Stage::IcmpError => icmp::steer_error(packet, tables),
-        Stage::NatKnown => nat::steer_known(packet, tables),
         Stage::Nat => nat::steer(packet, tables),
         Stage::NatReturn => nat::steer_return(packet, tables),
         Stage::NatNew => nat::translate_new(packet, tables),
@@ -176,7 +175,8 @@ fn settled_as<T: Tables>(tables: &T, verdict: Verdict) -> Outcome {
     Outcome::without_backend(verdict, 0)
 }
 
-/// parse → classify → admit → pick → rewrite, for packets without anything unusual about them.
+/// parse → classify → admit → pick → rewrite, for packets without anything unusual about them; those of translated flows of which nothing is
+/// new are translated instead.
 ///
 /// Each family has its code to itself, in which the compiler knows where the headers are and that three words of an IPv4
 /// address are always the same.
@@ -210,15 +210,15 @@ fn steer_plain<P: Packet, T: Tables>(
     tables.observe(Step::Parsed(parsed.tuple));
     // Before it is known whether it will be needed: a word is kept meanwhile, not all that it is made of.
     let hash = tables.hide(hash::flow(&control.flow_key, &parsed.tuple));
-    let classified = match classify(tables, control, &parsed.tuple) {
-        Some(classified) => classified,
-        None if answers_flow(tables, control, &parsed.tuple) => return Err(Stage::NatKnown.into()),
-        None => return Err(Verdict::PassNotVip.into()),
-    };
-    if classified.flags.nat() {
-        return Err(Stage::NatKnown.into());
-    }
     let on = packet.interface();
+    let classified = match classify(tables, control, &parsed.tuple) {
+        Some(classified) if !classified.flags.nat() => classified,
+        None if !answers_flow(tables, control, &parsed.tuple) => return Err(Verdict::PassNotVip.into()),
+        of_nat => {
+            let frame = nat::Frame { destination, on, hash };
+            return nat::steer_known(packet, tables, control, parsed, frame, of_nat);
+        }
+    };
     admit_on(on, control, destination)?;
     let flow = pick::Flow { fields: &parsed.tuple, transport: parsed.transport, held: 0 };
     let pick = pick::pick_plain(tables, control, &flow, classified, hash)?;

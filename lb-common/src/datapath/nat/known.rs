@@ -3,56 +3,50 @@
 //! Nearly all packets of translated flows, in both directions, are untagged, whole, and change nothing about their flow but its time. All
 //! others are left to the other stages, before anything was written.
 
-use network_types::eth::EthHdr;
-
-use super::super::parse::{self, Parsed};
+use super::super::parse::Parsed;
 use super::super::pick::may_stay;
 use super::super::rewrite::{UNTAGGED, address_frame};
 use super::super::signals::Seen;
-use super::super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify};
+use super::super::{Classified, Exit, Outcome, Packet, Stage, Step, Tables, admit_on};
 use super::state::{Leaves, entry_soon};
 use super::{came_from, check, observe, room_back, translate};
 use crate::abi::{Control, Translation, TupleKey};
-use crate::net::{Address, Be16, EtherType, Ports};
+use crate::net::{Address, Ports};
 use crate::translations::{Entry, Note, Tag};
 use crate::verdict::Verdict;
 
-/// Translates a packet that the first stage has parsed.
+/// What the first stage knows of a packet besides what it has parsed.
+#[derive(Clone, Copy)]
+pub(in crate::datapath) struct Frame {
+    /// The frame's first eight bytes.
+    pub(in crate::datapath) destination: u64,
+    /// Index of the interface it came from.
+    pub(in crate::datapath) on: u32,
+    /// Hash of its flow.
+    pub(in crate::datapath) hash: u64,
+}
+
+/// Translates a packet for a service, or of none.
 #[inline(always)]
 pub(in crate::datapath) fn steer_known<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
-) -> Result<Outcome, Exit> {
-    let control = tables.control().ok_or(Verdict::DropInconsistent)?;
-    let ether_type = packet.read(EthHdr::LEN - 2).ok_or(Verdict::PassMalformedEthernet)?;
-    // Each family has its code to itself, as in the first stage.
-    if EtherType(Be16::from_wire(ether_type)) == EtherType::IPV4 {
-        let parsed = parse::plain_v4(packet)?;
-        translate_plain(packet, tables, control, &parsed)
-    } else {
-        let parsed = parse::plain_v6(packet)?;
-        translate_plain(packet, tables, control, &parsed)
-    }
-}
-
-#[inline(always)]
-fn translate_plain<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
     control: &Control,
     parsed: &Parsed,
+    frame: Frame,
+    classified: Option<Classified>,
 ) -> Result<Outcome, Exit> {
-    let known = Known::find(tables, control, parsed);
+    let known = Known::find(tables, control, parsed, frame.hash);
     if let Some(known) = &known
         && known.translation.reply != 0
     {
-        return answer(packet, tables, control, parsed, known);
+        return answer(packet, tables, control, parsed, frame, known);
     }
-    let Some(classified) = classify(tables, control, &parsed.tuple) else {
+    let Some(classified) = classified else {
         return Err(Stage::NatReturn.into());
     };
     match known {
-        Some(known) => forward(packet, tables, control, parsed, &known, classified.service),
+        Some(known) => forward(packet, tables, control, parsed, frame, &known, classified.service),
         None => Err(Stage::Nat.into()),
     }
 }
@@ -64,6 +58,7 @@ fn forward<P: Packet, T: Tables>(
     tables: &T,
     control: &Control,
     parsed: &Parsed,
+    frame: Frame,
     known: &Known<'_>,
     service: u32,
 ) -> Result<Outcome, Exit> {
@@ -72,7 +67,7 @@ fn forward<P: Packet, T: Tables>(
     let word = backend.load();
     let hop = backend.hop(word);
     let goes_on = path == came_from(packet, parsed.ip_offset)?
-        && admit(packet, control).is_ok()
+        && admit_on(frame.on, control, frame.destination).is_ok()
         && word.serves(service)
         && may_stay(parsed.transport, word)
         && word.is_plain()
@@ -96,11 +91,12 @@ fn answer<P: Packet, T: Tables>(
     tables: &T,
     control: &Control,
     parsed: &Parsed,
+    frame: Frame,
     known: &Known<'_>,
 ) -> Result<Outcome, Exit> {
     let Translation { backend, path, .. } = known.translation;
     let goes_on = path.vlan == UNTAGGED.into()
-        && admit(packet, control).is_ok()
+        && admit_on(frame.on, control, frame.destination).is_ok()
         && check(packet, control, parsed, room_back(packet, parsed, &path)).is_ok()
         && known.note();
     if !goes_on {
@@ -124,13 +120,13 @@ struct Known<'a> {
 
 impl<'a> Known<'a> {
     #[inline(always)]
-    fn find<T: Tables>(tables: &'a T, control: &'a Control, parsed: &Parsed) -> Option<Self> {
+    fn find<T: Tables>(tables: &'a T, control: &'a Control, parsed: &Parsed, hash: u64) -> Option<Self> {
         let transport = parsed.transport;
         // A SYN may begin another connection.
         if transport.opens() {
             return None;
         }
-        let entry = entry_soon(tables, control, &TupleKey::of(&parsed.tuple))?;
+        let entry = entry_soon(tables, control, &TupleKey::of(&parsed.tuple), hash)?;
         let (translation, tag) = entry.read()?;
         let note = Note::new(tables.now(control), transport, translation.reply != 0);
         tag.is_much_like(tag.noted(note)).then_some(Self { entry, tag, note, translation })

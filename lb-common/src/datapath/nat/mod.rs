@@ -9,7 +9,7 @@ mod new;
 mod state;
 
 pub(super) use error::steer_error;
-pub(super) use known::steer_known;
+pub(super) use known::{Frame, steer_known};
 pub(super) use new::translate_new;
 pub use new::{attempt, clear_ended, make_room};
 pub use state::{Scratch, Work, add, locate};

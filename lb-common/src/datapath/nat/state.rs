@@ -6,6 +6,7 @@ use super::super::pick::Picked;
 use super::super::settled::Settled;
 use crate::abi::{Control, FragmentRoute, NextHop, ReturnPath, Translation, TranslationState, TupleKey};
 use crate::flow::{RETRANSMISSION_TICKS, Tick};
+use crate::hash;
 use crate::net::{Address, Ports, Protocol, Tuple};
 use crate::translations::{Entry, Inserted, Location, Note, Tag, Translations};
 
@@ -83,7 +84,9 @@ pub(super) fn find<T: Tables>(
     to_backend: bool,
 ) -> bool {
     let Work { key, found, path, .. } = work;
-    let Some(entry) = entry_soon(tables, control, key) else { return false };
+    let Some(entry) = entry_soon(tables, control, key, hash::flow(&control.flow_key, &key.tuple())) else {
+        return false;
+    };
     let Some((translation, tag)) = entry.read() else { return false };
     let note = Note::new(now, transport, translation.reply != 0);
     let Some((before, after)) = entry.note(tag, note) else { return false };
@@ -115,14 +118,15 @@ pub(super) const fn has_ended(tag: Tag, now: Tick) -> bool {
     (state.closing || state.reset) && now.since(state.tick) > RETRANSMISSION_TICKS
 }
 
-/// The entry of a key, which mostly is where it is looked for first.
+/// The entry of a key with this hash, which mostly is where it is looked for first.
 #[inline(always)]
 pub(super) fn entry_soon<'a, T: Tables>(
     tables: &'a T,
     control: &'a Control,
     key: &TupleKey,
+    hash: u64,
 ) -> Option<Entry<'a>> {
-    Translations::new(tables, control).entry_soon(key).or_else(|| entry_of(tables, control, key))
+    Translations::new(tables, control).entry_soon(key, hash).or_else(|| entry_of(tables, control, key))
 }
 
 /// The entry of a key, for what is rare.
