@@ -48,7 +48,7 @@ pub(super) fn send<P: Packet, T: Tables>(packet: &mut P, tables: &T, exit: Exit)
             return Err(unanswered.into());
         }
     }
-    icmp::spend_error(tables, control, to, mtu)?;
+    icmp::spend_error(tables, control, &parsed.tuple, mtu)?;
 
     let at = parsed.ip_offset;
     let mut sum = Sum::default();

@@ -6,7 +6,7 @@ use network_types::udp::UdpHdr;
 
 use super::answer::MIN_IPV6_MTU;
 use super::parse::{self, ICMP_BYTES, Parsed, Quoted};
-use super::pick::{Pick, peek};
+use super::pick::{Pick, by_client, peek};
 use super::rewrite::{DONT_FRAGMENT, FLOW_LABEL, TTL, gue_port};
 use super::settled::{settle, settle_quoted};
 use super::{Exit, Outcome, Packet, Stage, Step, Tables, admit, classify, is_vip, rare};
@@ -16,7 +16,7 @@ use crate::abi::{
 use crate::checksum::{Change, Sum};
 use crate::flow::Tick;
 use crate::hash;
-use crate::net::{Address, Be16, Ports, Protocol, Tuple};
+use crate::net::{Address, Be16, Protocol, Tuple};
 use crate::verdict::Verdict;
 
 /// Types of an echo request and of its answer (RFC 792).
@@ -64,20 +64,20 @@ fn spend_echo<T: Tables>(tables: &T, control: &Control) -> Result<(), Verdict> {
     spend(budget, tables.now(control), ECHO_SHIFT, 1, ICMP_PER_TICK.into())
 }
 
-/// Takes one from the number of errors that may be sent in this tick to a sender whose packet is too big for an MTU, or all senders together;
+/// Takes one from the number of errors that may be sent in this tick to the sender of a packet too big for an MTU, and to all senders together;
 /// 0: whose packet's time is exceeded, of whom are none by themselves. Without a branch between the two, both ways of which a verifier
 /// would go.
 #[inline(always)]
 pub(super) fn spend_error<T: Tables>(
     tables: &T,
     control: &Control,
-    sender: Address,
+    tuple: &Tuple,
     mtu: u16,
 ) -> Result<(), Verdict> {
     let lost = Verdict::DropInconsistent;
     let now = tables.now(control);
     let expired = tables.hide(mtu.into()).wrapping_sub(1) >> 63;
-    let of_sender = tables.sender_budget(sender_slot(control, sender)).ok_or(lost)?;
+    let of_sender = tables.sender_budget(sender_slot(control, tuple)).ok_or(lost)?;
     spend(of_sender, now, 0, 1 - expired, u64::from(TOO_BIG_PER_SENDER) | expired << 16)?;
     let shift = TOO_BIG_SHIFT + (EXPIRED_SHIFT - TOO_BIG_SHIFT) * expired as u32;
     let limit = u64::from(TOO_BIG_PER_TICK) - u64::from(TOO_BIG_PER_TICK - ICMP_PER_TICK) * expired;
@@ -103,15 +103,12 @@ const _: () = assert!(ICMP_PER_TICK <= TOO_BIG_PER_TICK && TOO_BIG_PER_TICK < 0x
 /// A sender's place in the map `senders`, which nobody outside can aim at. One of IPv6 has all addresses of a network (RFC 4291 section
 /// 2.5.1) to draw from.
 #[inline(always)]
-fn sender_slot(control: &Control, sender: Address) -> u32 {
-    let [a, b, _, _] = sender.words();
-    let (source, destination) = if sender.is_v4() {
-        (sender, Address::v4([0; 4]))
-    } else {
-        (Address::from_words([a, b, 0, 0]), Address::ZERO)
-    };
-    let tuple = Tuple { source, destination, ports: Ports::from_word(0), protocol: Protocol(0) };
-    hash::reduce(hash::flow(&control.flow_key, &tuple), SENDER_SLOTS)
+fn sender_slot(control: &Control, tuple: &Tuple) -> u32 {
+    let source = tuple.source;
+    let [a, b, _, _] = source.words();
+    let source = if source.is_v4() { source } else { Address::from_words([a, b, 0, 0]) };
+    let sender = Tuple { source, ..by_client(tuple) };
+    hash::reduce(hash::flow(&control.flow_key, &sender), SENDER_SLOTS)
 }
 
 /// Answers an echo request to a VIP; leaves everything else as it is.

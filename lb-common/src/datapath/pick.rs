@@ -349,9 +349,9 @@ fn choose<'a, T: Tables, F: Fields>(
     Ok((id, backend, word))
 }
 
-/// What the ring is asked with where a client's flows go to one backend: the client by itself, whichever VIP it uses.
+/// A client by itself, whichever VIP it uses: what the ring is asked with where its flows go to one backend.
 #[inline(always)]
-fn by_client(tuple: &Tuple) -> Tuple {
+pub(super) fn by_client(tuple: &Tuple) -> Tuple {
     Tuple {
         source: tuple.source,
         destination: Address::ZERO,
